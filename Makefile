@@ -1,0 +1,48 @@
+# `make demo` and `make test` set up all that they need in .venv and then do their job.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+SOURCES := $(wildcard csrc/*) CMakeLists.txt setup.py pyproject.toml constraints.txt
+
+.PHONY: help demo test test-slow test-big lint format bench clean
+help:
+	@echo "make demo       train, grow and train on: the main job, on the CPU, in a few minutes"
+	@echo "make test       the test suite (CI runs this)"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make test-big   the tests that need tens of gigabytes of memory"
+	@echo "make bench      the kernel benchmarks, small sizes on a machine without a GPU"
+	@echo "make lint       ruff and mypy"
+
+$(STAMP): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[triton,demo,test,lint]"
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/net2net demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not big"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+test-big: $(STAMP)
+	$(BIN)/python -m pytest -m big
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest bench --benchmark-columns=median,iqr,rounds
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build *.egg-info python/*.egg-info n2n_kernels/_C*.so

@@ -1,0 +1,91 @@
+// The binding: addresses, extents and the current stream come in as integers; neither torch nor a GPU is needed to build
+// it. Callers hold the tensors alive and have checked everything.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using n2n::i64;
+
+#if N2N_WITH_CUDA
+#define N2N_ON_CUDA(call) call
+#else
+#define N2N_ON_CUDA(call) throw std::runtime_error("n2n_kernels was built without CUDA")
+#endif
+
+void gather_scale(bool cuda, int dtype, i64 tasks, i64 tile_task, i64 tiles, n2n::u64 seed, int noise, int threads,
+                  i64 stream) {
+  const n2n::GatherScaleArgs args{reinterpret_cast<const n2n::Task*>(tasks),
+                                  reinterpret_cast<const n2n::i32*>(tile_task), tiles, seed,
+                                  static_cast<n2n::Noise>(noise)};
+  const auto type = static_cast<n2n::DType>(dtype);
+  if (cuda) {
+    N2N_ON_CUDA(n2n::gather_scale_cuda(type, args, reinterpret_cast<void*>(stream)));
+  } else {
+    n2n::gather_scale_cpu(type, args, threads);
+  }
+}
+
+void identity(bool cuda, int dtype, i64 tasks, i64 tile_task, i64 tiles, int threads, i64 stream) {
+  const n2n::IdentityArgs args{reinterpret_cast<const n2n::IdentityTask*>(tasks),
+                               reinterpret_cast<const n2n::i32*>(tile_task), tiles};
+  const auto type = static_cast<n2n::DType>(dtype);
+  if (cuda) {
+    N2N_ON_CUDA(n2n::identity_cuda(type, args, reinterpret_cast<void*>(stream)));
+  } else {
+    n2n::identity_cpu(type, args, threads);
+  }
+}
+
+void channel_moments(bool cuda, int dtype, i64 src, std::vector<i64> sizes, std::vector<i64> strides, i64 partials,
+                     i64 chunks, int threads, i64 stream) {
+  const n2n::MomentsArgs args{src,        sizes.at(0),   sizes.at(1),   sizes.at(2),
+                              strides.at(0), strides.at(1), strides.at(2), reinterpret_cast<double*>(partials),
+                              chunks};
+  const auto type = static_cast<n2n::DType>(dtype);
+  if (cuda) {
+    N2N_ON_CUDA(n2n::channel_moments_cuda(type, args, reinterpret_cast<void*>(stream)));
+  } else {
+    n2n::channel_moments_cpu(type, args, threads);
+  }
+}
+
+std::vector<n2n::u32> philox(int rounds, std::vector<n2n::u32> counter, std::vector<n2n::u32> key) {
+  const auto run = [&](auto f) {
+    const n2n::Philox p = f(counter.at(0), counter.at(1), counter.at(2), counter.at(3), key.at(0), key.at(1));
+    return std::vector<n2n::u32>(p.word, p.word + 4);
+  };
+  if (rounds == 7) return run(n2n::philox4x32<7>);
+  if (rounds == 10) return run(n2n::philox4x32<10>);
+  throw std::invalid_argument("rounds (=" + std::to_string(rounds) + ") must be 7 or 10");
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of n2n_kernels. Use the functions of the n2n_kernels package, which check their arguments.";
+#if N2N_WITH_CUDA
+  m.attr("cuda_runtime_version") = N2N_CUDA_VERSION;
+  m.attr("cuda_architectures") = N2N_CUDA_ARCHS;
+#else
+  m.attr("cuda_runtime_version") = py::none();
+  m.attr("cuda_architectures") = py::none();
+#endif
+  m.attr("TILE") = n2n::kTile;
+  m.attr("LANES") = n2n::kLanes;
+  m.attr("CHUNK") = n2n::kChunk;
+  m.attr("TASK_WORDS") = sizeof(n2n::Task) / 8;
+  m.attr("IDENTITY_TASK_WORDS") = sizeof(n2n::IdentityTask) / 8;
+  const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  m.def("gather_scale", &gather_scale, unlocked);
+  m.def("identity", &identity, unlocked);
+  m.def("channel_moments", &channel_moments, unlocked);
+  m.def("philox", &philox, "Philox4x32 of a counter of four words and a key of two, for tests against known answers.");
+}

@@ -1,0 +1,128 @@
+// Words shared by every kernel: integers, the host-device marker, and the floating-point types.
+//
+// Everything marked N2N_HD is compiled twice, by the host compiler for the CPU backend and by nvcc for the GPU, so
+// that a test on a machine without a GPU runs the very arithmetic that the GPU runs.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#define N2N_HD __host__ __device__ __forceinline__
+#else
+#define N2N_HD inline
+#endif
+
+namespace n2n {
+
+using i64 = std::int64_t;
+using i32 = std::int32_t;
+using u64 = std::uint64_t;
+using u32 = std::uint32_t;
+using u16 = std::uint16_t;
+
+// The order is part of the binding's contract: n2n_kernels/dtypes.py holds the same codes.
+enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
+
+template <class To, class From>
+N2N_HD To bit_cast(From value) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");
+  To out;
+  memcpy(&out, &value, sizeof(To));
+  return out;
+}
+
+struct bf16 {
+  u16 bits;
+};
+struct f16 {
+  u16 bits;
+};
+
+// A storage type S computes in Scalar<S>::compute: float for everything narrower than double. `store` rounds once, to
+// nearest even. The 16-bit conversions are integer code because hosts disagree on what their compilers offer.
+template <class S>
+struct Scalar;
+
+template <>
+struct Scalar<float> {
+  using compute = float;
+  N2N_HD static float load(float s) { return s; }
+  N2N_HD static float store(float x) { return x; }
+  N2N_HD static float quiet_nan() { return bit_cast<float>(u32{0x7FC00000u}); }
+};
+
+template <>
+struct Scalar<double> {
+  using compute = double;
+  N2N_HD static double load(double s) { return s; }
+  N2N_HD static double store(double x) { return x; }
+  N2N_HD static double quiet_nan() { return bit_cast<double>(u64{0x7FF8000000000000ull}); }
+};
+
+template <>
+struct Scalar<bf16> {
+  using compute = float;
+  N2N_HD static float load(bf16 s) { return bit_cast<float>(static_cast<u32>(s.bits) << 16); }
+  // For numbers and infinities. NaN never gets here (see `finish` below): the carry would turn it into infinity.
+  N2N_HD static bf16 store(float x) {
+    const u32 u = bit_cast<u32>(x);
+    return bf16{static_cast<u16>((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16)};
+  }
+  N2N_HD static bf16 quiet_nan() { return bf16{0x7FC0}; }
+};
+
+template <>
+struct Scalar<f16> {
+  using compute = float;
+  N2N_HD static float load(f16 s) {
+#if defined(__CUDA_ARCH__)
+    return __half2float(__ushort_as_half(s.bits));
+#else
+    const u32 sign = static_cast<u32>(s.bits & 0x8000u) << 16;
+    const u32 rest = s.bits & 0x7FFFu;
+    if (rest >= 0x7C00u) return bit_cast<float>(sign | 0x7F800000u | ((rest & 0x3FFu) << 13));
+    if (rest >= 0x0400u) return bit_cast<float>(sign | ((rest << 13) + (112u << 23)));
+    // Subnormal halves are multiples of 2^-24, which float holds exactly.
+    const float magnitude = static_cast<float>(rest) * bit_cast<float>(u32{103u << 23});
+    return bit_cast<float>(sign | bit_cast<u32>(magnitude));
+#endif
+  }
+  N2N_HD static f16 store(float x) {
+#if defined(__CUDA_ARCH__)
+    return f16{__half_as_ushort(__float2half_rn(x))};
+#else
+    const u32 u = bit_cast<u32>(x);
+    const u16 sign = static_cast<u16>((u >> 16) & 0x8000u);
+    const u32 mag = u & 0x7FFFFFFFu;
+    if (mag >= 0x47800000u) return f16{static_cast<u16>(sign | 0x7C00u)};  // 2^16 and more, infinity too
+    if (mag < 0x38800000u) {
+      // Below 2^-14 the half is subnormal. Adding 0.5 aligns its last bit with float's, so that the addition itself
+      // rounds to nearest even.
+      const float shifted = bit_cast<float>(mag) + 0.5f;
+      return f16{static_cast<u16>(sign | (bit_cast<u32>(shifted) - 0x3F000000u))};
+    }
+    // Rebias the exponent and round; a carry out of the largest half gives infinity, as it should.
+    const u32 rounded = mag - (112u << 23) + 0xFFFu + ((mag >> 13) & 1u);
+    return f16{static_cast<u16>(sign | (rounded >> 13))};
+#endif
+  }
+  N2N_HD static f16 quiet_nan() { return f16{0x7E00}; }
+};
+
+template <class T>
+N2N_HD bool is_finite(T x) {
+  return x - x == T(0);
+}
+
+// The value `x` computed from the stored `source`, rounded to storage. A NaN of the source passes through bit for bit,
+// and a NaN made here (infinity times zero) is one fixed pattern: processors would otherwise differ in its bits.
+template <class S>
+N2N_HD S finish(S source, typename Scalar<S>::compute x) {
+  if (x == x) return Scalar<S>::store(x);
+  const auto w = Scalar<S>::load(source);
+  return w == w ? Scalar<S>::quiet_nan() : source;
+}
+
+}  // namespace n2n

@@ -1,0 +1,21 @@
+// What the bindings may call: each kernel once per backend.
+#pragma once
+
+#include "channel_moments.h"
+#include "gather_scale.h"
+#include "identity.h"
+
+namespace n2n {
+
+void gather_scale_cpu(DType dtype, const GatherScaleArgs& args, int threads);
+void identity_cpu(DType dtype, const IdentityArgs& args, int threads);
+void channel_moments_cpu(DType dtype, const MomentsArgs& args, int threads);
+
+#if N2N_WITH_CUDA
+// `stream` is a cudaStream_t of the current device. These throw std::runtime_error if the launch is refused.
+void gather_scale_cuda(DType dtype, const GatherScaleArgs& args, void* stream);
+void identity_cuda(DType dtype, const IdentityArgs& args, void* stream);
+void channel_moments_cuda(DType dtype, const MomentsArgs& args, void* stream);
+#endif
+
+}  // namespace n2n

@@ -1,0 +1,58 @@
+// Counter-based noise: Philox4x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+//
+// A sample depends on (seed, tensor id, stream, element index) alone, never on a thread or a tile, and is made of integer
+// operations until the last conversion, so every backend produces the same bits.
+#pragma once
+
+#include "common.h"
+
+namespace n2n {
+
+// Seven rounds are the fewest that pass the whole BigCrush battery (the paper's table 2).
+constexpr int kPhiloxRounds = 7;
+
+struct Philox {
+  u32 word[4];
+};
+
+template <int Rounds>
+N2N_HD Philox philox4x32(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, u32 k1) {
+  for (int r = 0; r < Rounds; ++r) {
+    const u64 p0 = u64{0xD2511F53u} * c0;
+    const u64 p1 = u64{0xCD9E8D57u} * c2;
+    c0 = static_cast<u32>(p1 >> 32) ^ c1 ^ k0;
+    c1 = static_cast<u32>(p1);
+    c2 = static_cast<u32>(p0 >> 32) ^ c3 ^ k1;
+    c3 = static_cast<u32>(p0);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return Philox{{c0, c1, c2, c3}};
+}
+
+// One 32-bit word to one centred integer, nearly normal: the sum of its four bytes (Irwin-Hall of order 4, excess kurtosis
+// -0.3), refined by a 12-bit fraction hashed from the word so that two samples practically never tie (replicas whose
+// noise ties would stay alike for ever). The result is odd, |z| < 2^22, mean 0; its standard deviation is kNoiseStd in
+// n2n_kernels/rng.py. Any difference of two is below 2^23, hence exact in float.
+N2N_HD i32 noise_from_word(u32 w) {
+  const u32 sum = (w & 0xFFu) + ((w >> 8) & 0xFFu) + ((w >> 16) & 0xFFu) + (w >> 24);
+  const u32 fraction = (w * 0x9E3779B1u) >> 20;
+  return 2 * static_cast<i32>((sum << 12) | fraction) - (2 * 510 * 4096 + 4095);
+}
+
+struct NoiseKey {
+  u32 k0, k1, tensor, stream;
+};
+
+N2N_HD i32 noise_at(const NoiseKey& key, i64 index) {
+  const u64 block = static_cast<u64>(index) >> 2;
+  const Philox p = philox4x32<kPhiloxRounds>(static_cast<u32>(block), static_cast<u32>(block >> 32), key.tensor,
+                                             key.stream, key.k0, key.k1);
+  // Selected rather than indexed: a run-time index would put the four words into a GPU's local memory.
+  const u32 which = static_cast<u32>(index) & 3u;
+  const u32 low = (which & 1u) ? p.word[1] : p.word[0];
+  const u32 high = (which & 1u) ? p.word[3] : p.word[2];
+  return noise_from_word((which & 2u) ? high : low);
+}
+
+}  // namespace n2n

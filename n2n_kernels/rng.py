@@ -1,0 +1,59 @@
+"""Counter-based noise, the plain-torch definition that every backend reproduces bit for bit (`csrc/philox.h`)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+#: Rounds of Philox4x32; seven pass the whole BigCrush battery (Salmon et al., SC 2011, table 2).
+ROUNDS = 7
+
+#: Standard deviation of the integers that `noise` returns. They are 2 (4096 B + F) less their mean, with B the sum of four
+#: uniform bytes and F uniform on 0..4095.
+NOISE_STD = 2.0 * math.sqrt(4096.0**2 * 4.0 * (256.0**2 - 1.0) / 12.0 + (4096.0**2 - 1.0) / 12.0)
+
+_MASK = 0xFFFFFFFF
+
+
+def sigma(noise_std: float) -> float:
+    """The factor that turns the integers of `noise` into noise of standard deviation `noise_std`."""
+    return noise_std / NOISE_STD
+
+
+def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of the product of a 32-bit constant and a tensor of 32-bit values held in int64.
+
+    In halves of 16 bits, because int64 cannot hold the whole product.
+    """
+    low, high = a * (b & 0xFFFF), a * (b >> 16)
+    middle = (low >> 16) + (high & 0xFFFF)
+    return (high >> 16) + (middle >> 16), ((middle & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def philox4x32(counter: list[Tensor], key: tuple[int, int], rounds: int = ROUNDS) -> list[Tensor]:
+    """Philox4x32 of four counter words (int64 tensors of 32-bit values) and two key words; four words of the same kind."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(rounds):
+        high0, low0 = _multiply(0xD2511F53, c0)
+        high1, low1 = _multiply(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
+    return [c0, c1, c2, c3]
+
+
+def noise(index: Tensor, *, seed: int, tensor_id: int, stream: int) -> Tensor:
+    """Centred integers, nearly normal with standard deviation `NOISE_STD`, at the element indices `index` (int64).
+
+    A sample depends on (seed, tensor id, stream, index) alone. The result is int64 and below 2**22 in magnitude, so that
+    the difference of any two is exact in float32.
+    """
+    block = index >> 2
+    words = philox4x32(
+        [block & _MASK, block >> 32, torch.full_like(index, tensor_id), torch.full_like(index, stream)],
+        (seed & _MASK, seed >> 32),
+    )
+    word = torch.stack(words).gather(0, (index & 3).unsqueeze(0)).squeeze(0)
+    total = (word & 0xFF) + ((word >> 8) & 0xFF) + ((word >> 16) & 0xFF) + (word >> 24)
+    _, hashed = _multiply(0x9E3779B1, word)
+    return 2 * ((total << 12) | (hashed >> 20)) - (2 * 510 * 4096 + 4095)

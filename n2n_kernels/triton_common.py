@@ -1,0 +1,107 @@
+"""Triton pieces that several kernels share: the dtype codes, rounding and noise of `csrc/common.h` and `csrc/philox.h`.
+
+Triton compiles `@triton.jit` functions from their source, so constants are `tl.constexpr`. Storage of 16 bits is handled as
+integers throughout: a NaN's bits then survive, and bfloat16 is rounded by the same integer code as in C++.
+"""
+
+import triton
+import triton.language as tl
+
+F32 = tl.constexpr(0)
+F64 = tl.constexpr(1)
+BF16 = tl.constexpr(2)
+F16 = tl.constexpr(3)
+
+ROUNDS = tl.constexpr(7)
+
+
+@triton.jit
+def load_bits(address, offset, mask, CODE: tl.constexpr):
+    """Storage bits at element `offset` of the tensor at `address`: int32, int64 or int16."""
+    if CODE == F32:
+        return tl.load(address.to(tl.pointer_type(tl.int32)) + offset, mask=mask, other=0)
+    elif CODE == F64:
+        return tl.load(address.to(tl.pointer_type(tl.int64)) + offset, mask=mask, other=0)
+    else:
+        return tl.load(address.to(tl.pointer_type(tl.int16)) + offset, mask=mask, other=0)
+
+
+@triton.jit
+def store_bits(address, offset, bits, mask, CODE: tl.constexpr):
+    if CODE == F32:
+        tl.store(address.to(tl.pointer_type(tl.int32)) + offset, bits, mask=mask)
+    elif CODE == F64:
+        tl.store(address.to(tl.pointer_type(tl.int64)) + offset, bits, mask=mask)
+    else:
+        tl.store(address.to(tl.pointer_type(tl.int16)) + offset, bits, mask=mask)
+
+
+@triton.jit
+def load_compute(address, offset, mask, CODE: tl.constexpr):
+    """An element of a table of scales: float64 for float64 storage, else float32. 0 where masked."""
+    if CODE == F64:
+        return tl.load(address.to(tl.pointer_type(tl.float64)) + offset, mask=mask, other=0.0)
+    else:
+        return tl.load(address.to(tl.pointer_type(tl.float32)) + offset, mask=mask, other=0.0)
+
+
+@triton.jit
+def load_int(address, offset, mask):
+    """An element of an int32 table, as int64. 0 where masked."""
+    return tl.load(address.to(tl.pointer_type(tl.int32)) + offset, mask=mask, other=0).to(tl.int64)
+
+
+@triton.jit
+def to_compute(bits, CODE: tl.constexpr):
+    if CODE == F32:
+        return bits.to(tl.float32, bitcast=True)
+    elif CODE == F64:
+        return bits.to(tl.float64, bitcast=True)
+    elif CODE == BF16:
+        return (bits.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return bits.to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def as_compute(x, CODE: tl.constexpr):
+    """Numbers of another type, rounded to the compute type."""
+    if CODE == F64:
+        return x.to(tl.float64)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def finish(source, w, x, CODE: tl.constexpr):
+    """Storage bits of `x`, as `n2n::finish`: a NaN of the source (whose value is `w`) stays, a NaN made here is fixed."""
+    if CODE == F32:
+        bits = x.to(tl.int32, bitcast=True)
+        nan = 0x7FC00000
+    elif CODE == F64:
+        bits = x.to(tl.int64, bitcast=True)
+        nan = 0x7FF8000000000000
+    elif CODE == BF16:
+        u = x.to(tl.uint32, bitcast=True)
+        bits = ((u + 0x7FFF + ((u >> 16) & 1)) >> 16).to(tl.uint16).to(tl.int16, bitcast=True)
+        nan = 0x7FC0
+    else:
+        bits = x.to(tl.float16).to(tl.int16, bitcast=True)
+        nan = 0x7E00
+    made = tl.where(x == x, bits, tl.full(bits.shape, nan, bits.dtype))
+    return tl.where(w == w, made, source)
+
+
+@triton.jit
+def noise_at(index, tensor_id, stream, k0, k1):
+    """`n2n::noise_at`: a centred int32 per element index (int64)."""
+    block = index >> 2
+    c0 = block.to(tl.uint32)
+    c1 = (block >> 32).to(tl.uint32)
+    zero = c0 * 0
+    w0, w1, w2, w3 = tl.philox_impl(c0, c1, zero + tensor_id, zero + stream, zero + k0, zero + k1, ROUNDS)
+    which = (index & 3).to(tl.int32)
+    w = tl.where(which < 2, tl.where(which == 0, w0, w1), tl.where(which == 2, w2, w3))
+    total = (w & 0xFF) + ((w >> 8) & 0xFF) + ((w >> 16) & 0xFF) + (w >> 24)
+    fraction = (w * 0x9E3779B1) >> 20
+    return 2 * ((total << 12) | fraction).to(tl.int32) - (2 * 510 * 4096 + 4095)
