@@ -1,0 +1,9 @@
+"""Net2Net for any PyTorch model: grow a trained network wider or deeper without changing what it computes."""
+
+from net2net import models
+from net2net.groups import groups
+from net2net.plan import GrowthPlan
+from net2net.verify import verify
+from net2net.widen import plan_widen, widen
+
+__all__ = ["GrowthPlan", "groups", "models", "plan_widen", "verify", "widen"]

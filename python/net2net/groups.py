@@ -1,0 +1,247 @@
+"""groups: what can be widened, what not, and why.
+
+From the units that a trace collected, this works out *groups* (units that are decided together) and cuts each into
+*segments*: the longest runs of units that occur in every axis as a whole and in the same order. A segment is what gets a map
+of its own; an axis of a parameter is then a sequence of segments, each perhaps with every unit repeated (a convolution's
+channels, flattened, occur `height * width` times each).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import nn
+
+from net2net.skeleton import named_tensors, skeleton
+from net2net.trace import OUTPUT, Inference, Inputs, walk
+from net2net.units import Axis, DisjointSets, Units
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of an axis: segment `segment`, each unit repeated `repeat` times; or, where `segment` is None, `repeat`
+    positions that stay as they are."""
+
+    segment: int | None
+    repeat: int
+
+
+@dataclass(frozen=True)
+class AxisPlan:
+    """An axis of a parameter as a sequence of pieces; `split`: its weights are divided among replicas."""
+
+    pieces: tuple[Piece, ...]
+    split: bool
+
+
+@dataclass
+class Group:
+    """Units that are widened together.
+
+    `layers` are the modules that produce them, `units` is their number. `reason` says why the group cannot be widened, or is
+    None; `output` tells that the reason is being the network's output, which is nobody's fault.
+    """
+
+    layers: list[str]
+    units: int
+    reason: str | None = None
+    segments: list[int] = field(default_factory=list)  # indices into Structure.segments
+
+    @property
+    def output(self) -> bool:
+        return self.reason is not None and self.reason.startswith(OUTPUT)
+
+    @property
+    def name(self) -> str:
+        return self.layers[0]
+
+    def __str__(self) -> str:
+        more = f" (+{len(self.layers) - 1} more)" if len(self.layers) > 1 else ""
+        state = "can be widened" if self.reason is None else self.reason
+        return f"{self.name}{more}: {self.units} units, {state}"
+
+
+@dataclass
+class Structure:
+    """A model's groups, segments and axes, as inferred.
+
+    `segments[s]` holds the units of segment s (roots, in order); `axes[name, dim]` says how an axis is made of them;
+    `root_of[name, dim]` gives the unit of each position of an axis, for every axis that was seen.
+    """
+
+    groups: list[Group]
+    segments: list[np.ndarray]
+    axes: dict[tuple[str, int], AxisPlan]
+    root_of: dict[tuple[str, int], np.ndarray]
+
+
+def infer(model: nn.Module, example_inputs: Inputs) -> Units:
+    """Traces a copy of `model` and returns its units. `model` is not touched."""
+    copy = skeleton(model, lambda _name, t: t.shape)
+    context = Inference(copy)
+    walk(copy, example_inputs, context)
+    return context.units
+
+
+def structure(units: Units) -> Structure:
+    """Works out groups and segments. Units pinned since the last call are honoured."""
+    _pin_contradictions(units)
+    pinned = units.pinned()
+    root_of = {key: units.sets.roots(axis.ids()) for key, axis in units.axes.items()}
+    together = DisjointSets(len(units.sets))
+    for key, axis in units.axes.items():
+        if "out" in axis.roles and axis.size > 1:
+            together.join(root_of[key][:-1], root_of[key][1:])
+    free = _free_roots(units, root_of, together, pinned)
+    segments = _segments(root_of, together, free)
+    segment_of = {int(root): s for s, roots in enumerate(segments) for root in roots[:1]}
+    axes = {}
+    for key, axis in units.axes.items():
+        pieces = _parse(root_of[key], free, segments, segment_of)
+        if any(p.segment is not None for p in pieces):
+            axes[key] = AxisPlan(pieces, "in" in axis.roles)
+    groups = _groups(units, root_of, together, pinned, segments)
+    return Structure(groups, segments, axes, root_of)
+
+
+def groups(model: nn.Module, example_inputs: Inputs) -> list[Group]:
+    """What of `model` can be widened, what not, and why.
+
+    Args:
+        model: any module. It is not touched; a copy with empty weights is run once.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments for its forward. Small ones suffice.
+
+    Returns:
+        Groups of units that must be widened together, in the order in which the forward meets them. `print(group)` reads well.
+    """
+    return structure(infer(model, example_inputs)).groups
+
+
+def _pin_contradictions(units: Units) -> None:
+    """An axis whose weights would have to be both divided among replicas and not (tied, transposed weights) stays."""
+    for (name, _dim), axis in units.axes.items():
+        if "in" in axis.roles and len(axis.roles) > 1:
+            units.pin(axis.ids(), f"{name} is used both as a consumer and as a producer of the same units")
+
+
+def _free_roots(
+    units: Units, root_of: dict[tuple[str, int], np.ndarray], together: DisjointSets, pinned: dict[int, str]
+) -> np.ndarray:
+    """bool per id: it is the root of a unit that some layer produces and that nothing pins."""
+    produced = np.zeros(len(units.sets), dtype=bool)
+    for key, axis in units.axes.items():
+        if "out" in axis.roles:
+            produced[root_of[key]] = True
+    stuck = np.zeros(len(units.sets), dtype=bool)
+    stuck[together.roots(np.array(sorted(pinned), dtype=np.int64))] = True
+    everyone = np.arange(len(units.sets))
+    return produced & ~stuck[together.roots(everyone)]
+
+
+def _runs(roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Run-length encoding: the units in order, and how often each is repeated in a row."""
+    starts = np.flatnonzero(np.diff(roots, prepend=-1))
+    return roots[starts], np.diff(starts, append=len(roots))
+
+
+def _segments(
+    root_of: dict[tuple[str, int], np.ndarray], together: DisjointSets, free: np.ndarray
+) -> list[np.ndarray]:
+    """Chains of units in which each is always followed by the next one, in every axis, and the next always preceded by it."""
+    end = len(free)  # stands for "nothing that may be in the same segment"
+    pairs = []
+    for roots in root_of.values():
+        order, lengths = _runs(roots)
+        same = (lengths[:-1] == lengths[1:]) & (together.roots(order[:-1]) == together.roots(order[1:]))
+        after = np.append(np.where(same, order[1:], end), end)
+        before = np.append(end, np.where(same, order[:-1], end))
+        keep = free[order]
+        pairs.append(np.stack([order, before, after], 1)[keep])
+    if not pairs:
+        return []
+    links = np.concatenate(pairs)
+    following = _only(links[:, 0], links[:, 2], end)
+    preceding = _only(links[:, 0], links[:, 1], end)
+    units, first_seen = np.unique(links[:, 0], return_index=True)
+    units = units[np.argsort(first_seen)]
+    follows = {int(u): following[u] for u in units if following[u] != end and preceding[following[u]] == u}
+    inner = set(follows.values())
+    segments = []
+    for unit in units.tolist():
+        if unit in inner:
+            continue
+        chain = [unit]
+        while chain[-1] in follows:
+            chain.append(int(follows[chain[-1]]))
+        segments.append(np.array(chain))
+    return segments
+
+
+def _only(unit: np.ndarray, neighbour: np.ndarray, end: int) -> np.ndarray:
+    """For each unit its neighbour, if it has the same one everywhere; else `end`. Indexed by unit."""
+    distinct = np.unique(np.stack([unit, neighbour], 1), axis=0)
+    count = np.bincount(distinct[:, 0], minlength=end + 1)
+    result = np.full(end + 1, end)
+    result[distinct[:, 0]] = distinct[:, 1]
+    result[count != 1] = end
+    return result
+
+
+def _parse(
+    roots: np.ndarray, free: np.ndarray, segments: list[np.ndarray], segment_of: dict[int, int]
+) -> tuple[Piece, ...]:
+    order, lengths = _runs(roots)
+    pieces: list[Piece] = []
+    at = 0
+    while at < len(order):
+        root, repeat = int(order[at]), int(lengths[at])
+        if not free[root]:
+            if pieces and pieces[-1].segment is None:
+                pieces[-1] = Piece(None, pieces[-1].repeat + repeat)
+            else:
+                pieces.append(Piece(None, repeat))
+            at += 1
+            continue
+        segment = segment_of[root]
+        at += len(segments[segment])
+        pieces.append(Piece(segment, repeat))
+    return tuple(pieces)
+
+
+def _groups(
+    units: Units,
+    root_of: dict[tuple[str, int], np.ndarray],
+    together: DisjointSets,
+    pinned: dict[int, str],
+    segments: list[np.ndarray],
+) -> list[Group]:
+    reasons: dict[int, str] = {}
+    for root, reason in pinned.items():
+        at = int(together.roots(np.array([root]))[0])
+        # Being an output is the better explanation where there are several: it is by design.
+        if at not in reasons or reason.startswith(OUTPUT):
+            reasons[at] = reason
+    found: dict[int, Group] = {}
+    members: dict[int, set[int]] = {}
+    for key, axis in units.axes.items():
+        if "out" not in axis.roles or axis.size == 0:
+            continue
+        at = int(together.roots(root_of[key][:1])[0])
+        group = found.setdefault(at, Group([], 0, reasons.get(at)))
+        group.layers.append(layer_of(axis))
+        members.setdefault(at, set()).update(root_of[key].tolist())
+    for at, group in found.items():
+        group.units = len(members[at])
+    for s, roots in enumerate(segments):
+        found[int(together.roots(roots[:1])[0])].segments.append(s)
+    return list(found.values())
+
+
+def layer_of(axis: Axis) -> str:
+    """The module that an axis' parameter belongs to."""
+    return axis.tensor.rpartition(".")[0] or axis.tensor
+
+
+def all_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(t.shape) for name, t in named_tensors(model)}

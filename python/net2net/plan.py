@@ -1,0 +1,246 @@
+"""GrowthPlan: a whole growth step as data. It can be looked at, saved, and replayed on weights, optimizer state and state dicts.
+
+The two kinds of plan, `WidenPlan` and `DeepenPlan`, say what becomes of each tensor; what is common, from checking that a
+model fits to carrying an optimizer along, is here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor, nn
+
+from net2net import optimizer as optim
+from net2net.skeleton import named_tensors, rebuild
+
+FORMAT = "net2net.GrowthPlan"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A group of layers that stays as wide as it is, and why."""
+
+    layers: list[str]
+    units: int
+    reason: str
+
+    def __str__(self) -> str:
+        more = f" (+{len(self.layers) - 1} more)" if len(self.layers) > 1 else ""
+        return f"{self.layers[0]}{more}: {self.reason}"
+
+
+class GrowthPlan(ABC):
+    """One growth step. Make one with `plan_widen` or `plan_deepen`, or load one.
+
+    Attributes:
+        skipped: what was left alone, with reasons.
+        shapes: name -> shape of every parameter and buffer of the teacher.
+    """
+
+    kind: ClassVar[str]
+    _kinds: ClassVar[dict[str, type[GrowthPlan]]] = {}
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], skipped: list[Skipped]) -> None:
+        self.shapes = shapes
+        self.skipped = skipped
+        # Per student, its teacher's parameters: how an optimizer's parameters are recognised later. Weak on both sides.
+        self._teachers: WeakKeyDictionary[nn.Module, dict[int, tuple[ref[Tensor], str]]] = WeakKeyDictionary()
+
+    def __init_subclass__(cls) -> None:
+        GrowthPlan._kinds[cls.kind] = cls
+
+    # -- what each kind of plan defines ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def summary(self) -> str:
+        """The plan as a table to read."""
+
+    @abstractmethod
+    def _grown(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The student's values of these teacher tensors, under the teacher's names, in one launch per dtype."""
+
+    @abstractmethod
+    def _grown_state(self, states: list[tuple[str, Tensor, int]]) -> list[Tensor]:
+        """The student's values of optimizer state: (parameter's name, state tensor, power of the output split), likewise."""
+
+    @abstractmethod
+    def _finish(self, student: nn.Module) -> None:
+        """What is left to do on a copy of the teacher that already holds the grown tensors."""
+
+    @abstractmethod
+    def _renamed(self, name: str) -> str:
+        """A teacher tensor's name in the student."""
+
+    @abstractmethod
+    def _new_tensors(self, example: Tensor) -> dict[str, Tensor]:
+        """Tensors that only the student has, by the student's names; `example` tells dtype and device."""
+
+    @abstractmethod
+    def _neighbours(self) -> dict[str, str]:
+        """For each parameter that only the student has, the teacher's parameter whose options in the optimizer it takes."""
+
+    @abstractmethod
+    def _body(self) -> dict[str, Any]:
+        """The plan's own part of its JSON form."""
+
+    @classmethod
+    @abstractmethod
+    def _from_body(
+        cls, body: dict[str, Any], shapes: dict[str, tuple[int, ...]], skipped: list[Skipped]
+    ) -> GrowthPlan: ...
+
+    # -- growing -----------------------------------------------------------------------------------------------------
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """The student: a new object of the same classes, with grown parameters, buffers and attributes.
+
+        All weights move in one launch per dtype. `model` is not touched, and nothing is shared with it.
+
+        Raises:
+            ValueError: if the parameters of `model` are not those that the plan was made for.
+        """
+        tensors = dict(named_tensors(model))
+        self._check_fits({name: tuple(t.shape) for name, t in tensors.items()}, "model")
+        with torch.no_grad():
+            movable = {name: t.detach() for name, t in tensors.items() if t.is_floating_point()}
+            student = rebuild(model, self._grown(movable))
+            self._finish(student)
+        self._teachers[student] = {
+            id(t): (ref(t), name) for name, t in tensors.items() if isinstance(t, nn.Parameter)
+        }
+        return student
+
+    def grow_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The student's state dict, from the teacher's. The given one is not touched.
+
+        Raises:
+            ValueError: if keys or shapes do not fit the plan.
+        """
+        # A tensor under several names stands under the first of them in the plan.
+        self._check_fits({k: tuple(t.shape) for k, t in state_dict.items()}, "state_dict", extra_ok=True)
+        first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+        alias = {k: first.setdefault((t.data_ptr(), t.shape, t.stride()), k) for k, t in state_dict.items()}
+        with torch.no_grad():
+            movable = {k: t for k, t in state_dict.items() if alias[k] == k and t.is_floating_point()}
+            grown = self._grown({k: t for k, t in movable.items() if k in self.shapes})
+            student = {
+                self._renamed(k): grown[alias[k]] if alias[k] in grown else t.clone() for k, t in state_dict.items()
+            }
+            if movable:
+                student.update(self._new_tensors(next(iter(movable.values()))))
+        return student
+
+    def grow_optimizer(self, optimizer: torch.optim.Optimizer, student: nn.Module) -> torch.optim.Optimizer:
+        """An optimizer of the same class for `student`, with the state of `optimizer` carried along.
+
+        State moves by the laws of the gradients (see `net2net.optimizer`): the student's state is what it would have been, had
+        its gradients been collected by it all along. Parameter groups and their options stay; new layers get fresh state, in
+        the group of the layer that they follow. `optimizer` is not touched.
+
+        Args:
+            optimizer: an optimizer over the parameters of the model that this plan was applied to.
+            student: what `apply` returned.
+
+        Raises:
+            ValueError: if `student` does not come from this plan, or `optimizer` holds other parameters than its teacher's.
+            TypeError: if no law is known for the state of `optimizer`.
+        """
+        origin = self._teachers.get(student)
+        if origin is None:
+            raise ValueError("student was not made by this plan's apply()")
+        names = {}
+        for index, group in enumerate(optimizer.param_groups):
+            for p in group["params"]:
+                known = origin.get(id(p))
+                if known is None or known[0]() is not p:
+                    raise ValueError(
+                        f"optimizer.param_groups[{index}] holds a parameter of shape {tuple(p.shape)} that is not one of "
+                        "the model that this plan was applied to"
+                    )
+                names[p] = known[1]
+        laws = optim.laws_for(optimizer)
+        moving = optim.state_tensors(optimizer, names, laws)
+        with torch.no_grad():
+            values = self._grown_state([(names[m.parameter], m.value, m.power) for m in moving])
+        parameters = dict(student.named_parameters(remove_duplicate=False))
+        replaced = {p: parameters[self._renamed(name)] for p, name in names.items()}
+        held = {name: p for p, name in names.items()}
+        fresh = [(name, parameters[name], held[near]) for name, near in self._neighbours().items() if near in held]
+        return optim.rebuild(optimizer, replaced, moving, values, fresh)
+
+    def _check_fits(self, shapes: dict[str, tuple[int, ...]], what: str, extra_ok: bool = False) -> None:
+        for name, expected in self.shapes.items():
+            if name not in shapes and not extra_ok:
+                raise ValueError(f"{what} has no {name}, for which this plan was made")
+            if name in shapes and shapes[name] != expected:
+                raise ValueError(f"{what}'s {name} has shape {shapes[name]}, but this plan was made for {expected}")
+        if extra_ok and not shapes.keys() & self.shapes.keys():
+            raise ValueError(f"{what} has none of the tensors for which this plan was made")
+        unknown = shapes.keys() - self.shapes.keys()
+        if unknown and not extra_ok:
+            raise ValueError(f"{what} has {sorted(unknown)[0]}, which this plan does not know")
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the plan as JSON. An interrupted write leaves no half file."""
+        path = Path(path)
+        document = {
+            "format": FORMAT,
+            "version": VERSION,
+            "kind": self.kind,
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "skipped": [asdict(s) for s in self.skipped],
+            **self._body(),
+        }
+        write_atomically(path, json.dumps(document, indent=1))
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> GrowthPlan:
+        """Reads a plan.
+
+        Raises:
+            ValueError: if the file is not a plan, is of another version, or holds an inconsistent plan.
+        """
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise ValueError(f"{path} is not a growth plan")
+        if document.get("version") != VERSION:
+            raise ValueError(f"{path} is a plan of version {document.get('version')}; this program reads {VERSION}")
+        kind = GrowthPlan._kinds.get(document.get("kind", ""))
+        if kind is None:
+            raise ValueError(f"{path} is a plan of an unknown kind (={document.get('kind')!r})")
+        try:
+            shapes = {name: tuple(int(n) for n in shape) for name, shape in document["shapes"].items()}
+            skipped = [Skipped(**s) for s in document["skipped"]]
+            return kind._from_body(document, shapes, skipped)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes beside `path`, makes it durable, then renames."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", text=True)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,49 @@
+"""Copies of a model that share nothing with it: the one way in which this package makes one module tree of another."""
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by name, each distinct tensor once, under the first of its names."""
+    seen: set[int] = set()
+    for name, t in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
+        if id(t) not in seen:
+            seen.add(id(t))
+            yield name, t
+
+
+def rebuild(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+    """A copy of `model`, of the same classes, in which the named parameters and buffers are these tensors.
+
+    Tensors not named are copied. Sharing among parameters is kept, and `model` is not touched. No weight that is named is ever
+    copied: the new tensors take the old ones' places while the tree is being copied.
+    """
+    memo: dict[int, object] = {}
+    for name, old in named_tensors(model):
+        if name in tensors:
+            memo[id(old)] = _in_place_of(old, tensors[name])
+    return copy.deepcopy(model, memo)
+
+
+def _in_place_of(old: Tensor, new: Tensor) -> Tensor:
+    if not isinstance(old, nn.Parameter):
+        return new
+    return nn.Parameter(new, requires_grad=old.requires_grad)
+
+
+def skeleton(model: nn.Module, shape_of: Callable[[str, Tensor], torch.Size]) -> nn.Module:
+    """A copy in evaluation mode with parameters of the given shapes, all zero, and buffers of the given shapes.
+
+    It runs the user's own forward for its structure alone. Zeros cost no memory until they are written to. Buffers whose shape
+    stays keep their values, since code may index with them.
+    """
+    zeros: dict[str, Tensor] = {}
+    for name, t in named_tensors(model):
+        shape = shape_of(name, t)
+        if isinstance(t, nn.Parameter) or shape != t.shape:
+            zeros[name] = torch.zeros(shape, dtype=t.dtype, device=t.device)
+    return rebuild(model, zeros).eval()

@@ -1,0 +1,224 @@
+"""trace: runs the user's own forward once and lets a rule look at every operation on the way.
+
+What a rule learns, it says to a `Context`. There are two: `Inference` collects, from the teacher, which units must be widened
+alike; `Check` (check.py) holds a student to what was inferred. Both run this same walk over the same rules, so what a rule
+claims about an operation is put to the proof by the student's own forward.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from net2net import labels as lab
+from net2net.skeleton import named_tensors
+from net2net.units import FIXED, Axis, Units
+
+Inputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
+
+
+class TraceError(RuntimeError):
+    """The forward pass failed; `units` are those of the tensors that the failing operation was given."""
+
+    def __init__(self, message: str, units: np.ndarray) -> None:
+        super().__init__(message)
+        self.units = units
+
+
+class Context(ABC):
+    """What rules talk to. Labels are int32 tensors of their tensor's shape; vectors of labels are along one dimension."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.labels = lab.Labels()
+        self.module = ""  # the innermost module being run
+        self._parameters: dict[int, list[tuple[str, Tensor]]] = {}
+        for name, t in named_tensors(model):
+            self._parameters.setdefault(t.untyped_storage()._cdata, []).append((name, t))
+
+    @abstractmethod
+    def axis_ids(self, name: str, dim: int, size: int, role: str) -> Tensor:
+        """The unit ids along a parameter's axis, which plays `role` here (see `Axis.roles`)."""
+
+    @abstractmethod
+    def join(self, a: Tensor, b: Tensor, why: str) -> None:
+        """These labels (broadcast against each other) must be the same units."""
+
+    @abstractmethod
+    def pin(self, labels: Tensor, why: str) -> None:
+        """These units must keep one replica."""
+
+    def parameter(self, t: Tensor) -> tuple[str, list[int]] | None:
+        """The parameter or buffer that `t` is, whole, and for each dimension of `t` the parameter's; else None.
+
+        A transposed view counts; a slice or a reshaped view does not.
+        """
+        for name, p in self._parameters.get(t.untyped_storage()._cdata, []):
+            if p.storage_offset() != t.storage_offset() or p.dim() != t.dim() or p.dtype != t.dtype:
+                continue
+            places = list(zip(p.shape, p.stride(), strict=True))
+            dims = []
+            for place in zip(t.shape, t.stride(), strict=True):
+                candidates = [d for d, known in enumerate(places) if known == place and d not in dims]
+                # A dimension of size 1 has an arbitrary stride, and sizes may repeat: prefer the same position.
+                dims.append(len(dims) if len(dims) in candidates else candidates[0] if candidates else -1)
+            if -1 not in dims:
+                return name, dims
+        return None
+
+    def of(self, t: Tensor) -> Tensor:
+        """The labels of `t`; FIXED where nothing is known."""
+        known = self.labels.get(t)
+        if known is None and (vector := self._vector_parameter(t)) is not None:
+            name, p, dim = vector
+            ids = self.axis_ids(name, dim, p.shape[dim], "each")
+            self.labels.set(p, lab.spread(ids, dim, p.shape))
+            known = self.labels.get(t)
+        if known is None:
+            return torch.full((1,) * t.dim(), FIXED, dtype=torch.int32).expand(t.shape)
+        return known
+
+    def _vector_parameter(self, t: Tensor) -> tuple[str, Tensor, int] | None:
+        """The parameter or buffer behind `t`, if all but one of its dimensions have size 1, and that dimension.
+
+        Such a tensor (a bias, a gain, a layer scale) may enter any point-wise operation, one value per unit. Whether it is
+        applied to units at all is for the operation's other operands to say.
+        """
+        for name, p in self._parameters.get(t.untyped_storage()._cdata, []):
+            if not p.is_floating_point() or p.dim() == 0 or p.numel() == 0:
+                continue
+            long = [d for d, n in enumerate(p.shape) if n > 1] or [p.dim() - 1 if p.dim() > 1 else 0]
+            if len(long) == 1:
+                return name, p, long[0]
+        return None
+
+    def set(self, t: Tensor, labels: Tensor) -> None:
+        self.labels.set(t, labels)
+
+    def pin_tensor(self, t: Tensor, why: str) -> None:
+        """Pins all units that `t` has, and, if it is a parameter, those of its axes."""
+        self.pin(self.of(t), why)
+        for name, p in self._parameters.get(t.untyped_storage()._cdata, []):
+            for dim, size in enumerate(p.shape[:2]):  # the kernel's dimensions hold no units
+                self.pin(self.axis_ids(name, dim, size, "each"), why)
+
+    def where(self) -> str:
+        return f" in {self.module}" if self.module else ""
+
+
+class Inference(Context):
+    """Collects the units of a teacher."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.units = Units()
+
+    def axis_ids(self, name: str, dim: int, size: int, role: str) -> Tensor:
+        axis: Axis = self.units.axis(name, dim, size)
+        axis.roles.add(role)
+        return torch.from_numpy(axis.ids().astype(np.int32))
+
+    def join(self, a: Tensor, b: Tensor, why: str) -> None:
+        a, b = torch.broadcast_tensors(lab.compact(a), lab.compact(b))
+        left, right = a.numpy().ravel(), b.numpy().ravel()
+        both = (left > FIXED) & (right > FIXED)
+        self.units.join(left[both], right[both])
+        self.pin(torch.from_numpy(np.concatenate([left[right == FIXED], right[left == FIXED]])), why)
+
+    def pin(self, labels: Tensor, why: str) -> None:
+        self.units.pin(lab.compact(labels).numpy().ravel(), why + self.where())
+
+
+#: Operations whose result is not worth computing: the weights of a skeleton are zero anyway, and only structure is asked for.
+COSTLY = {"convolution", "mm", "addmm", "bmm", "baddbmm"}
+
+
+def _shape_only(func: Any, args: Any, kwargs: Any) -> Tensor:
+    """Zeros of the shape that `func` gives, with its checks of the arguments' shapes."""
+    device = next(t.device for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+    meta_args, meta_kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
+    out = func(*meta_args, **meta_kwargs)
+    return torch.zeros_like(out, device=device)
+
+
+class _Walk(TorchDispatchMode):
+    """Runs each operation, then its rule."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.context = context
+        self.last: tuple[Tensor, ...] = ()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from net2net.rules import name_of, rule_for
+
+        kwargs = kwargs or {}
+        self.last = tuple(t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+        out = _shape_only(func, args, kwargs) if name_of(func) in COSTLY else func(*args, **kwargs)
+        rule_for(func)(self.context, func, args, kwargs, out)
+        return out
+
+
+@contextlib.contextmanager
+def _following_modules(model: nn.Module, context: Context) -> Iterator[None]:
+    """Keeps `context.module` at the innermost module being run. `model` is our own copy, so hooks harm nobody."""
+    stack = [""]
+    handles = []
+    for name, module in model.named_modules():
+
+        def enter(_m: nn.Module, _args: Any, name: str = name) -> None:
+            stack.append(name)
+            context.module = name
+
+        def leave(_m: nn.Module, _args: Any, _out: Any) -> None:
+            stack.pop()
+            context.module = stack[-1]
+
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """`model` on example inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
+def walk(model: nn.Module, inputs: Inputs, context: Context) -> None:
+    """Runs `model` (a skeleton: see skeleton.py) on `inputs`, and tells `context` what the rules find.
+
+    Raises TraceError if the forward raises.
+    """
+    mode = _Walk(context)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    # Transformer layers' fused inference path hides their parameters' use in one opaque operation.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), _following_modules(model, context), mode:
+            out = call(model, inputs)
+    except Exception as error:
+        units = [lab.compact(context.of(t)).reshape(-1) for t in mode.last]
+        raise TraceError(
+            f"{type(error).__name__}{context.where()}: {error}", torch.cat([*units, torch.zeros(0)]).int().numpy()
+        ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    for t in tree_leaves(out):
+        if isinstance(t, Tensor):
+            context.pin(context.of(t), OUTPUT)
+
+
+#: The reason for units that are the network's outputs: their number is part of the function, so they are not "skipped".
+OUTPUT = "its units are the network's outputs"
