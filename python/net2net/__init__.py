@@ -1,9 +1,21 @@
 """Net2Net for any PyTorch model: grow a trained network wider or deeper without changing what it computes."""
 
 from net2net import models
+from net2net.baselines import random_pad
+from net2net.deepen import deepen, plan_deepen
 from net2net.groups import groups
 from net2net.plan import GrowthPlan
 from net2net.verify import verify
 from net2net.widen import plan_widen, widen
 
-__all__ = ["GrowthPlan", "groups", "models", "plan_widen", "verify", "widen"]
+__all__ = [
+    "GrowthPlan",
+    "deepen",
+    "groups",
+    "models",
+    "plan_deepen",
+    "plan_widen",
+    "random_pad",
+    "verify",
+    "widen",
+]

@@ -137,15 +137,16 @@ class Inference(Context):
 
 
 #: Operations whose result is not worth computing: the weights of a skeleton are zero anyway, and only structure is asked for.
-COSTLY = {"convolution", "mm", "addmm", "bmm", "baddbmm"}
+COSTLY = {"aten::convolution", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
 
 
-def _shape_only(func: Any, args: Any, kwargs: Any) -> Tensor:
-    """Zeros of the shape that `func` gives, with its checks of the arguments' shapes."""
+def computed(func: Any, args: Any, kwargs: Any) -> Any:
+    """The operation's result; for the costly ones zeros of its shape, after the operation's own checks of shapes."""
+    if func._schema.name not in COSTLY:
+        return func(*args, **kwargs)
     device = next(t.device for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
     meta_args, meta_kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
-    out = func(*meta_args, **meta_kwargs)
-    return torch.zeros_like(out, device=device)
+    return torch.zeros_like(func(*meta_args, **meta_kwargs), device=device)
 
 
 class _Walk(TorchDispatchMode):
@@ -157,11 +158,11 @@ class _Walk(TorchDispatchMode):
         self.last: tuple[Tensor, ...] = ()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from net2net.rules import name_of, rule_for
+        from net2net.rules import rule_for
 
         kwargs = kwargs or {}
         self.last = tuple(t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
-        out = _shape_only(func, args, kwargs) if name_of(func) in COSTLY else func(*args, **kwargs)
+        out = computed(func, args, kwargs)
         rule_for(func)(self.context, func, args, kwargs, out)
         return out
 

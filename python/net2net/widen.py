@@ -104,6 +104,13 @@ class WidenPlan(GrowthPlan):
                 shape[dim] = len(self._tables[name, dim].index)
         return tuple(shape)
 
+    def first_copies(self, name: str, dim: int) -> Tensor | None:
+        """int64: for each teacher position of an axis, the first student position that copies it; None: the axis stays."""
+        if (name, dim) not in self.axes:
+            return None
+        index = self._tables[name, dim].index.numpy()
+        return torch.from_numpy(np.unique(index, return_index=True)[1])
+
     def summary(self) -> str:
         before = sum(math.prod(s) for s in self.shapes.values())
         after = sum(math.prod(self.student_shape(name)) for name in self.shapes)

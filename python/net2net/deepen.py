@@ -1,0 +1,395 @@
+"""Net2DeeperNet (Chen et al., ICLR 2016, section 2.4) for whole models: planning it, and doing it."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from n2n_kernels import gather_scale, identity_
+from net2net.groups import all_shapes
+from net2net.moments import site_moments
+from net2net.plan import GrowthPlan, Skipped
+from net2net.sites import Site, find_sites
+from net2net.trace import Inputs
+from net2net.verify import check_growth
+
+METHODS = ("auto", "identity")
+
+KernelSize = int | tuple[int, ...] | list[tuple[int, ...]] | None
+
+CONVOLUTIONS: dict[int, type[_ConvNd]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+NORMS: dict[int, type[_BatchNorm]] = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+#: The wrapped module's name within the module that takes its place.
+LAYER = "layer"
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """Identity layers at one site.
+
+    Attributes:
+        module: the module that is wrapped, with the new layers behind it.
+        leading: True where the activation stands before each new layer (the wrapped module's output is the input of the
+            existing activation), False where it stands behind (it is its output).
+        activation: class name and arguments of the activation, of `torch.nn`.
+        channels: of the site.
+        kernel_sizes: per new layer; `()` for a linear layer.
+        layer: the convolution or linear layer before the site, whose optimizer options the new layers take.
+        norm: the batch normalisation before the site whose settings the new ones take; None: the new layers have none.
+        eps, momentum: of that normalisation.
+        mean, var: statistics of the site, which the new normalisations undo; None: 0 and 1.
+    """
+
+    module: str
+    leading: bool
+    activation: tuple[str, dict[str, Any]]
+    channels: int
+    kernel_sizes: list[tuple[int, ...]]
+    layer: str
+    norm: str | None = None
+    eps: float = 1e-5
+    momentum: float | None = 0.1
+    mean: list[float] | None = None
+    var: list[float] | None = None
+
+    def names(self) -> list[str]:
+        """The names of the new layers in the student (one module each: the layer, its norm, its activation)."""
+        return [f"grown{i}" for i in range(len(self.kernel_sizes))]
+
+
+class DeepenPlan(GrowthPlan):
+    """A deepening step.
+
+    Attributes:
+        insertions: the sites, and what is inserted there.
+        inserted: names, in the student, of the new layers: modules with `conv` or `linear`, perhaps `norm`, and `act`.
+    """
+
+    kind = "deepen"
+
+    def __init__(
+        self, shapes: dict[str, tuple[int, ...]], skipped: list[Skipped], insertions: list[Insertion]
+    ) -> None:
+        super().__init__(shapes, skipped)
+        self.insertions = insertions
+        self._wrapped = {i.module for i in insertions}
+
+    @property
+    def inserted(self) -> list[str]:
+        return [f"{self._renamed(i.module, own=True)}.{name}" for i in self.insertions for name in i.names()]
+
+    def summary(self) -> str:
+        layers = sum(len(i.kernel_sizes) for i in self.insertions)
+        lines = [f"deepen: {layers} new layers at {len(self.insertions)} places"]
+        width = max([len(i.module) for i in self.insertions], default=0)
+        for i in self.insertions:
+            kernels = ", ".join("x".join(map(str, k)) if k else "linear" for k in i.kernel_sizes)
+            exact = "" if i.norm is None else ", eval" if i.mean is None else ", eval and train"
+            lines.append(f"  {i.module:<{width}}  {i.channels:>5} channels: {kernels}{exact}")
+        lines += [f"  left alone: {s}" for s in self.skipped]
+        return "\n".join(lines)
+
+    def _grown(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        flat = [t.reshape(1) if t.dim() == 0 else t for t in tensors.values()]
+        grown = gather_scale(flat, None, None)
+        return {n: g.view(t.shape) if t.dim() == 0 else g for (n, t), g in zip(tensors.items(), grown, strict=True)}
+
+    def _grown_state(self, states: list[tuple[str, Tensor, int]]) -> list[Tensor]:
+        return gather_scale([value for _, value, _ in states], None, None)
+
+    def _finish(self, student: nn.Module) -> None:
+        new: dict[str, nn.Module] = {}
+        # Inner modules first, so that a wrapped module may stand within another one.
+        for insertion in sorted(self.insertions, key=lambda i: i.module.count("."), reverse=True):
+            parent, _, child = insertion.module.rpartition(".")
+            owner = student.get_submodule(parent)
+            wrapped = getattr(owner, child)
+            example = next((t for t in wrapped.parameters()), next(student.parameters()))
+            layers = {name: _layer(insertion, k, example) for name, k in zip(insertion.names(), insertion.kernel_sizes, strict=True)}
+            new.update({f"{insertion.module}.{name}": m for name, m in layers.items()})
+            box = nn.Sequential(OrderedDict({LAYER: wrapped, **layers}))
+            box.training = wrapped.training
+            for layer in layers.values():
+                layer.train(wrapped.training)
+            setattr(owner, child, box)
+        identity_([_weight_of(layer) for layer in new.values()])
+
+    def _renamed(self, name: str, own: bool = False) -> str:
+        """A teacher name in the student; `own`: the name of the module that takes a wrapped module's place."""
+        parts = name.split(".")
+        renamed = []
+        for depth, part in enumerate(parts, 1):
+            renamed.append(part)
+            if ".".join(parts[:depth]) in self._wrapped and not (own and depth == len(parts)):
+                renamed.append(LAYER)
+        return ".".join(renamed)
+
+    def _new_tensors(self, example: Tensor) -> dict[str, Tensor]:
+        new = {}
+        for insertion in self.insertions:
+            box = self._renamed(insertion.module, own=True)
+            layers = [_layer(insertion, k, example) for k in insertion.kernel_sizes]
+            identity_([_weight_of(layer) for layer in layers])
+            for name, layer in zip(insertion.names(), layers, strict=True):
+                new.update({f"{box}.{name}.{key}": t for key, t in layer.state_dict().items()})
+        return new
+
+    def _neighbours(self) -> dict[str, str]:
+        near = {}
+        for insertion in self.insertions:
+            box = self._renamed(insertion.module, own=True)
+            kind = "linear" if insertion.kernel_sizes[0] == () else "conv"
+            for name in insertion.names():
+                near[f"{box}.{name}.{kind}.weight"] = f"{insertion.layer}.weight"
+                near[f"{box}.{name}.{kind}.bias"] = f"{insertion.layer}.bias"
+                near[f"{box}.{name}.norm.weight"] = f"{insertion.norm}.weight"
+                near[f"{box}.{name}.norm.bias"] = f"{insertion.norm}.bias"
+        # A layer whose own kind of parameter the teacher has none of joins its layer's weight.
+        return {new: old if old in self.shapes else old.rpartition(".")[0] + ".weight" for new, old in near.items()}
+
+    def _body(self) -> dict[str, Any]:
+        return {"insertions": [asdict(i) for i in self.insertions]}
+
+    @classmethod
+    def _from_body(
+        cls, body: dict[str, Any], shapes: dict[str, tuple[int, ...]], skipped: list[Skipped]
+    ) -> DeepenPlan:
+        insertions = []
+        for given in body["insertions"]:
+            fields = dict(given)
+            fields["kernel_sizes"] = [tuple(int(n) for n in k) for k in given["kernel_sizes"]]
+            name, arguments = given["activation"]
+            if name not in {"ReLU", "ReLU6", "Hardtanh"}:
+                raise ValueError(f"activation {name!r} of {given['module']} is not one that a plan may hold")
+            fields["activation"] = (name, arguments)
+            insertion = Insertion(**fields)
+            for what in ("mean", "var"):
+                values = getattr(insertion, what)
+                if values is not None and len(values) != insertion.channels:
+                    raise ValueError(f"{what} of {insertion.module} has {len(values)} entries, not {insertion.channels}")
+            insertions.append(insertion)
+        return cls(shapes, skipped, insertions)
+
+
+def _layer(insertion: Insertion, kernel_size: tuple[int, ...], example: Tensor) -> nn.Sequential:
+    """One new layer, its normalisation undone, its weight not yet the identity."""
+    place = {"dtype": example.dtype, "device": example.device}
+    c = insertion.channels
+    dims = len(kernel_size)
+    bias = insertion.norm is None
+    parts: dict[str, nn.Module] = {}
+    # `skip_init` leaves the weight to identity_, which fills those of all layers at once.
+    if dims:
+        padding = tuple(k // 2 for k in kernel_size)
+        parts["conv"] = nn.utils.skip_init(
+            CONVOLUTIONS[dims], c, c, kernel_size, padding=padding, bias=bias, **place
+        )
+    else:
+        parts["linear"] = nn.utils.skip_init(nn.Linear, c, c, bias=bias, **place)
+    if bias:
+        cast(Tensor, next(iter(parts.values())).bias).zero_()
+    else:
+        parts["norm"] = _undone_norm(insertion, NORMS[dims], place)
+    name, arguments = insertion.activation
+    activation = getattr(nn, name)(**arguments)
+    if insertion.leading:
+        return nn.Sequential(OrderedDict({"act": activation, **parts}))
+    return nn.Sequential(OrderedDict({**parts, "act": activation}))
+
+
+def _undone_norm(insertion: Insertion, kind: type[_BatchNorm], place: dict[str, Any]) -> _BatchNorm:
+    """Batch normalisation that is the identity: weight sqrt(var + eps), bias mean (DESIGN, section 2.3).
+
+    In eval mode that holds for any statistics; in train mode for those of the data.
+    """
+    norm = kind(insertion.channels, eps=insertion.eps, momentum=insertion.momentum, **place)
+    # In double, then rounded once: a float32 square root of float32 statistics would cost float64 models their exactness.
+    c = insertion.channels
+    mean = torch.tensor(insertion.mean or [0.0] * c, dtype=torch.float64)
+    var = torch.tensor(insertion.var or [1.0] * c, dtype=torch.float64)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(var)
+    norm.weight.data.copy_((norm.running_var.double().cpu() + insertion.eps).sqrt())
+    norm.bias.data.copy_(norm.running_mean)
+    return norm
+
+
+def _weight_of(layer: nn.Module) -> Tensor:
+    return cast(Tensor, (layer.conv if hasattr(layer, "conv") else layer.linear).weight)
+
+
+def plan_deepen(
+    model: nn.Module,
+    example_inputs: Inputs,
+    after: str | Sequence[str] | None = None,
+    count: int = 1,
+    data: Iterable[Inputs] | None = None,
+    method: str = "auto",
+    seed: int = 0,
+    kernel_size: KernelSize = None,
+) -> DeepenPlan:
+    """Plans where to insert identity layers into `model`; nothing is changed yet.
+
+    A layer is inserted next to an idempotent activation (ReLU, ReLU6, Hardtanh): a convolution with an identity kernel (a
+    linear layer after a linear layer), batch normalisation that is undone where the site has one, and the activation.
+
+    Args:
+        model: any module; a copy is run, the module itself is not touched.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments for its forward.
+        after: names or shell-style patterns of modules whose output is, or goes into, such an activation; None: every place.
+        count: layers per place.
+        data: batches of inputs (each like `example_inputs`) on which the new normalisations' statistics are taken, with the
+            network in train mode. Then the student equals the teacher in train mode too, on a batch of these statistics.
+            Without data only eval mode is exact.
+        method: `"identity"`, or `"auto"`, which is the same today.
+        seed: unused by identity layers, which have nothing random.
+        kernel_size: of the new convolutions, odd: an int, a tuple, or a list of tuples that the layers of a place take in turn;
+            None: that of the convolution before the place.
+
+    Returns:
+        A plan. `plan.skipped` lists places left alone, with reasons.
+
+    Raises:
+        ValueError: for a bad argument, by name and value; for a name that fits no place, or a place where no identity layer
+            can stand; if there is no place at all.
+    """
+    _check_arguments(count, method, seed, kernel_size)
+    patterns = [after] if isinstance(after, str) else None if after is None else list(after)
+    insertions: dict[str, Insertion] = {}
+    skipped = []
+    matched: set[str] = set()
+    for site in find_sites(model, example_inputs):
+        names = [n for n in site.names if patterns is None or any(fnmatch.fnmatchcase(n, p) for p in patterns)]
+        if not names and (patterns is not None or site.names):
+            continue
+        matched.update(p for p in patterns or [] for n in names if fnmatch.fnmatchcase(n, p))
+        reason, insertion = _insertion(model, site, names, count, kernel_size)
+        if insertion is None:
+            literal = [n for n in names if patterns is not None and n in patterns]
+            if literal:
+                raise ValueError(f"after (={literal[0]!r}): {reason}")
+            skipped.append(Skipped(names or [site.layer or "(input)"], site.shape[1] if len(site.shape) > 1 else 0, reason))
+        elif insertion.module in insertions:
+            skipped.append(Skipped([insertion.module], insertion.channels, "a layer is inserted there already"))
+        else:
+            insertions[insertion.module] = insertion
+    for pattern in patterns or []:
+        if pattern not in matched:
+            raise ValueError(f"after (={pattern!r}) fits no module whose output is, or goes into, an activation")
+    if not insertions:
+        raise ValueError("there is no place for an identity layer" + (f"; for example, {skipped[0]}" if skipped else ""))
+    found = list(insertions.values())
+    if data is not None:
+        found = site_moments(model, found, data)
+    return DeepenPlan(all_shapes(model), skipped, found)
+
+
+def deepen(
+    model: nn.Module,
+    example_inputs: Inputs,
+    after: str | Sequence[str] | None = None,
+    count: int = 1,
+    data: Iterable[Inputs] | None = None,
+    method: str = "auto",
+    seed: int = 0,
+    kernel_size: KernelSize = None,
+) -> nn.Module:
+    """A deeper model that computes the same function.
+
+    The arguments are those of `plan_deepen`, of which this is the short form: plan, apply, and compare teacher and student on
+    `example_inputs` before the student is handed out.
+
+    Returns:
+        A new module of the same class, in which the modules at the places are wrapped together with the new layers. `model`
+        is not touched.
+
+    Raises:
+        ValueError: as `plan_deepen`.
+        RuntimeError: if the student's outputs differ from the teacher's by more than rounding explains.
+    """
+    student = plan_deepen(model, example_inputs, after, count, data, method, seed, kernel_size).apply(model)
+    check_growth(model, student, example_inputs)
+    return student
+
+
+def _check_arguments(count: int, method: str, seed: int, kernel_size: KernelSize) -> None:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"count (={count!r}) must be a positive integer")
+    if method not in METHODS:
+        raise ValueError(f"method (={method!r}) must be one of {', '.join(map(repr, METHODS))}")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed (={seed!r}) must be an integer in [0, 2**63)")
+    sizes = kernel_size if isinstance(kernel_size, list) else [kernel_size]
+    if not sizes:
+        raise ValueError("kernel_size (=[]) names no sizes")
+    for size in sizes:
+        for k in size if isinstance(size, tuple) else [size]:
+            if k is not None and (not isinstance(k, int) or k < 1 or k % 2 == 0):
+                raise ValueError(f"kernel_size (={kernel_size!r}) must be odd and positive: an identity kernel has a centre")
+
+
+def _insertion(
+    model: nn.Module, site: Site, names: list[str], count: int, kernel_size: KernelSize
+) -> tuple[str, Insertion | None]:
+    """The insertion at a site, or the reason why there is none."""
+    if site.activation is None:
+        return f"the activation {site.operation} is not idempotent: phi(phi(x)) differs from phi(x)", None
+    if not names:
+        return "neither the input nor the output of this activation is the output of a module that is run once", None
+    if site.layer is None:
+        return "no convolution or linear layer is run before this activation", None
+    layer = model.get_submodule(site.layer)
+    dims = len(layer.kernel_size) if isinstance(layer, _ConvNd) else 0
+    rank = len(site.shape)
+    if dims and rank != dims + 2:
+        return f"the activation's input has {rank} dimensions, but the layer before, {site.layer}, is {dims}-D", None
+    channels = site.shape[1] if dims else site.shape[-1]
+    width = layer.out_channels if isinstance(layer, _ConvNd) else cast(nn.Linear, layer).out_features
+    if not dims and rank < 2:
+        return "the activation's input has no batch dimension", None
+    if not dims and width != channels:
+        return f"the activation's last dimension is {channels}, but the layer before, {site.layer}, has {width} units", None
+    norm = model.get_submodule(site.norm) if site.norm is not None else None
+    if isinstance(norm, _BatchNorm) and not dims and rank != 2:
+        return "batch normalisation of a sequence of features", None
+    eps, momentum = (norm.eps, norm.momentum) if isinstance(norm, _BatchNorm) else (1e-5, 0.1)
+    sizes = _sizes(layer, dims, count, kernel_size)
+    leading = names[0] not in site.after
+    activation = _spelled(site.activation)
+    return "", Insertion(
+        names[0], leading, activation, channels, sizes, site.layer, site.norm, eps, momentum
+    )  # fmt: skip
+
+
+def _sizes(layer: nn.Module, dims: int, count: int, kernel_size: KernelSize) -> list[tuple[int, ...]]:
+    if not dims:
+        return [()] * count
+    if kernel_size is None:
+        own = cast(tuple[int, ...], layer.kernel_size)
+        choices = [tuple(k if k % 2 else k + 1 for k in own)]
+    elif isinstance(kernel_size, int):
+        choices = [(kernel_size,) * dims]
+    else:
+        choices = kernel_size if isinstance(kernel_size, list) else [kernel_size]
+    for choice in choices:
+        if len(choice) != dims:
+            raise ValueError(f"kernel_size (={kernel_size!r}) must have {dims} numbers for the {dims}-D layers here")
+    return [choices[i % len(choices)] for i in range(count)]
+
+
+def _spelled(activation: nn.Module) -> tuple[str, dict[str, Any]]:
+    if type(activation) is nn.Hardtanh:
+        return "Hardtanh", {"min_val": activation.min_val, "max_val": activation.max_val}
+    return type(activation).__name__, {}
+

@@ -1,0 +1,79 @@
+"""moments: the batch statistics that inserted normalisations must undo, taken on training data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from n2n_kernels import channel_moments
+from net2net.trace import Inputs, call
+
+if TYPE_CHECKING:
+    from net2net.deepen import Insertion
+
+
+class _Pooled:
+    """Mean and biased variance over several batches, merged as they come (Chan et al., 1979)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros(())
+        self.squares = torch.zeros(())  # sum of squared differences to the mean
+
+    def add(self, x: Tensor, dim: int) -> None:
+        n = x.numel() // x.shape[dim]
+        mean, var = (m.double() for m in channel_moments(x, dim=dim))
+        total = self.count + n
+        delta = mean - self.mean.to(mean)
+        self.squares = self.squares.to(mean) + var * n + delta.square() * (self.count * n / total)
+        self.mean = self.mean.to(mean) + delta * (n / total)
+        self.count = total
+
+
+def site_moments(model: nn.Module, insertions: list[Insertion], data: Iterable[Inputs]) -> list[Insertion]:
+    """The insertions with the statistics of their sites: those of the activation's output, over all of `data`, with the network
+    in train mode, as the new layers will see it.
+
+    One pass over the data serves all sites: in train mode too an inserted layer hands on what it is given, so the layers behind
+    it see what they see in the teacher. (That is exact for one batch. Over several, an inserted layer normalises each batch by
+    that batch's own statistics and the pooled ones undo it on average; in eval mode the student is exact all the same.)
+
+    A copy of `model` is run, so its own running statistics stay.
+
+    Raises:
+        ValueError: if `data` has no batches, or a statistic is not finite.
+    """
+    normed = [i for i in insertions if i.norm is not None]
+    pooled = {i.module: _Pooled() for i in normed}
+    runner = copy.deepcopy(model).train()
+    for insertion in normed:
+        name, arguments = insertion.activation
+        activation = getattr(nn, name)(**arguments)
+
+        def record(_m: nn.Module, _args: Any, out: Tensor, pool: _Pooled = pooled[insertion.module], phi: nn.Module = activation) -> None:
+            # phi of what is phi's output already changes nothing, so one line serves both kinds of site.
+            pool.add(phi(out.detach()), 1)
+
+        runner.get_submodule(insertion.module).register_forward_hook(record)
+    batches = 0
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for batch in data:
+            call(runner, batch)
+            batches += 1
+    if batches == 0:
+        raise ValueError("data (with no batches) gives no statistics")
+    done = []
+    for insertion in insertions:
+        if insertion.norm is not None:
+            pool = pooled[insertion.module]
+            var = pool.squares / pool.count
+            if not (pool.mean.isfinite().all() and var.isfinite().all()):
+                raise ValueError(f"data gives statistics that are not finite at {insertion.module}")
+            insertion = replace(insertion, mean=pool.mean.tolist(), var=var.tolist())
+        done.append(insertion)
+    return done

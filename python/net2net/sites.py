@@ -1,0 +1,204 @@
+"""sites: where in a network an identity layer may go.
+
+An identity layer is a convolution (or linear layer), perhaps batch normalisation, and an activation `phi`. It may stand next
+to an existing `phi` if `phi(phi(x)) = phi(x)` (Chen et al., ICLR 2016, section 2.4). A site is one use of such an activation in
+the user's forward, however it was written: as a module, a function, or a reused module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from net2net.rules import name_of
+from net2net.skeleton import skeleton
+from net2net.trace import Inputs, call, computed
+
+#: Activations that are not idempotent, so that their sites can be named in a refusal.
+NOT_IDEMPOTENT = {
+    "gelu", "silu", "sigmoid", "tanh", "leaky_relu", "elu", "hardswish", "hardsigmoid", "mish", "softplus", "_prelu_kernel",
+    "log_sigmoid", "rrelu_with_noise", "celu",
+}  # fmt: skip
+
+
+@dataclass
+class Site:
+    """One use of an activation.
+
+    Attributes:
+        activation: a fresh module that computes it; None if it is not idempotent.
+        operation: the ATen operation's name.
+        after: modules, innermost first, that are run once and whose output is the activation's output: an identity layer
+            may be appended to any of them.
+        before: modules, innermost first, that are run once and whose output goes into the activation and nowhere else: the
+            activation and an identity layer may be appended to any of them.
+        shape: of the activation's input.
+        layer: the name of the last convolution or linear layer run before.
+        norm: the name of the batch normalisation run after that layer, if any.
+    """
+
+    activation: nn.Module | None
+    operation: str
+    after: list[str]
+    before: list[str]
+    shape: torch.Size
+    layer: str | None
+    norm: str | None
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.after, *self.before]
+
+
+@dataclass(eq=False)
+class _Value:
+    """A tensor as some modules returned it, until it is overwritten."""
+
+    alive: StorageWeakRef
+    modules: list[str] = field(default_factory=list)
+    uses: int = 0
+    site: _Open | None = None  # the activation that made it
+
+
+@dataclass(eq=False)
+class _Open:
+    """A site while the forward still runs."""
+
+    activation: nn.Module | None
+    operation: str
+    source: _Value | None
+    shape: torch.Size
+    layer: str | None
+    norm: str | None
+    result: _Value | None = None
+
+
+Key = tuple[int, int, torch.Size, tuple[int, ...]]
+
+
+def _key(t: Tensor) -> Key:
+    return t.untyped_storage()._cdata, t.storage_offset(), t.shape, t.stride()
+
+
+class _Watch(TorchDispatchMode):
+    """Follows which module's output each activation takes, and which modules return what it gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[Key, _Value] = {}
+        self.opened: list[_Open] = []
+        self.layer: str | None = None
+        self.norm: str | None = None
+        # Inside an operation that decomposes further, only the outermost one counts; dispatch gives us the innermost. An
+        # activation is therefore recognised by its ATen form.
+
+    def value(self, t: Tensor) -> _Value | None:
+        value = self.values.get(_key(t))
+        return value if value is not None and not value.alive.expired() else None
+
+    def produced(self, t: Tensor) -> _Value:
+        value = _Value(StorageWeakRef(t.untyped_storage()))
+        self.values[_key(t)] = value
+        return value
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        for t in inputs:
+            if (value := self.value(t)) is not None:
+                value.uses += 1
+        opened = self._open(func, args, kwargs)
+        out = computed(func, args, kwargs)
+        written = {t.untyped_storage()._cdata for t in _written(func, args, kwargs)}
+        if written:
+            self.values = {k: v for k, v in self.values.items() if k[0] not in written}
+        if opened is not None and isinstance(out, Tensor):
+            opened.result = self.produced(out)
+            opened.result.site = opened
+            self.opened.append(opened)
+        return out
+
+    def _open(self, func: Any, args: Any, kwargs: Any) -> _Open | None:
+        name = name_of(func).removesuffix("_")
+        activation = _idempotent(name, args, kwargs)
+        if activation is None and name not in NOT_IDEMPOTENT:
+            return None
+        x = args[0]
+        return _Open(activation, name, self.value(x), x.shape, self.layer, self.norm)
+
+
+def _idempotent(name: str, args: Any, kwargs: Any) -> nn.Module | None:
+    """A module for the activation, if phi(phi(x)) = phi(x)."""
+    if name == "relu":
+        return nn.ReLU()
+    if name in {"hardtanh", "clamp"}:
+        named = dict(zip(("min_val", "max_val"), args[1:], strict=False))
+        low = kwargs.get("min", named.get("min_val", -1.0 if name == "hardtanh" else None))
+        high = kwargs.get("max", named.get("max_val", 1.0 if name == "hardtanh" else None))
+        if (low, high) == (0.0, 6.0):
+            return nn.ReLU6()
+        if isinstance(low, int | float) and isinstance(high, int | float) and low < high:
+            return nn.Hardtanh(float(low), float(high))
+        if high is None and low == 0:
+            return nn.ReLU()
+    if name == "clamp_min" and len(args) > 1 and args[1] == 0:
+        return nn.ReLU()
+    if name == "threshold" and tuple(args[1:3]) == (0, 0):
+        return nn.ReLU()
+    return None
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    written = []
+    for argument, value in zip(func._schema.arguments, args, strict=False):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            written += [t for t in tree_leaves(value) if isinstance(t, Tensor)]
+    return written + [t for t in tree_leaves(kwargs.get("out")) if isinstance(t, Tensor)]
+
+
+def find_sites(model: nn.Module, example_inputs: Inputs) -> list[Site]:
+    """All uses of activations in the forward of `model`, in order. `model` is not touched; an empty copy of it is run."""
+    copy = skeleton(model, lambda _name, t: t.shape)
+    watch = _Watch()
+    calls: dict[str, int] = {}
+    for name, module in copy.named_modules():
+
+        def leave(module: nn.Module, _args: Any, out: Any, name: str = name) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            if isinstance(module, _ConvNd | nn.Linear):
+                watch.layer, watch.norm = name, None
+            elif isinstance(module, _BatchNorm):
+                watch.norm = name
+            if isinstance(out, Tensor):
+                (watch.value(out) or watch.produced(out)).modules.append(name)
+
+        module.register_forward_hook(leave)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), watch:
+            out = call(copy, example_inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    for t in tree_leaves(out):
+        if isinstance(t, Tensor) and (value := watch.value(t)) is not None:
+            value.uses += 1
+    return [_close(site, calls) for site in watch.opened]
+
+
+def _close(site: _Open, calls: dict[str, int]) -> Site:
+    def once(value: _Value | None) -> list[str]:
+        # The root module cannot be wrapped: the student is of the user's own class.
+        return [m for m in value.modules if m and calls[m] == 1] if value is not None else []
+
+    exclusive = site.source is not None and site.source.uses == 1
+    before = once(site.source) if exclusive else []
+    return Site(site.activation, site.operation, once(site.result), before, site.shape, site.layer, site.norm)
