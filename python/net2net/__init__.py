@@ -3,10 +3,9 @@
 from net2net import models
 from net2net.baselines import random_pad
 from net2net.deepen import deepen, plan_deepen
-from net2net.groups import groups
 from net2net.plan import GrowthPlan
 from net2net.verify import verify
-from net2net.widen import plan_widen, widen
+from net2net.widen import groups, plan_widen, widen
 
 __all__ = [
     "GrowthPlan",

@@ -12,8 +12,8 @@ from net2net.widen import WidenPlan
 def random_pad(model: nn.Module, plan: WidenPlan, seed: int = 0) -> nn.Module:
     """A student of the plan's shapes in which the new units have random weights; the function is not kept.
 
-    Where a student unit is the first copy of a teacher unit, it has the teacher's weights, undivided; all else is what the
-    modules' own `reset_parameters` draws, and for buffers (running statistics) what it resets them to.
+    Where a student unit is the first copy of a teacher unit, it has the teacher's weights, undivided; all else is what
+    the modules' own `reset_parameters` draws, and for buffers (running statistics) what it resets them to.
 
     Args:
         model: the teacher. It is not touched.

@@ -14,9 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from n2n_kernels import gather_scale, identity_
-from net2net.groups import all_shapes
 from net2net.moments import site_moments
-from net2net.plan import GrowthPlan, Skipped
+from net2net.plan import GrowthPlan, Inventory, Skipped
 from net2net.sites import Site, find_sites
 from net2net.trace import Inputs
 from net2net.verify import check_growth
@@ -76,10 +75,8 @@ class DeepenPlan(GrowthPlan):
 
     kind = "deepen"
 
-    def __init__(
-        self, shapes: dict[str, tuple[int, ...]], skipped: list[Skipped], insertions: list[Insertion]
-    ) -> None:
-        super().__init__(shapes, skipped)
+    def __init__(self, inventory: Inventory, skipped: list[Skipped], insertions: list[Insertion]) -> None:
+        super().__init__(inventory, skipped)
         self.insertions = insertions
         self._wrapped = {i.module for i in insertions}
 
@@ -114,7 +111,10 @@ class DeepenPlan(GrowthPlan):
             owner = student.get_submodule(parent)
             wrapped = getattr(owner, child)
             example = next((t for t in wrapped.parameters()), next(student.parameters()))
-            layers = {name: _layer(insertion, k, example) for name, k in zip(insertion.names(), insertion.kernel_sizes, strict=True)}
+            layers = {
+                name: _layer(insertion, k, example)
+                for name, k in zip(insertion.names(), insertion.kernel_sizes, strict=True)
+            }
             new.update({f"{insertion.module}.{name}": m for name, m in layers.items()})
             box = nn.Sequential(OrderedDict({LAYER: wrapped, **layers}))
             box.training = wrapped.training
@@ -160,9 +160,7 @@ class DeepenPlan(GrowthPlan):
         return {"insertions": [asdict(i) for i in self.insertions]}
 
     @classmethod
-    def _from_body(
-        cls, body: dict[str, Any], shapes: dict[str, tuple[int, ...]], skipped: list[Skipped]
-    ) -> DeepenPlan:
+    def _from_body(cls, body: dict[str, Any], inventory: Inventory, skipped: list[Skipped]) -> DeepenPlan:
         insertions = []
         for given in body["insertions"]:
             fields = dict(given)
@@ -175,9 +173,11 @@ class DeepenPlan(GrowthPlan):
             for what in ("mean", "var"):
                 values = getattr(insertion, what)
                 if values is not None and len(values) != insertion.channels:
-                    raise ValueError(f"{what} of {insertion.module} has {len(values)} entries, not {insertion.channels}")
+                    raise ValueError(
+                        f"{what} of {insertion.module} has {len(values)} entries, not {insertion.channels}"
+                    )
             insertions.append(insertion)
-        return cls(shapes, skipped, insertions)
+        return cls(inventory, skipped, insertions)
 
 
 def _layer(insertion: Insertion, kernel_size: tuple[int, ...], example: Tensor) -> nn.Sequential:
@@ -190,9 +190,7 @@ def _layer(insertion: Insertion, kernel_size: tuple[int, ...], example: Tensor) 
     # `skip_init` leaves the weight to identity_, which fills those of all layers at once.
     if dims:
         padding = tuple(k // 2 for k in kernel_size)
-        parts["conv"] = nn.utils.skip_init(
-            CONVOLUTIONS[dims], c, c, kernel_size, padding=padding, bias=bias, **place
-        )
+        parts["conv"] = nn.utils.skip_init(CONVOLUTIONS[dims], c, c, kernel_size, padding=padding, bias=bias, **place)
     else:
         parts["linear"] = nn.utils.skip_init(nn.Linear, c, c, bias=bias, **place)
     if bias:
@@ -212,7 +210,8 @@ def _undone_norm(insertion: Insertion, kind: type[_BatchNorm], place: dict[str, 
     In eval mode that holds for any statistics; in train mode for those of the data.
     """
     norm = kind(insertion.channels, eps=insertion.eps, momentum=insertion.momentum, **place)
-    # In double, then rounded once: a float32 square root of float32 statistics would cost float64 models their exactness.
+    # In double, then rounded once: a float32 square root of float32 statistics would cost float64 models their
+    # exactness.
     c = insertion.channels
     mean = torch.tensor(insertion.mean or [0.0] * c, dtype=torch.float64)
     var = torch.tensor(insertion.var or [1.0] * c, dtype=torch.float64)
@@ -226,7 +225,7 @@ def _undone_norm(insertion: Insertion, kind: type[_BatchNorm], place: dict[str, 
 
 
 def _weight_of(layer: nn.Module) -> Tensor:
-    return cast(Tensor, (layer.conv if hasattr(layer, "conv") else layer.linear).weight)
+    return layer.get_parameter("conv.weight" if hasattr(layer, "conv") else "linear.weight")
 
 
 def plan_deepen(
@@ -241,28 +240,31 @@ def plan_deepen(
 ) -> DeepenPlan:
     """Plans where to insert identity layers into `model`; nothing is changed yet.
 
-    A layer is inserted next to an idempotent activation (ReLU, ReLU6, Hardtanh): a convolution with an identity kernel (a
-    linear layer after a linear layer), batch normalisation that is undone where the site has one, and the activation.
+    A layer is inserted next to an idempotent activation (ReLU, ReLU6, Hardtanh): a convolution with an identity kernel
+    (a linear layer after a linear layer), batch normalisation that is undone where the site has one, and the
+    activation.
 
     Args:
         model: any module; a copy is run, the module itself is not touched.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments for its forward.
-        after: names or shell-style patterns of modules whose output is, or goes into, such an activation; None: every place.
+        after: names or shell-style patterns of modules whose output is, or goes into, such an activation; None: every
+            place.
         count: layers per place.
-        data: batches of inputs (each like `example_inputs`) on which the new normalisations' statistics are taken, with the
-            network in train mode. Then the student equals the teacher in train mode too, on a batch of these statistics.
-            Without data only eval mode is exact.
+        data: batches of inputs (each like `example_inputs`) on which the new normalisations' statistics are taken, with
+            the network in train mode. Then the student equals the teacher in train mode too, on a batch of these
+            statistics. Without data only eval mode is exact.
         method: `"identity"`, or `"auto"`, which is the same today.
         seed: unused by identity layers, which have nothing random.
-        kernel_size: of the new convolutions, odd: an int, a tuple, or a list of tuples that the layers of a place take in turn;
+        kernel_size: of the new convolutions, odd: an int, a tuple, or a list of tuples that the layers of a place take
+            in turn;
             None: that of the convolution before the place.
 
     Returns:
         A plan. `plan.skipped` lists places left alone, with reasons.
 
     Raises:
-        ValueError: for a bad argument, by name and value; for a name that fits no place, or a place where no identity layer
-            can stand; if there is no place at all.
+        ValueError: for a bad argument, by name and value; for a name that fits no place, or a place where no identity
+            layer can stand; if there is no place at all.
     """
     _check_arguments(count, method, seed, kernel_size)
     patterns = [after] if isinstance(after, str) else None if after is None else list(after)
@@ -279,7 +281,9 @@ def plan_deepen(
             literal = [n for n in names if patterns is not None and n in patterns]
             if literal:
                 raise ValueError(f"after (={literal[0]!r}): {reason}")
-            skipped.append(Skipped(names or [site.layer or "(input)"], site.shape[1] if len(site.shape) > 1 else 0, reason))
+            skipped.append(
+                Skipped(names or [site.layer or "(input)"], site.shape[1] if len(site.shape) > 1 else 0, reason)
+            )
         elif insertion.module in insertions:
             skipped.append(Skipped([insertion.module], insertion.channels, "a layer is inserted there already"))
         else:
@@ -288,11 +292,13 @@ def plan_deepen(
         if pattern not in matched:
             raise ValueError(f"after (={pattern!r}) fits no module whose output is, or goes into, an activation")
     if not insertions:
-        raise ValueError("there is no place for an identity layer" + (f"; for example, {skipped[0]}" if skipped else ""))
+        raise ValueError(
+            "there is no place for an identity layer" + (f"; for example, {skipped[0]}" if skipped else "")
+        )
     found = list(insertions.values())
     if data is not None:
         found = site_moments(model, found, data)
-    return DeepenPlan(all_shapes(model), skipped, found)
+    return DeepenPlan(Inventory.of(model), skipped, found)
 
 
 def deepen(
@@ -307,12 +313,12 @@ def deepen(
 ) -> nn.Module:
     """A deeper model that computes the same function.
 
-    The arguments are those of `plan_deepen`, of which this is the short form: plan, apply, and compare teacher and student on
-    `example_inputs` before the student is handed out.
+    The arguments are those of `plan_deepen`, of which this is the short form: plan, apply, and compare teacher and
+    student on `example_inputs` before the student is handed out.
 
     Returns:
-        A new module of the same class, in which the modules at the places are wrapped together with the new layers. `model`
-        is not touched.
+        A new module of the same class, in which the modules at the places are wrapped together with the new layers.
+        `model` is not touched.
 
     Raises:
         ValueError: as `plan_deepen`.
@@ -336,7 +342,9 @@ def _check_arguments(count: int, method: str, seed: int, kernel_size: KernelSize
     for size in sizes:
         for k in size if isinstance(size, tuple) else [size]:
             if k is not None and (not isinstance(k, int) or k < 1 or k % 2 == 0):
-                raise ValueError(f"kernel_size (={kernel_size!r}) must be odd and positive: an identity kernel has a centre")
+                raise ValueError(
+                    f"kernel_size (={kernel_size!r}) must be odd and positive: an identity kernel has a centre"
+                )
 
 
 def _insertion(
@@ -359,7 +367,10 @@ def _insertion(
     if not dims and rank < 2:
         return "the activation's input has no batch dimension", None
     if not dims and width != channels:
-        return f"the activation's last dimension is {channels}, but the layer before, {site.layer}, has {width} units", None
+        return (
+            f"the activation's last dimension is {channels}, but the layer before, {site.layer}, has {width} units",
+            None,
+        )
     norm = model.get_submodule(site.norm) if site.norm is not None else None
     if isinstance(norm, _BatchNorm) and not dims and rank != 2:
         return "batch normalisation of a sequence of features", None
@@ -392,4 +403,3 @@ def _spelled(activation: nn.Module) -> tuple[str, dict[str, Any]]:
     if type(activation) is nn.Hardtanh:
         return "Hardtanh", {"min_val": activation.min_val, "max_val": activation.max_val}
     return type(activation).__name__, {}
-

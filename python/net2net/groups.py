@@ -1,9 +1,9 @@
-"""groups: what can be widened, what not, and why.
+"""Groups of units that are decided together, and the segments that they are cut into.
 
 From the units that a trace collected, this works out *groups* (units that are decided together) and cuts each into
-*segments*: the longest runs of units that occur in every axis as a whole and in the same order. A segment is what gets a map
-of its own; an axis of a parameter is then a sequence of segments, each perhaps with every unit repeated (a convolution's
-channels, flattened, occur `height * width` times each).
+*segments*: the longest runs of units that occur in every axis as a whole and in the same order. A segment is what gets
+a map of its own; an axis of a parameter is then a sequence of segments, each perhaps with every unit repeated (a
+convolution's channels, flattened, occur `height * width` times each).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import nn
 
-from net2net.skeleton import named_tensors, skeleton
+from n2n_kernels import dtypes
+from net2net.skeleton import check_model, named_tensors, skeleton
 from net2net.trace import OUTPUT, Inference, Inputs, walk
 from net2net.units import Axis, DisjointSets, Units
 
@@ -39,8 +40,8 @@ class AxisPlan:
 class Group:
     """Units that are widened together.
 
-    `layers` are the modules that produce them, `units` is their number. `reason` says why the group cannot be widened, or is
-    None; `output` tells that the reason is being the network's output, which is nobody's fault.
+    `layers` are the modules that produce them, `units` is their number. `reason` says why the group cannot be widened,
+    or is None; `output` tells that the reason is being the network's output, which is nobody's fault.
     """
 
     layers: list[str]
@@ -76,12 +77,21 @@ class Structure:
     root_of: dict[tuple[str, int], np.ndarray]
 
 
-def infer(model: nn.Module, example_inputs: Inputs) -> Units:
-    """Traces a copy of `model` and returns its units. `model` is not touched."""
+def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
+    """Traces a copy of `model`, and returns what was found. `model` is not touched."""
+    check_model(model)
     copy = skeleton(model, lambda _name, t: t.shape)
     context = Inference(copy)
     walk(copy, example_inputs, context)
-    return context.units
+    for name, t in named_tensors(copy):
+        if t.dtype not in dtypes.TABLE or t.dim() > 5:
+            for dim in range(min(t.dim(), 2)):
+                if (name, dim) in context.units.axes:
+                    context.units.pin(
+                        context.units.axes[name, dim].ids(),
+                        f"{name} ({t.dtype}, {t.dim()}-D) is not of a kind that the kernels move",
+                    )
+    return context
 
 
 def structure(units: Units) -> Structure:
@@ -103,19 +113,6 @@ def structure(units: Units) -> Structure:
             axes[key] = AxisPlan(pieces, "in" in axis.roles)
     groups = _groups(units, root_of, together, pinned, segments)
     return Structure(groups, segments, axes, root_of)
-
-
-def groups(model: nn.Module, example_inputs: Inputs) -> list[Group]:
-    """What of `model` can be widened, what not, and why.
-
-    Args:
-        model: any module. It is not touched; a copy with empty weights is run once.
-        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments for its forward. Small ones suffice.
-
-    Returns:
-        Groups of units that must be widened together, in the order in which the forward meets them. `print(group)` reads well.
-    """
-    return structure(infer(model, example_inputs)).groups
 
 
 def _pin_contradictions(units: Units) -> None:
@@ -145,10 +142,9 @@ def _runs(roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return roots[starts], np.diff(starts, append=len(roots))
 
 
-def _segments(
-    root_of: dict[tuple[str, int], np.ndarray], together: DisjointSets, free: np.ndarray
-) -> list[np.ndarray]:
-    """Chains of units in which each is always followed by the next one, in every axis, and the next always preceded by it."""
+def _segments(root_of: dict[tuple[str, int], np.ndarray], together: DisjointSets, free: np.ndarray) -> list[np.ndarray]:
+    """Chains of units in which each is always followed by the next one, in every axis, and the next always preceded by
+    it."""
     end = len(free)  # stands for "nothing that may be in the same segment"
     pairs = []
     for roots in root_of.values():
@@ -241,7 +237,3 @@ def _groups(
 def layer_of(axis: Axis) -> str:
     """The module that an axis' parameter belongs to."""
     return axis.tensor.rpartition(".")[0] or axis.tensor
-
-
-def all_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(t.shape) for name, t in named_tensors(model)}

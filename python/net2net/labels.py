@@ -1,8 +1,9 @@
 """Labels: for every element of every tensor of a forward pass, the unit that it belongs to.
 
-Labels are kept per storage, so that views, aliases and in-place writes need no rules of their own. Most are the same along
-most dimensions (a channel's label holds for the whole image), so they are kept as *expanded* tensors, in which such dimensions
-have stride 0 and cost nothing; only a view of another geometry than the storage was labelled in makes them dense.
+Labels are kept per storage, so that views, aliases and in-place writes need no rules of their own. Most are the same
+along most dimensions (a channel's label holds for the whole image), so they are kept as *expanded* tensors, in which
+such dimensions have stride 0 and cost nothing; only a view of another geometry than the storage was labelled in makes
+them dense.
 """
 
 import torch
@@ -11,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from net2net.units import CONSTANT, FIXED
 
-Geometry = tuple[torch.Size, tuple[int, ...], int]
+Geometry = tuple[torch.Size, tuple[int, ...], int | torch.SymInt]
 
 
 def _geometry(t: Tensor) -> Geometry:
@@ -44,6 +45,26 @@ def spread(vector: Tensor, dim: int, shape: torch.Size) -> Tensor:
     return vector.view([-1 if d == dim % len(shape) else 1 for d in range(len(shape))]).expand(shape)
 
 
+def _compressed(labels: Tensor) -> Tensor:
+    """`labels` again, but expanded along every dimension along which they are all the same."""
+    shape = labels.shape
+    for dim, size in enumerate(shape):
+        first = labels.narrow(dim, 0, min(size, 1))
+        if size > 1 and (labels == first).all():
+            labels = first
+    return labels.clone().expand(shape)
+
+
+def _fills_its_range(t: Tensor) -> bool:
+    """Whether `t` visits each element between its first and its last once, in whatever order of dimensions."""
+    expected = 1
+    for stride, size in sorted((s, n) for n, s in zip(t.shape, t.stride(), strict=True) if n > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
 class _Entry:
     def __init__(self, t: Tensor, labels: Tensor) -> None:
         self.alive = StorageWeakRef(t.untyped_storage())
@@ -54,7 +75,12 @@ class _Entry:
     def of(self, t: Tensor) -> Tensor:
         if self.geometry == _geometry(t):
             return self.labels
-        return self._dense(t).as_strided(*_geometry(t))
+        dense = self._dense(t)
+        labels = _compressed(dense.as_strided(*_geometry(t)))
+        if t.numel() == dense.numel() and _fills_its_range(t):
+            # This view covers the storage: from now on it is the geometry in which labels are kept.
+            self.geometry, self.labels = _geometry(t), labels
+        return labels
 
     def _dense(self, t: Tensor) -> Tensor:
         if self.geometry is not None:

@@ -11,8 +11,8 @@ SPLITS = ("uniform", "dyadic")
 def make_map(units: int, width: int, mapping: str, rng: np.random.Generator) -> np.ndarray:
     """int64 [width]: the teacher unit of each student unit. The first `units` entries are the identity.
 
-    `random` draws the rest uniformly with replacement (Chen et al., ICLR 2016, section 2.3). `even` replicates all units as
-    equally often as possible, in a random order.
+    `random` draws the rest uniformly with replacement (Chen et al., ICLR 2016, section 2.3). `even` replicates all
+    units as equally often as possible, in a random order.
     """
     extra = width - units
     if mapping == "random":
@@ -26,8 +26,8 @@ def make_map(units: int, width: int, mapping: str, rng: np.random.Generator) -> 
 def make_split(index: np.ndarray, split: str) -> np.ndarray:
     """float64 [len(index)]: each student unit's share of its teacher unit's outgoing weights; a unit's shares sum to 1.
 
-    `uniform` is 1/r for r replicas (the paper). `dyadic` halves: 1/2, 1/4, ..., the last two alike, so that scaling by a share
-    is exact in every floating-point format.
+    `uniform` is 1/r for r replicas (the paper). `dyadic` halves: 1/2, 1/4, ..., the last two alike, so that scaling by
+    a share is exact in every floating-point format.
     """
     replicas = np.bincount(index)[index]
     if split == "uniform":

@@ -36,12 +36,14 @@ class _Pooled:
 
 
 def site_moments(model: nn.Module, insertions: list[Insertion], data: Iterable[Inputs]) -> list[Insertion]:
-    """The insertions with the statistics of their sites: those of the activation's output, over all of `data`, with the network
-    in train mode, as the new layers will see it.
+    """The insertions with the statistics of their sites: those of the activation's output, over all of `data`, with the
+    network in train mode, as the new layers will see it.
 
-    One pass over the data serves all sites: in train mode too an inserted layer hands on what it is given, so the layers behind
-    it see what they see in the teacher. (That is exact for one batch. Over several, an inserted layer normalises each batch by
-    that batch's own statistics and the pooled ones undo it on average; in eval mode the student is exact all the same.)
+    One pass over the data serves all sites: in train mode too an inserted layer hands on what it is given, so the
+        layers behind
+    it see what they see in the teacher. (That is exact for one batch. Over several, an inserted layer normalises each
+    batch by that batch's own statistics and the pooled ones undo it on average; in eval mode the student is exact all
+    the same.)
 
     A copy of `model` is run, so its own running statistics stay.
 
@@ -55,7 +57,13 @@ def site_moments(model: nn.Module, insertions: list[Insertion], data: Iterable[I
         name, arguments = insertion.activation
         activation = getattr(nn, name)(**arguments)
 
-        def record(_m: nn.Module, _args: Any, out: Tensor, pool: _Pooled = pooled[insertion.module], phi: nn.Module = activation) -> None:
+        def record(
+            _m: nn.Module,
+            _args: Any,
+            out: Tensor,
+            pool: _Pooled = pooled[insertion.module],
+            phi: nn.Module = activation,
+        ) -> None:
             # phi of what is phi's output already changes nothing, so one line serves both kinds of site.
             pool.add(phi(out.detach()), 1)
 

@@ -1,8 +1,10 @@
 """Optimizer state: how it changes when units are replicated.
 
-At the growth point the gradient of a student's weight is that of the teacher's weight it copies, times the split `c_o` of its
-*output* unit (DESIGN, section 2.2): the input split does not enter. What is linear in gradients is therefore multiplied by
-`c_o`, what is quadratic by `c_o**2`, and what has been divided by the root of a quadratic quantity by 1. Step counts stay.
+At the growth point the gradient of a student's weight is that of the teacher's weight it copies, times the split `c_o`
+of its
+*output* unit (DESIGN, section 2.2): the input split does not enter. What is linear in gradients is therefore multiplied
+by `c_o`, what is quadratic by `c_o**2`, and what has been divided by the root of a quadratic quantity by 1. Step counts
+stay.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from torch.optim import (
     RMSprop,
 )
 
-#: For each optimizer, the power of the output split that each state tensor takes. A subclass may do anything with its state,
-#: so only these very classes count.
+#: For each optimizer, the power of the output split that each state tensor takes. A subclass may do anything with its
+#: state, so only these very classes count.
 LAWS: dict[type[Optimizer], dict[str, int]] = {
     SGD: {"momentum_buffer": 1},
     Adam: {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2},
@@ -55,8 +57,8 @@ def laws_for(optimizer: Optimizer) -> dict[str, int]:
     if laws is None:
         known = ", ".join(c.__name__ for c in LAWS)
         raise TypeError(
-            f"optimizer (={type(optimizer).__module__}.{type(optimizer).__name__}) has state whose law under growth is not "
-            f"known; known are {known}"
+            f"optimizer (={type(optimizer).__module__}.{type(optimizer).__name__}) has state whose law under growth is "
+            f"not known; known are {known}"
         )
     return laws
 
@@ -84,10 +86,11 @@ def rebuild(
     values: list[Tensor],
     fresh: list[tuple[str, nn.Parameter, Tensor]],
 ) -> Optimizer:
-    """A copy of `optimizer` over other parameters: `replaced` maps old to new ones, `values` are the new values of `moving`,
-    and `fresh` lists (name, parameter, old parameter): those that are new altogether join the old one's group."""
-    # The copy keeps what any class of optimizer carries; constructors differ in what they take. Parameters and state change
-    # places while it is made, so nothing large is copied.
+    """A copy of `optimizer` over other parameters: `replaced` maps old to new ones, `values` are the new values of
+    `moving`, and `fresh` lists (name, parameter, old parameter): those that are new altogether join the old one's
+    group."""
+    # The copy keeps what any class of optimizer carries; constructors differ in what they take. Parameters and state
+    # change places while it is made, so nothing large is copied.
     memo: dict[int, object] = {id(old): new for old, new in replaced.items()}
     memo.update({id(state.value): value for state, value in zip(moving, values, strict=True)})
     grown = copy.deepcopy(optimizer, memo)

@@ -1,11 +1,13 @@
-"""GrowthPlan: a whole growth step as data. It can be looked at, saved, and replayed on weights, optimizer state and state dicts.
+"""GrowthPlan: a whole growth step as data. It can be looked at, saved, and replayed on weights, optimizer state and
+state dicts.
 
-The two kinds of plan, `WidenPlan` and `DeepenPlan`, say what becomes of each tensor; what is common, from checking that a
-model fits to carrying an optimizer along, is here.
+The two kinds of plan, `WidenPlan` and `DeepenPlan`, say what becomes of each tensor; what is common, from checking that
+a model fits to carrying an optimizer along, is here.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import tempfile
@@ -13,14 +15,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 
 from net2net import optimizer as optim
-from net2net.skeleton import named_tensors, rebuild
+from net2net.skeleton import check_model, named_tensors, rebuild
 
 FORMAT = "net2net.GrowthPlan"
 VERSION = 1
@@ -39,6 +41,54 @@ class Skipped:
         return f"{self.layers[0]}{more}: {self.reason}"
 
 
+@dataclass(frozen=True)
+class Inventory:
+    """What tensors a teacher has, so that a plan can tell whether it fits a model or a state dict.
+
+    Attributes:
+        shapes: name -> shape of every parameter and buffer, each tensor once, under the first of its names.
+        aliases: the other names of tensors that are shared -> the first.
+        saved: the names that a state dict has.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    aliases: dict[str, str]
+    saved: frozenset[str]
+
+    @staticmethod
+    def of(model: nn.Module) -> Inventory:
+        tensors = dict(named_tensors(model))
+        first = {id(t): name for name, t in tensors.items()}
+        every = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        return Inventory(
+            {name: tuple(t.shape) for name, t in tensors.items()},
+            {name: first[id(t)] for name, t in every if first[id(t)] != name},
+            frozenset(k for k, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)),
+        )
+
+    def check_model(self, model: nn.Module) -> None:
+        """ValueError if the tensors of `model` are not these."""
+        given = Inventory.of(model)
+        self._check_shapes(given.shapes, "model", set(self.shapes))
+        if given.aliases != self.aliases:
+            raise ValueError("model shares other parameters among its modules than the one this plan was made for")
+
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """ValueError if keys or shapes are not those of this model's state dict."""
+        shapes = {self.aliases.get(k, k): tuple(t.shape) for k, t in state_dict.items() if isinstance(t, Tensor)}
+        self._check_shapes(shapes, "state_dict", {self.aliases.get(k, k) for k in self.saved})
+
+    def _check_shapes(self, shapes: dict[str, tuple[int, ...]], what: str, needed: set[str]) -> None:
+        for name in sorted(needed):
+            if name not in shapes:
+                raise ValueError(f"{what} has no {name}, for which this plan was made")
+        for name, shape in shapes.items():
+            if name not in self.shapes:
+                raise ValueError(f"{what} has {name}, which this plan does not know")
+            if shape != self.shapes[name]:
+                raise ValueError(f"{what}'s {name} has shape {shape}, but this plan was made for {self.shapes[name]}")
+
+
 class GrowthPlan(ABC):
     """One growth step. Make one with `plan_widen` or `plan_deepen`, or load one.
 
@@ -50,8 +100,9 @@ class GrowthPlan(ABC):
     kind: ClassVar[str]
     _kinds: ClassVar[dict[str, type[GrowthPlan]]] = {}
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], skipped: list[Skipped]) -> None:
-        self.shapes = shapes
+    def __init__(self, inventory: Inventory, skipped: list[Skipped]) -> None:
+        self.inventory = inventory
+        self.shapes = inventory.shapes
         self.skipped = skipped
         # Per student, its teacher's parameters: how an optimizer's parameters are recognised later. Weak on both sides.
         self._teachers: WeakKeyDictionary[nn.Module, dict[int, tuple[ref[Tensor], str]]] = WeakKeyDictionary()
@@ -71,7 +122,8 @@ class GrowthPlan(ABC):
 
     @abstractmethod
     def _grown_state(self, states: list[tuple[str, Tensor, int]]) -> list[Tensor]:
-        """The student's values of optimizer state: (parameter's name, state tensor, power of the output split), likewise."""
+        """The student's values of optimizer state: (parameter's name, state tensor, power of the output split),
+        likewise."""
 
     @abstractmethod
     def _finish(self, student: nn.Module) -> None:
@@ -87,7 +139,8 @@ class GrowthPlan(ABC):
 
     @abstractmethod
     def _neighbours(self) -> dict[str, str]:
-        """For each parameter that only the student has, the teacher's parameter whose options in the optimizer it takes."""
+        """For each parameter that only the student has, the teacher's parameter whose options in the optimizer it
+        takes."""
 
     @abstractmethod
     def _body(self) -> dict[str, Any]:
@@ -95,9 +148,7 @@ class GrowthPlan(ABC):
 
     @classmethod
     @abstractmethod
-    def _from_body(
-        cls, body: dict[str, Any], shapes: dict[str, tuple[int, ...]], skipped: list[Skipped]
-    ) -> GrowthPlan: ...
+    def _from_body(cls, body: dict[str, Any], inventory: Inventory, skipped: list[Skipped]) -> GrowthPlan: ...
 
     # -- growing -----------------------------------------------------------------------------------------------------
 
@@ -109,15 +160,14 @@ class GrowthPlan(ABC):
         Raises:
             ValueError: if the parameters of `model` are not those that the plan was made for.
         """
+        check_model(model)
+        self.inventory.check_model(model)
         tensors = dict(named_tensors(model))
-        self._check_fits({name: tuple(t.shape) for name, t in tensors.items()}, "model")
         with torch.no_grad():
             movable = {name: t.detach() for name, t in tensors.items() if t.is_floating_point()}
             student = rebuild(model, self._grown(movable))
             self._finish(student)
-        self._teachers[student] = {
-            id(t): (ref(t), name) for name, t in tensors.items() if isinstance(t, nn.Parameter)
-        }
+        self._teachers[student] = {id(t): (ref(t), name) for name, t in tensors.items() if isinstance(t, nn.Parameter)}
         return student
 
     def grow_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -126,15 +176,14 @@ class GrowthPlan(ABC):
         Raises:
             ValueError: if keys or shapes do not fit the plan.
         """
-        # A tensor under several names stands under the first of them in the plan.
-        self._check_fits({k: tuple(t.shape) for k, t in state_dict.items()}, "state_dict", extra_ok=True)
-        first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
-        alias = {k: first.setdefault((t.data_ptr(), t.shape, t.stride()), k) for k, t in state_dict.items()}
+        self.inventory.check_state_dict(state_dict)
+        first = {k: self.inventory.aliases.get(k, k) for k, t in state_dict.items() if isinstance(t, Tensor)}
         with torch.no_grad():
-            movable = {k: t for k, t in state_dict.items() if alias[k] == k and t.is_floating_point()}
-            grown = self._grown({k: t for k, t in movable.items() if k in self.shapes})
+            movable = {first[k]: state_dict[k] for k in first if state_dict[k].is_floating_point()}
+            grown = self._grown(movable)
             student = {
-                self._renamed(k): grown[alias[k]] if alias[k] in grown else t.clone() for k, t in state_dict.items()
+                self._renamed(k): grown[first[k]] if first.get(k) in grown else copy.deepcopy(t)
+                for k, t in state_dict.items()
             }
             if movable:
                 student.update(self._new_tensors(next(iter(movable.values()))))
@@ -143,31 +192,32 @@ class GrowthPlan(ABC):
     def grow_optimizer(self, optimizer: torch.optim.Optimizer, student: nn.Module) -> torch.optim.Optimizer:
         """An optimizer of the same class for `student`, with the state of `optimizer` carried along.
 
-        State moves by the laws of the gradients (see `net2net.optimizer`): the student's state is what it would have been, had
-        its gradients been collected by it all along. Parameter groups and their options stay; new layers get fresh state, in
-        the group of the layer that they follow. `optimizer` is not touched.
+        State moves by the laws of the gradients (see `net2net.optimizer`): the student's state is what it would have
+        been, had its gradients been collected by it all along. Parameter groups and their options stay; new layers get
+        fresh state, in the group of the layer that they follow. `optimizer` is not touched.
 
         Args:
             optimizer: an optimizer over the parameters of the model that this plan was applied to.
             student: what `apply` returned.
 
         Raises:
-            ValueError: if `student` does not come from this plan, or `optimizer` holds other parameters than its teacher's.
+            ValueError: if `student` does not come from this plan, or `optimizer` holds other parameters than its
+                teacher's.
             TypeError: if no law is known for the state of `optimizer`.
         """
         origin = self._teachers.get(student)
         if origin is None:
             raise ValueError("student was not made by this plan's apply()")
-        names = {}
+        names: dict[Tensor, str] = {}
         for index, group in enumerate(optimizer.param_groups):
             for p in group["params"]:
-                known = origin.get(id(p))
-                if known is None or known[0]() is not p:
+                known, name = origin.get(id(p), (_nothing, ""))
+                if known() is not p:
                     raise ValueError(
-                        f"optimizer.param_groups[{index}] holds a parameter of shape {tuple(p.shape)} that is not one of "
-                        "the model that this plan was applied to"
+                        f"optimizer.param_groups[{index}] holds a parameter of shape {tuple(p.shape)} that is not one "
+                        "of the model that this plan was applied to"
                     )
-                names[p] = known[1]
+                names[cast(Tensor, p)] = name
         laws = optim.laws_for(optimizer)
         moving = optim.state_tensors(optimizer, names, laws)
         with torch.no_grad():
@@ -177,18 +227,6 @@ class GrowthPlan(ABC):
         held = {name: p for p, name in names.items()}
         fresh = [(name, parameters[name], held[near]) for name, near in self._neighbours().items() if near in held]
         return optim.rebuild(optimizer, replaced, moving, values, fresh)
-
-    def _check_fits(self, shapes: dict[str, tuple[int, ...]], what: str, extra_ok: bool = False) -> None:
-        for name, expected in self.shapes.items():
-            if name not in shapes and not extra_ok:
-                raise ValueError(f"{what} has no {name}, for which this plan was made")
-            if name in shapes and shapes[name] != expected:
-                raise ValueError(f"{what}'s {name} has shape {shapes[name]}, but this plan was made for {expected}")
-        if extra_ok and not shapes.keys() & self.shapes.keys():
-            raise ValueError(f"{what} has none of the tensors for which this plan was made")
-        unknown = shapes.keys() - self.shapes.keys()
-        if unknown and not extra_ok:
-            raise ValueError(f"{what} has {sorted(unknown)[0]}, which this plan does not know")
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -200,6 +238,8 @@ class GrowthPlan(ABC):
             "version": VERSION,
             "kind": self.kind,
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "aliases": self.inventory.aliases,
+            "saved": sorted(self.inventory.saved),
             "skipped": [asdict(s) for s in self.skipped],
             **self._body(),
         }
@@ -225,10 +265,15 @@ class GrowthPlan(ABC):
             raise ValueError(f"{path} is a plan of an unknown kind (={document.get('kind')!r})")
         try:
             shapes = {name: tuple(int(n) for n in shape) for name, shape in document["shapes"].items()}
+            inventory = Inventory(shapes, dict(document["aliases"]), frozenset(document["saved"]))
             skipped = [Skipped(**s) for s in document["skipped"]]
-            return kind._from_body(document, shapes, skipped)
+            return kind._from_body(document, inventory, skipped)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _nothing() -> None:
+    """A reference to nothing."""
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,7 +1,9 @@
 """The rules: for each operation, what it means for the units that pass through it.
 
-One table, from the name of an ATen operation to a short function. An operation that is in no table pins all the units it is
-given: it is never assumed to be element-wise. (Element-wise operations are recognised by the tag that PyTorch itself gives
+One table, from the name of an ATen operation to a short function. An operation that is in no table pins all the units
+it is
+given: it is never assumed to be element-wise. (Element-wise operations are recognised by the tag that PyTorch itself
+    gives
 them.)
 """
 
@@ -35,7 +37,11 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def name_of(func: Any) -> str:
-    return func.overloadpacket.__name__ if func.namespace == "aten" else f"{func.namespace}::{func.overloadpacket.__name__}"
+    return (
+        func.overloadpacket.__name__
+        if func.namespace == "aten"
+        else f"{func.namespace}::{func.overloadpacket.__name__}"
+    )
 
 
 def rule_for(func: Any) -> Rule:
@@ -74,20 +80,22 @@ def unknown(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> No
         context.set(t, _all_fixed(t))
 
 
+@rule("_unsafe_view", "_reshape_alias")
 def view(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """A view shares its storage, and with it the labels. Whether its sizes still fit a wider tensor is for the check of the
-    student's own forward to tell."""
+    """A view shares its storage, and with it the labels. Whether its sizes still fit a wider tensor is for the check of
+    the student's own forward to tell."""
 
 
 def pointwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """Units that meet in one element must be replicated alike; then equal inputs give equal outputs.
 
-    An operand that is broadcast along the units of another one (a spatial gate) has one value for all of them, and needs no
-    agreement; but its own unit must keep one replica, or it would no longer broadcast.
+    An operand that is broadcast along the units of another one (a spatial gate) has one value for all of them, and
+    needs no agreement; but its own unit must keep one replica, or it would no longer broadcast.
     """
     results = _tensors(out)
     if not results:
         return unknown(context, func, args, kwargs, out)
+    context.numbers(func, [a for a in tree_leaves((args, kwargs)) if isinstance(a, int | float) or _is_number(a)])
     shape = results[0].shape
     operands = [t for t in _tensors((args, kwargs)) if t.dim() > 0]
     aligned = [_align(compact(context.of(t)), len(shape)) for t in operands]
@@ -109,12 +117,17 @@ def pointwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
         context.set(t, merged.expand(shape) if t.shape == shape else _all_fixed(t))
 
 
+def _is_number(a: Any) -> bool:
+    return isinstance(a, Tensor) and a.dim() == 0
+
+
 def _align(labels: Tensor, dims: int) -> Tensor:
     return labels.reshape((1,) * (dims - labels.dim()) + tuple(labels.shape))
 
 
 for _name in (
-    "clone", "_to_copy", "copy", "contiguous", "lift_fresh_copy", "native_dropout", "hardtanh", "hardswish", "hardsigmoid",
+    "clone", "_to_copy", "copy", "contiguous", "lift_fresh_copy", "native_dropout", "hardtanh", "hardswish",
+    "hardsigmoid",
     "leaky_relu", "elu", "gelu", "silu", "mish", "softplus", "_prelu_kernel", "threshold", "relu6", "log_sigmoid",
 ):  # fmt: skip
     _RULES[_name] = pointwise
@@ -128,13 +141,17 @@ def overwrite(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
 @rule("zero", "fill")
 def constant_write(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """A constant agrees with the units that are there."""
+    context.numbers(func, [a for a in args if isinstance(a, int | float)])
 
 
 @rule(
-    "zeros", "ones", "full", "empty", "empty_strided", "scalar_tensor", "new_zeros", "new_ones", "new_full", "new_empty",
+    "zeros", "ones", "full", "empty", "empty_strided", "scalar_tensor", "new_zeros", "new_ones", "new_full",
+    "new_empty",
     "new_empty_strided", "zeros_like", "ones_like", "full_like", "empty_like",
 )  # fmt: skip
 def constant(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    if name_of(func) in {"full", "new_full", "full_like", "scalar_tensor"}:
+        context.numbers(func, [a for a in args if isinstance(a, int | float)])
     context.set(out, torch.full((1,) * out.dim(), CONSTANT, dtype=torch.int32).expand(out.shape))
 
 
@@ -150,7 +167,10 @@ def concatenate(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
     dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()
     parts = [compact(context.of(t)) for t in tensors]
     shape = [max(p.shape[d] for p in parts) for d in range(out.dim())]
-    rows = [p.expand([t.shape[dim] if d == dim else n for d, n in enumerate(shape)]) for p, t in zip(parts, tensors, strict=True)]
+    rows = [
+        p.expand([t.shape[dim] if d == dim else n for d, n in enumerate(shape)])
+        for p, t in zip(parts, tensors, strict=True)
+    ]
     context.set(out, torch.cat(rows, dim).expand(out.shape))
 
 
@@ -179,11 +199,14 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
 
 
 @rule(
-    "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d",
+    "avg_pool3d",
     "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "adaptive_max_pool1d", "adaptive_max_pool2d",
-    "adaptive_max_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d",
+    "adaptive_max_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "_upsample_nearest_exact1d",
     "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d", "upsample_bilinear2d",
-    "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa", "upsample_trilinear3d", "reflection_pad1d",
+    "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa", "upsample_trilinear3d",
+    "reflection_pad1d",
     "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
 )  # fmt: skip
 def channelwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -213,7 +236,12 @@ def reduction(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
         return unknown(context, func, args, kwargs, out)
     for t in _tensors(out):
         same_rank = t.dim() == x.dim()
-        context.set(t, (kept if same_rank else kept.reshape([n for d, n in enumerate(kept.shape) if d not in reduced])).expand(t.shape))
+        context.set(
+            t,
+            (kept if same_rank else kept.reshape([n for d, n in enumerate(kept.shape) if d not in reduced])).expand(
+                t.shape
+            ),
+        )
 
 
 def _reduce(labels: Tensor, dims: set[int]) -> Tensor | None:
@@ -290,7 +318,9 @@ def linear(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> Non
 def _why_not(computed: bool, transposed: bool, what: str) -> str:
     if computed:
         return f"the weight of a {what} is computed, not a parameter"
-    return "a transposed convolution" if transposed else f"the input of a {what} has different units at different places"
+    return (
+        "a transposed convolution" if transposed else f"the input of a {what} has different units at different places"
+    )
 
 
 def _refuse(context: Context, func: Any, args: Any, out: Any, why: str) -> None:
@@ -313,15 +343,11 @@ def batch_norm(context: Context, func: Any, args: Any, kwargs: Any, out: Any) ->
         return unknown(context, func, args, kwargs, out)
     for t in args[1:5]:
         if isinstance(t, Tensor):
-            context.join(along_or_refuse(context, t), vector, f"{func} joins it to a tensor whose width is fixed")
+            context.join(context.of(t).reshape(-1), vector, f"{func} joins it to a tensor whose width is fixed")
     result, *rest = _tensors(out)
     context.set(result, spread(vector, channel, result.shape))
     for t in rest:
         context.set(t, _all_fixed(t))
-
-
-def along_or_refuse(context: Context, t: Tensor) -> Tensor:
-    return context.of(t).reshape(-1)
 
 
 @rule("native_layer_norm", "native_group_norm", "_fused_rms_norm")

@@ -1,8 +1,8 @@
 """sites: where in a network an identity layer may go.
 
-An identity layer is a convolution (or linear layer), perhaps batch normalisation, and an activation `phi`. It may stand next
-to an existing `phi` if `phi(phi(x)) = phi(x)` (Chen et al., ICLR 2016, section 2.4). A site is one use of such an activation in
-the user's forward, however it was written: as a module, a function, or a reused module.
+An identity layer is a convolution (or linear layer), perhaps batch normalisation, and an activation `phi`. It may stand
+next to an existing `phi` if `phi(phi(x)) = phi(x)` (Chen et al., ICLR 2016, section 2.4). A site is one use of such an
+activation in the user's forward, however it was written: as a module, a function, or a reused module.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from net2net.rules import name_of
-from net2net.skeleton import skeleton
+from net2net.skeleton import check_model, skeleton
 from net2net.trace import Inputs, call, computed
 
 #: Activations that are not idempotent, so that their sites can be named in a refusal.
 NOT_IDEMPOTENT = {
-    "gelu", "silu", "sigmoid", "tanh", "leaky_relu", "elu", "hardswish", "hardsigmoid", "mish", "softplus", "_prelu_kernel",
+    "gelu", "silu", "sigmoid", "tanh", "leaky_relu", "elu", "hardswish", "hardsigmoid", "mish", "softplus",
+    "_prelu_kernel",
     "log_sigmoid", "rrelu_with_noise", "celu",
 }  # fmt: skip
 
@@ -36,10 +38,10 @@ class Site:
     Attributes:
         activation: a fresh module that computes it; None if it is not idempotent.
         operation: the ATen operation's name.
-        after: modules, innermost first, that are run once and whose output is the activation's output: an identity layer
-            may be appended to any of them.
-        before: modules, innermost first, that are run once and whose output goes into the activation and nowhere else: the
-            activation and an identity layer may be appended to any of them.
+        after: modules, innermost first, that are run once and whose output is the activation's output: an identity
+            layer may be appended to any of them.
+        before: modules, innermost first, that are run once and whose output goes into the activation and nowhere else:
+            the activation and an identity layer may be appended to any of them.
         shape: of the activation's input.
         layer: the name of the last convolution or linear layer run before.
         norm: the name of the batch normalisation run after that layer, if any.
@@ -81,7 +83,7 @@ class _Open:
     result: _Value | None = None
 
 
-Key = tuple[int, int, torch.Size, tuple[int, ...]]
+Key = tuple[int, int | torch.SymInt, torch.Size, tuple[int, ...]]
 
 
 def _key(t: Tensor) -> Key:
@@ -97,8 +99,6 @@ class _Watch(TorchDispatchMode):
         self.opened: list[_Open] = []
         self.layer: str | None = None
         self.norm: str | None = None
-        # Inside an operation that decomposes further, only the outermost one counts; dispatch gives us the innermost. An
-        # activation is therefore recognised by its ATen form.
 
     def value(self, t: Tensor) -> _Value | None:
         value = self.values.get(_key(t))
@@ -165,7 +165,9 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
 
 def find_sites(model: nn.Module, example_inputs: Inputs) -> list[Site]:
-    """All uses of activations in the forward of `model`, in order. `model` is not touched; an empty copy of it is run."""
+    """All uses of activations in the forward of `model`, in order. `model` is not touched; an empty copy of it is
+    run."""
+    check_model(model)
     copy = skeleton(model, lambda _name, t: t.shape)
     watch = _Watch()
     calls: dict[str, int] = {}
@@ -177,7 +179,9 @@ def find_sites(model: nn.Module, example_inputs: Inputs) -> list[Site]:
                 watch.layer, watch.norm = name, None
             elif isinstance(module, _BatchNorm):
                 watch.norm = name
-            if isinstance(out, Tensor):
+            # In eval mode dropout hands on the very tensor that it is given; a layer behind it would not stand next to
+            # the activation in train mode.
+            if isinstance(out, Tensor) and not isinstance(module, _DropoutNd):
                 (watch.value(out) or watch.produced(out)).modules.append(name)
 
         module.register_forward_hook(leave)

@@ -16,10 +16,30 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, t
 
 
+def check_model(model: object) -> None:
+    """Raises if `model` is not a module that can be grown, before anything is done with it."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model (={type(model).__name__}) must be a torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("model is a ScriptModule, whose classes cannot be rebuilt; grow the module it was made from")
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise ValueError(
+            f"model (={type(model).__name__}) is a wrapper: grow model.module, then wrap the student again"
+        )
+    for name, t in named_tensors(model):
+        if isinstance(t, nn.UninitializedParameter | nn.UninitializedBuffer):
+            raise ValueError(f"{name} is not initialised yet: run the model once before growing it")
+        if type(t) not in (Tensor, nn.Parameter, nn.Buffer):
+            raise TypeError(
+                f"{name} is a {type(t).__name__}: grow the model before it is sharded, quantised or otherwise wrapped"
+            )
+
+
 def rebuild(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
     """A copy of `model`, of the same classes, in which the named parameters and buffers are these tensors.
 
-    Tensors not named are copied. Sharing among parameters is kept, and `model` is not touched. No weight that is named is ever
+    Tensors not named are copied. Sharing among parameters is kept, and `model` is not touched. No weight that is named
+    is ever
     copied: the new tensors take the old ones' places while the tree is being copied.
     """
     memo: dict[int, object] = {}
@@ -38,8 +58,8 @@ def _in_place_of(old: Tensor, new: Tensor) -> Tensor:
 def skeleton(model: nn.Module, shape_of: Callable[[str, Tensor], torch.Size]) -> nn.Module:
     """A copy in evaluation mode with parameters of the given shapes, all zero, and buffers of the given shapes.
 
-    It runs the user's own forward for its structure alone. Zeros cost no memory until they are written to. Buffers whose shape
-    stays keep their values, since code may index with them.
+    It runs the user's own forward for its structure alone. Zeros cost no memory until they are written to. Buffers
+    whose shape stays keep their values, since code may index with them.
     """
     zeros: dict[str, Tensor] = {}
     for name, t in named_tensors(model):

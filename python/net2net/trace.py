@@ -1,15 +1,15 @@
 """trace: runs the user's own forward once and lets a rule look at every operation on the way.
 
-What a rule learns, it says to a `Context`. There are two: `Inference` collects, from the teacher, which units must be widened
-alike; `Check` (check.py) holds a student to what was inferred. Both run this same walk over the same rules, so what a rule
-claims about an operation is put to the proof by the student's own forward.
+What a rule learns, it says to a `Context`. There are two: `Inference` collects, from the teacher, which units must be
+widened alike; `Check` (check.py) holds a student to what was inferred. Both run this same walk over the same rules, so
+what a rule claims about an operation is put to the proof by the student's own forward.
 """
 
 from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,19 +26,21 @@ Inputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
 
 
 class TraceError(RuntimeError):
-    """The forward pass failed; `units` are those of the tensors that the failing operation was given."""
+    """The forward pass failed. `suspects` are sets of units that it may be about, the likeliest first."""
 
-    def __init__(self, message: str, units: np.ndarray) -> None:
+    def __init__(self, message: str, suspects: list[np.ndarray]) -> None:
         super().__init__(message)
-        self.units = units
+        self.suspects = suspects
 
 
 class Context(ABC):
-    """What rules talk to. Labels are int32 tensors of their tensor's shape; vectors of labels are along one dimension."""
+    """What rules talk to. Labels are int32 tensors of their tensor's shape; vectors of labels are along one
+    dimension."""
 
     def __init__(self, model: nn.Module) -> None:
         self.labels = lab.Labels()
         self.module = ""  # the innermost module being run
+        self.seen_numbers: list[tuple[str, tuple[str, ...]]] = []
         self._parameters: dict[int, list[tuple[str, Tensor]]] = {}
         for name, t in named_tensors(model):
             self._parameters.setdefault(t.untyped_storage()._cdata, []).append((name, t))
@@ -64,7 +66,7 @@ class Context(ABC):
             if p.storage_offset() != t.storage_offset() or p.dim() != t.dim() or p.dtype != t.dtype:
                 continue
             places = list(zip(p.shape, p.stride(), strict=True))
-            dims = []
+            dims: list[int] = []
             for place in zip(t.shape, t.stride(), strict=True):
                 candidates = [d for d, known in enumerate(places) if known == place and d not in dims]
                 # A dimension of size 1 has an arbitrary stride, and sizes may repeat: prefer the same position.
@@ -88,8 +90,8 @@ class Context(ABC):
     def _vector_parameter(self, t: Tensor) -> tuple[str, Tensor, int] | None:
         """The parameter or buffer behind `t`, if all but one of its dimensions have size 1, and that dimension.
 
-        Such a tensor (a bias, a gain, a layer scale) may enter any point-wise operation, one value per unit. Whether it is
-        applied to units at all is for the operation's other operands to say.
+        Such a tensor (a bias, a gain, a layer scale) may enter any point-wise operation, one value per unit. Whether it
+        is applied to units at all is for the operation's other operands to say.
         """
         for name, p in self._parameters.get(t.untyped_storage()._cdata, []):
             if not p.is_floating_point() or p.dim() == 0 or p.numel() == 0:
@@ -108,6 +110,20 @@ class Context(ABC):
         for name, p in self._parameters.get(t.untyped_storage()._cdata, []):
             for dim, size in enumerate(p.shape[:2]):  # the kernel's dimensions hold no units
                 self.pin(self.axis_ids(name, dim, size, "each"), why)
+
+    def is_parameter(self, t: Tensor) -> bool:
+        return t.untyped_storage()._cdata in self._parameters
+
+    def units_of(self, tensors: Iterable[Tensor]) -> np.ndarray:
+        """The labels that occur in these tensors."""
+        found = [lab.compact(self.of(t)).reshape(-1).numpy() for t in tensors]
+        return np.unique(np.concatenate([np.zeros(0, dtype=np.int32), *found]))
+
+    def numbers(self, func: Any, values: list[Any]) -> None:
+        """The numbers that an operation on values was given. Code may have made them from a tensor's width (`x /
+        x.shape[1]`), which no label shows; so they must be the same in the student."""
+        plain = tuple(repr(v.item() if isinstance(v, Tensor) else v) for v in values)
+        self.seen_numbers.append((str(func), plain))
 
     def where(self) -> str:
         return f" in {self.module}" if self.module else ""
@@ -136,7 +152,8 @@ class Inference(Context):
         self.units.pin(lab.compact(labels).numpy().ravel(), why + self.where())
 
 
-#: Operations whose result is not worth computing: the weights of a skeleton are zero anyway, and only structure is asked for.
+#: Operations whose result is not worth computing: the weights of a skeleton are zero anyway, and only structure is
+#: asked for.
 COSTLY = {"aten::convolution", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
 
 
@@ -155,13 +172,15 @@ class _Walk(TorchDispatchMode):
     def __init__(self, context: Context) -> None:
         super().__init__()
         self.context = context
-        self.last: tuple[Tensor, ...] = ()
+        self.last: tuple[Tensor, ...] = ()  # what the last operation that saw units was given
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         from net2net.rules import rule_for
 
         kwargs = kwargs or {}
-        self.last = tuple(t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+        tensors = tuple(t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+        if (self.context.units_of(tensors) > FIXED).any():
+            self.last = tensors
         out = computed(func, args, kwargs)
         rule_for(func)(self.context, func, args, kwargs, out)
         return out
@@ -209,11 +228,13 @@ def walk(model: nn.Module, inputs: Inputs, context: Context) -> None:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _following_modules(model, context), mode:
             out = call(model, inputs)
+    except TraceError:
+        raise
     except Exception as error:
-        units = [lab.compact(context.of(t)).reshape(-1) for t in mode.last]
-        raise TraceError(
-            f"{type(error).__name__}{context.where()}: {error}", torch.cat([*units, torch.zeros(0)]).int().numpy()
-        ) from error
+        # What flowed into the failing operation is likelier to be at fault than the parameters that it was given.
+        flowing = [t for t in mode.last if not context.is_parameter(t)]
+        suspects = [context.units_of(flowing), context.units_of(mode.last)]
+        raise TraceError(f"{type(error).__name__}{context.where()}: {error}", suspects) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     for t in tree_leaves(out):

@@ -1,7 +1,7 @@
 """Units: which positions of which parameter axes must be widened alike.
 
-Every position of every parameter axis that takes part in the computation gets an id. Rules join ids as they walk the graph;
-what is joined in the end is one *unit*, which has one number of replicas wherever it occurs.
+Every position of every parameter axis that takes part in the computation gets an id. Rules join ids as they walk the
+graph; what is joined in the end is one *unit*, which has one number of replicas wherever it occurs.
 """
 
 from dataclasses import dataclass, field
@@ -22,8 +22,8 @@ class Axis:
     dim: int
     first: int
     size: int
-    #: "out": its positions are new units; "in": a sum runs over it, so weights are split among replicas; "each": applied
-    #: unit by unit (a bias, a norm's parameter, a depthwise kernel).
+    #: "out": its positions are new units; "in": a sum runs over it, so weights are split among replicas; "each":
+    #: applied unit by unit (a bias, a norm's parameter, a depthwise kernel).
     roles: set[str] = field(default_factory=set)
 
     def ids(self) -> np.ndarray:

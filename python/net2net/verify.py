@@ -35,8 +35,8 @@ class Report:
         max_rel: that, divided by the teacher's largest output in magnitude.
         tolerance: what `max_rel` may be.
         ok: whether it is within the tolerance (never where an output is NaN on one side only, or shapes differ).
-        parts: where they differ by more than the tolerance, the modules of equal names and output shapes that do, in the
-            order in which they are run; the first is where to look.
+        parts: where they differ by more than the tolerance, the modules of equal names and output shapes that do, in
+            the order in which they are run; the first is where to look.
     """
 
     max_abs: float
@@ -91,7 +91,8 @@ def check_growth(teacher: nn.Module, student: nn.Module, inputs: Inputs) -> None
 
 
 def _difference(pairs: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """(absolute, relative to the largest magnitude of the first ones). NaN and infinities agree with their like alone."""
+    """(absolute, relative to the largest magnitude of the first ones). NaN and infinities agree with their like
+    alone."""
     worst, largest = 0.0, 0.0
     for a, b in pairs:
         a, b = a.double(), b.double()

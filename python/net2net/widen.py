@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from n2n_kernels import gather_scale
 from net2net import attributes, mapping
 from net2net.check import Check
-from net2net.groups import AxisPlan, Group, Piece, Structure, all_shapes, infer, structure
-from net2net.plan import GrowthPlan, Skipped
+from net2net.groups import AxisPlan, Group, Piece, Structure, infer, structure
+from net2net.plan import GrowthPlan, Inventory, Skipped
 from net2net.skeleton import skeleton
 from net2net.trace import Inputs, TraceError, walk
 from net2net.units import FIXED, Units
@@ -29,7 +29,8 @@ Width = float | Mapping[str, float | int]
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Consecutive units with one map: `index` [width] names the teacher unit of each student unit, `split` their shares."""
+    """Consecutive units with one map: `index` [width] names the teacher unit of each student unit, `split` their
+    shares."""
 
     units: int
     index: np.ndarray
@@ -71,7 +72,7 @@ class WidenPlan(GrowthPlan):
 
     def __init__(
         self,
-        shapes: dict[str, tuple[int, ...]],
+        inventory: Inventory,
         skipped: list[Skipped],
         widened: list[Widened],
         segments: list[Segment],
@@ -80,7 +81,7 @@ class WidenPlan(GrowthPlan):
         noise_scale: float,
         seed: int,
     ) -> None:
-        super().__init__(shapes, skipped)
+        super().__init__(inventory, skipped)
         self.widened = widened
         self.segments = segments
         self.axes = axes
@@ -94,7 +95,7 @@ class WidenPlan(GrowthPlan):
             if axis.pieces not in tables:
                 tables[axis.pieces] = _tables(axis.pieces, segments)
             self._tables[key] = tables[axis.pieces]
-        self._ids = {name: i for i, name in enumerate(shapes)}
+        self._ids = {name: i for i, name in enumerate(self.shapes)}
 
     def student_shape(self, name: str) -> tuple[int, ...]:
         """The student's shape of a teacher tensor."""
@@ -105,7 +106,8 @@ class WidenPlan(GrowthPlan):
         return tuple(shape)
 
     def first_copies(self, name: str, dim: int) -> Tensor | None:
-        """int64: for each teacher position of an axis, the first student position that copies it; None: the axis stays."""
+        """int64: for each teacher position of an axis, the first student position that copies it; None: the axis
+        stays."""
         if (name, dim) not in self.axes:
             return None
         index = self._tables[name, dim].index.numpy()
@@ -144,7 +146,10 @@ class WidenPlan(GrowthPlan):
             seed=self.seed,
             tensor_ids=[self._ids[name] for name in names],
         )
-        return {name: g.view(tensors[name].shape) if tensors[name].dim() == 0 else g for name, g in zip(names, grown, strict=True)}
+        return {
+            name: g.view(tensors[name].shape) if tensors[name].dim() == 0 else g
+            for name, g in zip(names, grown, strict=True)
+        }
 
     def _split_scale(self, name: str) -> tuple[int | None, Tensor | None]:
         for dim in (0, 1):
@@ -196,9 +201,7 @@ class WidenPlan(GrowthPlan):
             "noise_scale": self.noise_scale,
             "seed": self.seed,
             "widened": [asdict(w) for w in self.widened],
-            "segments": [
-                {"units": s.units, "map": s.index.tolist(), "split": s.split.tolist()} for s in self.segments
-            ],
+            "segments": [{"units": s.units, "map": s.index.tolist(), "split": s.split.tolist()} for s in self.segments],
             "axes": [
                 {"tensor": name, "dim": dim, "split": a.split, "pieces": [[p.segment, p.repeat] for p in a.pieces]}
                 for (name, dim), a in self.axes.items()
@@ -206,9 +209,7 @@ class WidenPlan(GrowthPlan):
         }
 
     @classmethod
-    def _from_body(
-        cls, body: dict[str, Any], shapes: dict[str, tuple[int, ...]], skipped: list[Skipped]
-    ) -> WidenPlan:
+    def _from_body(cls, body: dict[str, Any], inventory: Inventory, skipped: list[Skipped]) -> WidenPlan:
         segments = []
         for i, s in enumerate(body["segments"]):
             index, split = np.array(s["map"], dtype=np.int64), np.array(s["split"], dtype=np.float64)
@@ -219,12 +220,12 @@ class WidenPlan(GrowthPlan):
         for a in body["axes"]:
             axis = AxisPlan(tuple(Piece(s, int(r)) for s, r in a["pieces"]), bool(a["split"]))
             size = sum(p.repeat * (1 if p.segment is None else segments[p.segment].units) for p in axis.pieces)
-            if size != shapes[a["tensor"]][a["dim"]]:
+            if size != inventory.shapes[a["tensor"]][a["dim"]]:
                 raise ValueError(f"the pieces of {a['tensor']}, axis {a['dim']}, cover {size} positions, not all")
             axes[a["tensor"], int(a["dim"])] = axis
         _check_noise(body["noise"], body["noise_scale"])
         widened = [Widened(**w) for w in body["widened"]]
-        return cls(shapes, skipped, widened, segments, axes, body["noise"], body["noise_scale"], int(body["seed"]))
+        return cls(inventory, skipped, widened, segments, axes, body["noise"], body["noise_scale"], int(body["seed"]))
 
 
 def _tables(pieces: tuple[Piece, ...], segments: list[Segment]) -> AxisTables:
@@ -272,18 +273,19 @@ def plan_widen(
 
     Args:
         model: any module; a copy with empty weights is run, the module itself is not touched.
-        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments for its forward. Small ones suffice.
-        width: the factor by which the number of units grows; or a mapping from module names or patterns to factors (float)
-            or numbers of units (int), which then names the layers to widen.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments for its forward. Small ones
+            suffice.
+        width: the factor by which the number of units grows; or a mapping from module names or patterns to factors
+            (float) or numbers of units (int), which then names the layers to widen.
         layers: names or shell-style patterns of the layers to widen (with what must be widened along); None: all.
         mapping: how replicas are chosen, `"random"` (the paper) or `"even"`.
-        split: how replicas share their unit's outgoing weights, `"uniform"` (1/r, the paper) or `"dyadic"` (powers of two,
-            exact in every format).
-        noise: `"cancelling"` perturbs the outgoing weights of replicas so that the function stays exactly the same and yet
-            replicas learn apart; `"paper"` perturbs the incoming weights of all copies but the first (the function changes
-            slightly); `"none"`.
-        noise_scale: standard deviation of the noise in units of the teacher tensor's; None: 0.5 for cancelling noise (each
-            replica then moves by 0.7 of it), 0.05 for the paper's.
+        split: how replicas share their unit's outgoing weights, `"uniform"` (1/r, the paper) or `"dyadic"` (powers of
+            two, exact in every format).
+        noise: `"cancelling"` perturbs the outgoing weights of replicas so that the function stays exactly the same and
+            yet replicas learn apart; `"paper"` perturbs the incoming weights of all copies but the first (the function
+            changes slightly); `"none"`.
+        noise_scale: standard deviation of the noise in units of the teacher tensor's; None: 0.5 for cancelling noise
+            (each replica then moves by 0.7 of it), 0.05 for the paper's.
         multiple_of: new numbers of units are rounded up to a multiple of this.
         seed: of maps and noise.
         strict: raise instead of leaving a part alone that cannot be widened.
@@ -292,30 +294,25 @@ def plan_widen(
         A plan. `plan.skipped` lists what is left alone, with reasons.
 
     Raises:
-        ValueError: for a bad argument, by name and value; if a layer that was named cannot be widened, or does not exist; if
-            nothing at all can be widened; under `strict`, if anything cannot.
+        ValueError: for a bad argument, by name and value; if a layer that was named cannot be widened, or does not
+            exist; if nothing at all can be widened; under `strict`, if anything cannot.
     """
     _check_arguments(width, mapping, split, noise, noise_scale, multiple_of, seed)
     scale = NOISES[noise] if noise_scale is None else float(noise_scale)
-    units = infer(model, example_inputs)
     targets = dict(width) if isinstance(width, Mapping) else None
     if targets is not None and layers is not None:
         raise ValueError("layers must be None where width is a mapping, which names the layers itself")
     wanted = [layers] if isinstance(layers, str) else None if layers is None else list(layers)
-    chooser = _Chooser(targets, wanted, None if targets is not None else float(width), multiple_of)  # type: ignore[arg-type]
-    while True:
-        found = structure(units)
-        widths = chooser.widths(found)
+    factor = None if isinstance(width, Mapping) else float(width)
+    chooser = _Chooser(targets, wanted, factor, multiple_of)
+
+    def plan_for(found: Structure) -> WidenPlan:
         rng = np.random.default_rng(seed)
-        segments = [
-            _segment(len(roots), w, mapping, split, rng)
-            for roots, w in zip(found.segments, widths, strict=True)
-        ]
-        plan = _plan(model, found, segments, noise, scale, seed)
-        disagreement = _disagreement(model, example_inputs, plan, found)
-        if disagreement is None:
-            break
-        _blame(units, found, plan, disagreement)
+        widths = chooser.widths(found)
+        segments = [_segment(len(r), w, mapping, split, rng) for r, w in zip(found.segments, widths, strict=True)]
+        return _plan(model, found, segments, noise, scale, seed)
+
+    plan, found = _settle(model, example_inputs, plan_for)
     chooser.complain(found)
     stuck = [g for g in found.groups if g.reason is not None and not g.output]
     if strict and stuck:
@@ -323,6 +320,42 @@ def plan_widen(
     if not plan.widened:
         raise ValueError("nothing was widened" + (f"; for example, {stuck[0]}" if stuck else ""))
     return plan
+
+
+def _settle(
+    model: nn.Module, example_inputs: Inputs, plan_for: Callable[[Structure], WidenPlan]
+) -> tuple[WidenPlan, Structure]:
+    """Plans, holds the plan against the student's own forward, pins what they disagree about, and plans again."""
+    inference = infer(model, example_inputs)
+    while True:
+        found = structure(inference.units)
+        plan = plan_for(found)
+        disagreement = _disagreement(model, example_inputs, plan, found, inference.seen_numbers)
+        if disagreement is None:
+            return plan, found
+        _blame(inference.units, found, plan, disagreement)
+
+
+def groups(model: nn.Module, example_inputs: Inputs) -> list[Group]:
+    """What of `model` can be widened, what not, and why.
+
+    Args:
+        model: any module. It is not touched; copies with empty weights are run.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments for its forward. Small ones
+            suffice.
+
+    Returns:
+        Groups of units that must be widened together, in the order in which the forward meets them, as they turn out
+        for a widening by a half. `print(group)` reads well.
+    """
+    return _settle(model, example_inputs, lambda found: _trial(model, found))[1].groups
+
+
+def _trial(model: nn.Module, found: Structure) -> WidenPlan:
+    widths = _Chooser(None, None, 1.5, 1).widths(found)
+    rng = np.random.default_rng(0)
+    segments = [_segment(len(r), w, "random", "uniform", rng) for r, w in zip(found.segments, widths, strict=True)]
+    return _plan(model, found, segments, "none", 0.0, 0)
 
 
 def widen(
@@ -340,8 +373,8 @@ def widen(
 ) -> nn.Module:
     """A wider model that computes the same function (with the paper's noise: nearly the same).
 
-    The arguments are those of `plan_widen`, of which this is the short form: plan, apply, and compare teacher and student on
-    `example_inputs` before the student is handed out.
+    The arguments are those of `plan_widen`, of which this is the short form: plan, apply, and compare teacher and
+    student on `example_inputs` before the student is handed out.
 
     Returns:
         A new module of the same class. `model` is not touched.
@@ -422,7 +455,9 @@ class _Chooser:
                     if asked < 1:
                         raise ValueError(f"width[{pattern!r}] (={target}) is less than the {units} units of {layer}")
                     if factor is not None and round(factor * free) != round(asked * free):
-                        raise ValueError(f"width[{pattern!r}] (={target}) contradicts another entry: {layer} grows with it")
+                        raise ValueError(
+                            f"width[{pattern!r}] (={target}) contradicts another entry: {layer} grows with it"
+                        )
                     factor = asked
         elif self._layers is None or any(fnmatch.fnmatchcase(x, p) for x in group.layers for p in self._layers):
             factor = self._factor
@@ -463,11 +498,15 @@ def _plan(
         if any(grows[s] for s in g.segments)
     ]
     skipped = [Skipped(g.layers, g.units, g.reason) for g in found.groups if g.reason is not None and not g.output]
-    return WidenPlan(all_shapes(model), skipped, widened, segments, axes, noise, scale, seed)
+    return WidenPlan(Inventory.of(model), skipped, widened, segments, axes, noise, scale, seed)
 
 
 def _disagreement(
-    model: nn.Module, example_inputs: Inputs, plan: WidenPlan, found: Structure
+    model: nn.Module,
+    example_inputs: Inputs,
+    plan: WidenPlan,
+    found: Structure,
+    numbers: list[tuple[str, tuple[str, ...]]],
 ) -> TraceError | None:
     """What the student's own forward says against the plan, if anything."""
     student = skeleton(model, lambda name, _t: torch.Size(plan.student_shape(name)))
@@ -481,7 +520,7 @@ def _disagreement(
         widened[roots] = segment.width > segment.units
     widened[: FIXED + 1] = False
     try:
-        walk(student, example_inputs, Check(student, unit_of, widened))
+        walk(student, example_inputs, Check(student, unit_of, widened, numbers))
     except TraceError as error:
         return error
     return None
@@ -494,10 +533,12 @@ def _blame(units: Units, found: Structure, plan: WidenPlan, error: TraceError) -
         for s in group.segments:
             group_of.update(dict.fromkeys(found.segments[s].tolist(), group))
     growing = {w.layers[0] for w in plan.widened}
-    blamed = {g.name: g for u in set(error.units.tolist()) if (g := group_of.get(u)) and g.name in growing}
-    if not blamed:
-        # An error that tells of no units: nothing may be assumed of any of them.
-        blamed = {g.name: g for g in found.groups if g.name in growing}
+    # Last of all, an error that tells of no units: nothing may be assumed of any of them.
+    everyone = np.array(sorted(group_of))
+    for suspects in [*error.suspects, everyone]:
+        blamed = {g.name: g for u in suspects.tolist() if (g := group_of.get(u)) and g.name in growing}
+        if blamed:
+            break
     if not blamed:
         raise error
     for group in blamed.values():
