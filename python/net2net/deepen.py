@@ -17,7 +17,8 @@ from n2n_kernels import gather_scale, identity_
 from net2net.moments import site_moments
 from net2net.plan import GrowthPlan, Inventory, Skipped
 from net2net.sites import Site, find_sites
-from net2net.trace import Inputs
+from net2net.skeleton import skeleton
+from net2net.trace import Inputs, call
 from net2net.verify import check_growth
 
 METHODS = ("auto", "identity")
@@ -291,6 +292,10 @@ def plan_deepen(
     for pattern in patterns or []:
         if pattern not in matched:
             raise ValueError(f"after (={pattern!r}) fits no module whose output is, or goes into, an activation")
+    for module, reason in _refused(model, example_inputs, list(insertions.values())).items():
+        if patterns is not None and module in patterns:
+            raise ValueError(f"after (={module!r}): {reason}")
+        skipped.append(Skipped([module], insertions.pop(module).channels, reason))
     if not insertions:
         raise ValueError(
             "there is no place for an identity layer" + (f"; for example, {skipped[0]}" if skipped else "")
@@ -327,6 +332,31 @@ def deepen(
     student = plan_deepen(model, example_inputs, after, count, data, method, seed, kernel_size).apply(model)
     check_growth(model, student, example_inputs)
     return student
+
+
+def _refused(model: nn.Module, example_inputs: Inputs, insertions: list[Insertion]) -> dict[str, str]:
+    """The modules that the user's code does not let be wrapped (it reads their parameters instead of calling them,
+    say), each with the reason."""
+    if _error_with(model, example_inputs, insertions) is None:
+        return {}
+    alone = {i.module: _error_with(model, example_inputs, [i]) for i in insertions}
+    return {
+        module: f"the model does not run with this module wrapped: {type(error).__name__}: {error}"
+        for module, error in alone.items()
+        if error is not None
+    }
+
+
+def _error_with(model: nn.Module, example_inputs: Inputs, insertions: list[Insertion]) -> Exception | None:
+    """Runs an empty copy of the student, just as the user would, and returns what it raised."""
+    copy = skeleton(model, lambda _name, t: t.shape)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        DeepenPlan(Inventory.of(model), [], insertions)._finish(copy)
+        try:
+            call(copy, example_inputs)
+        except Exception as error:
+            return error
+    return None
 
 
 def _check_arguments(count: int, method: str, seed: int, kernel_size: KernelSize) -> None:
