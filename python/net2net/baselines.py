@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from net2net.skeleton import named_tensors
+from net2net.skeleton import named_tensors, own_random_state
 from net2net.widen import WidenPlan
 
 
@@ -22,7 +22,7 @@ def random_pad(model: nn.Module, plan: WidenPlan, seed: int = 0) -> nn.Module:
     """
     student = plan.apply(model)
     teacher = dict(named_tensors(model))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), own_random_state(student):
         torch.manual_seed(seed)
         for module in student.modules():
             reset = getattr(module, "reset_parameters", None)

@@ -17,7 +17,7 @@ from n2n_kernels import gather_scale, identity_
 from net2net.moments import site_moments
 from net2net.plan import GrowthPlan, Inventory, Skipped
 from net2net.sites import Site, find_sites
-from net2net.skeleton import skeleton
+from net2net.skeleton import own_random_state, skeleton
 from net2net.trace import Inputs, call
 from net2net.verify import check_growth
 
@@ -106,12 +106,13 @@ class DeepenPlan(GrowthPlan):
 
     def _finish(self, student: nn.Module) -> None:
         new: dict[str, nn.Module] = {}
+        examples = {i.module: cast(Tensor, student.get_submodule(i.layer).weight) for i in self.insertions}
         # Inner modules first, so that a wrapped module may stand within another one.
         for insertion in sorted(self.insertions, key=lambda i: i.module.count("."), reverse=True):
             parent, _, child = insertion.module.rpartition(".")
             owner = student.get_submodule(parent)
             wrapped = getattr(owner, child)
-            example = next((t for t in wrapped.parameters()), next(student.parameters()))
+            example = examples[insertion.module]
             layers = {
                 name: _layer(insertion, k, example)
                 for name, k in zip(insertion.names(), insertion.kernel_sizes, strict=True)
@@ -134,10 +135,12 @@ class DeepenPlan(GrowthPlan):
                 renamed.append(LAYER)
         return ".".join(renamed)
 
-    def _new_tensors(self, example: Tensor) -> dict[str, Tensor]:
+    def _new_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         new = {}
         for insertion in self.insertions:
             box = self._renamed(insertion.module, own=True)
+            # A computed weight (weight normalisation) is not in a state dict; any tensor tells dtype and device then.
+            example = tensors.get(f"{insertion.layer}.weight", next(iter(tensors.values())))
             layers = [_layer(insertion, k, example) for k in insertion.kernel_sizes]
             identity_([_weight_of(layer) for layer in layers])
             for name, layer in zip(insertion.names(), layers, strict=True):
@@ -350,7 +353,7 @@ def _refused(model: nn.Module, example_inputs: Inputs, insertions: list[Insertio
 def _error_with(model: nn.Module, example_inputs: Inputs, insertions: list[Insertion]) -> Exception | None:
     """Runs an empty copy of the student, just as the user would, and returns what it raised."""
     copy = skeleton(model, lambda _name, t: t.shape)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), own_random_state(copy):
         DeepenPlan(Inventory.of(model), [], insertions)._finish(copy)
         try:
             call(copy, example_inputs)

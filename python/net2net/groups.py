@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import nn
 
-from n2n_kernels import dtypes
-from net2net.skeleton import check_model, named_tensors, skeleton
+from net2net.skeleton import check_model, movable, named_tensors, skeleton
 from net2net.trace import OUTPUT, Inference, Inputs, walk
 from net2net.units import Axis, DisjointSets, Units
 
@@ -48,6 +47,7 @@ class Group:
     units: int
     reason: str | None = None
     segments: list[int] = field(default_factory=list)  # indices into Structure.segments
+    axes: list[tuple[str, int]] = field(default_factory=list)  # what produces them, one per layer
 
     @property
     def output(self) -> bool:
@@ -84,7 +84,7 @@ def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
     context = Inference(copy)
     walk(copy, example_inputs, context)
     for name, t in named_tensors(copy):
-        if t.dtype not in dtypes.TABLE or t.dim() > 5:
+        if not movable(t):
             for dim in range(min(t.dim(), 2)):
                 if (name, dim) in context.units.axes:
                     context.units.pin(
@@ -226,6 +226,7 @@ def _groups(
         at = int(together.roots(root_of[key][:1])[0])
         group = found.setdefault(at, Group([], 0, reasons.get(at)))
         group.layers.append(layer_of(axis))
+        group.axes.append(key)
         members.setdefault(at, set()).update(root_of[key].tolist())
     for at, group in found.items():
         group.units = len(members[at])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from n2n_kernels import channel_moments
+from net2net.skeleton import own_random_state
 from net2net.trace import Inputs, call
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def site_moments(model: nn.Module, insertions: list[Insertion], data: Iterable[I
 
         runner.get_submodule(insertion.module).register_forward_hook(record)
     batches = 0
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), own_random_state(runner):
         for batch in data:
             call(runner, batch)
             batches += 1

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from net2net import optimizer as optim
-from net2net.skeleton import check_model, named_tensors, rebuild
+from net2net.skeleton import check_model, movable, named_tensors, rebuild
 
 FORMAT = "net2net.GrowthPlan"
 VERSION = 1
@@ -134,8 +134,8 @@ class GrowthPlan(ABC):
         """A teacher tensor's name in the student."""
 
     @abstractmethod
-    def _new_tensors(self, example: Tensor) -> dict[str, Tensor]:
-        """Tensors that only the student has, by the student's names; `example` tells dtype and device."""
+    def _new_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors that only the student has, by the student's names; the teacher's tell dtype and device."""
 
     @abstractmethod
     def _neighbours(self) -> dict[str, str]:
@@ -164,8 +164,8 @@ class GrowthPlan(ABC):
         self.inventory.check_model(model)
         tensors = dict(named_tensors(model))
         with torch.no_grad():
-            movable = {name: t.detach() for name, t in tensors.items() if t.is_floating_point()}
-            student = rebuild(model, self._grown(movable))
+            moving = {name: t.detach() for name, t in tensors.items() if movable(t)}
+            student = rebuild(model, self._grown(moving))
             self._finish(student)
         self._teachers[student] = {id(t): (ref(t), name) for name, t in tensors.items() if isinstance(t, nn.Parameter)}
         return student
@@ -179,14 +179,14 @@ class GrowthPlan(ABC):
         self.inventory.check_state_dict(state_dict)
         first = {k: self.inventory.aliases.get(k, k) for k, t in state_dict.items() if isinstance(t, Tensor)}
         with torch.no_grad():
-            movable = {first[k]: state_dict[k] for k in first if state_dict[k].is_floating_point()}
-            grown = self._grown(movable)
+            moving = {first[k]: state_dict[k] for k in first if movable(state_dict[k])}
+            grown = self._grown(moving)
             student = {
                 self._renamed(k): grown[first[k]] if first.get(k) in grown else copy.deepcopy(t)
                 for k, t in state_dict.items()
             }
-            if movable:
-                student.update(self._new_tensors(next(iter(movable.values()))))
+            if moving:
+                student.update(self._new_tensors(moving))
         return student
 
     def grow_optimizer(self, optimizer: torch.optim.Optimizer, student: nn.Module) -> torch.optim.Optimizer:
@@ -225,7 +225,8 @@ class GrowthPlan(ABC):
         parameters = dict(student.named_parameters(remove_duplicate=False))
         replaced = {p: parameters[self._renamed(name)] for p, name in names.items()}
         held = {name: p for p, name in names.items()}
-        fresh = [(name, parameters[name], held[near]) for name, near in self._neighbours().items() if near in held]
+        near = {new: old for new, old in self._neighbours().items() if new in parameters and old in held}
+        fresh = [(new, parameters[new], held[old]) for new, old in near.items()]
         return optim.rebuild(optimizer, replaced, moving, values, fresh)
 
     # -- files -------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from net2net.rules import name_of
-from net2net.skeleton import check_model, skeleton
+from net2net.skeleton import check_model, own_random_state, skeleton
 from net2net.trace import Inputs, call, computed
 
 #: Activations that are not idempotent, so that their sites can be named in a refusal.
@@ -188,7 +188,7 @@ def find_sites(model: nn.Module, example_inputs: Inputs) -> list[Site]:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), watch:
+        with torch.no_grad(), own_random_state(copy), watch:
             out = call(copy, example_inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

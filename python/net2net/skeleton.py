@@ -1,10 +1,13 @@
 """Copies of a model that share nothing with it: the one way in which this package makes one module tree of another."""
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+
+from n2n_kernels import dtypes
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -14,6 +17,19 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if id(t) not in seen:
             seen.add(id(t))
             yield name, t
+
+
+def movable(t: Tensor) -> bool:
+    """Whether the kernels move this kind of tensor. (Counters and the like are copied with the module tree.)"""
+    return t.dtype in dtypes.TABLE and t.dim() <= 5
+
+
+@contextlib.contextmanager
+def own_random_state(model: nn.Module) -> Iterator[None]:
+    """Puts the random state back, on the CPU and on the devices of `model`."""
+    devices = {t.device for _, t in named_tensors(model) if t.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
+        yield
 
 
 def check_model(model: object) -> None:

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from net2net import labels as lab
-from net2net.skeleton import named_tensors
+from net2net.skeleton import named_tensors, own_random_state
 from net2net.units import FIXED, Axis, Units
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
@@ -179,7 +179,8 @@ class _Walk(TorchDispatchMode):
 
         kwargs = kwargs or {}
         tensors = tuple(t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
-        if (self.context.units_of(tensors) > FIXED).any():
+        # Parameters are not asked: a rule that does makes them take part.
+        if (self.context.units_of(t for t in tensors if not self.context.is_parameter(t)) > FIXED).any():
             self.last = tensors
         out = computed(func, args, kwargs)
         rule_for(func)(self.context, func, args, kwargs, out)
@@ -226,7 +227,7 @@ def walk(model: nn.Module, inputs: Inputs, context: Context) -> None:
     # Transformer layers' fused inference path hides their parameters' use in one opaque operation.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), _following_modules(model, context), mode:
+        with torch.no_grad(), own_random_state(model), _following_modules(model, context), mode:
             out = call(model, inputs)
     except TraceError:
         raise

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from net2net.skeleton import own_random_state
 from net2net.trace import Inputs, call
 
 #: Largest difference, relative to the teacher's largest output, that rounding explains in a deep network.
@@ -117,9 +118,8 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Puts buffers and the random state back. The seed is the same each time, so two models see the same numbers."""
     saved = [(b, b.clone()) for b in model.buffers()]
-    devices = {t.device for t in model.parameters() if t.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=list(devices)):
+        with own_random_state(model):
             torch.manual_seed(0)
             yield
     finally:

@@ -187,7 +187,7 @@ class WidenPlan(GrowthPlan):
     def _renamed(self, name: str) -> str:
         return name
 
-    def _new_tensors(self, example: Tensor) -> dict[str, Tensor]:
+    def _new_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {}
 
     def _neighbours(self) -> dict[str, str]:
@@ -447,10 +447,10 @@ class _Chooser:
         factor = None
         if self._targets is not None:
             for pattern, target in self._targets.items():
-                for layer in group.layers:
+                for layer, axis in zip(group.layers, group.axes, strict=True):
                     if not fnmatch.fnmatchcase(layer, pattern):
                         continue
-                    units = len(next(r for (n, _), r in found.root_of.items() if n.rpartition(".")[0] == layer))
+                    units = len(found.root_of[axis])
                     asked = target / units if isinstance(target, int) else target
                     if asked < 1:
                         raise ValueError(f"width[{pattern!r}] (={target}) is less than the {units} units of {layer}")

@@ -1,0 +1,173 @@
+"""Carrying optimizer state: compared with the state that the student's own gradients make."""
+
+import copy
+
+import net2net
+import pytest
+import torch
+from models import EXAMPLES
+from torch import Tensor, nn
+from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
+
+CASES = {
+    "sgd": (SGD, {"momentum": 0.9}),
+    "adam": (Adam, {"amsgrad": True}),
+    "adamw": (AdamW, {}),
+    "rmsprop": (RMSprop, {"momentum": 0.9, "centered": True, "eps": 1e-30}),
+    "nadam": (NAdam, {}),
+    "radam": (RAdam, {}),
+    "adamax": (Adamax, {"eps": 1e-30}),
+    "adagrad": (Adagrad, {}),
+    "adadelta": (Adadelta, {"eps": 1e-30}),
+}
+
+
+def loss(model: nn.Module, x: Tensor) -> Tensor:
+    out = model(x)
+    return (out * torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)).sum().square()
+
+
+def make(kind: type[Optimizer], model: nn.Module, **options: object) -> Optimizer:
+    """Two groups with options of their own. Nothing moves: the learning rate is zero, so state is all that steps
+    change."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.0},
+        {"params": [p for p in model.parameters() if p.dim() == 1]},
+    ]
+    return kind(groups, lr=0.0, **options)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("split", ["uniform", "dyadic"])
+@pytest.mark.parametrize("name", ["residual", "gated", "channels_last_features"])
+def test_state_is_what_the_students_gradients_make(name: str, split: str, case: str) -> None:
+    kind, options = CASES[case]
+    teacher, x = EXAMPLES[name].build()
+    plan = net2net.plan_widen(teacher, x, 1.7, noise="none", split=split)
+    optimizer = make(kind, teacher, **options)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss(teacher, x).backward()
+        optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict())
+    student = plan.apply(teacher)
+    grown = plan.grow_optimizer(optimizer, student)
+    assert type(grown) is kind
+    assert_equal_state(before, optimizer.state_dict())
+
+    fresh = make(kind, student, **options)
+    for _ in range(2):
+        fresh.zero_grad()
+        loss(student, x).backward()
+        fresh.step()
+    assert [list(map(id, g["params"])) for g in grown.param_groups] == [
+        list(map(id, g["params"])) for g in fresh.param_groups
+    ]
+    compared = 0
+    for p in student.parameters():
+        assert grown.state[p].keys() == fresh.state[p].keys()
+        for key, expected in fresh.state[p].items():
+            actual = grown.state[p][key]
+            if isinstance(expected, Tensor) and expected.dim():
+                scale = expected.abs().max().clamp(min=1e-12)
+                assert (actual - expected).abs().max() / scale < 1e-8, key
+                compared += 1
+            else:
+                assert actual == expected
+    assert compared
+
+
+def assert_equal_state(a: dict[str, object], b: dict[str, object]) -> None:
+    flat_a, flat_b = (torch.utils._pytree.tree_leaves(s) for s in (a, b))
+    assert len(flat_a) == len(flat_b)
+    for x, y in zip(flat_a, flat_b, strict=True):
+        assert torch.equal(x, y) if isinstance(x, Tensor) else x == y
+
+
+def test_options_steps_and_learning_rates_are_kept() -> None:
+    teacher, x = EXAMPLES["plain_2d"].build()
+    plan = net2net.plan_widen(teacher, x, 1.5)
+    optimizer = AdamW(
+        [{"params": [teacher[0].weight], "lr": 0.5, "weight_decay": 0.25}, {"params": [teacher[4].weight]}], lr=0.1
+    )
+    loss(teacher, x).backward()
+    for _ in range(3):
+        optimizer.step()
+    student = plan.apply(teacher)
+    grown = plan.grow_optimizer(optimizer, student)
+    assert [(g["lr"], g["weight_decay"]) for g in grown.param_groups] == [(0.5, 0.25), (0.1, 0.01)]
+    assert grown.param_groups[0]["params"][0] is student[0].weight
+    assert grown.state[student[0].weight]["step"] == 3
+    assert len(grown.state) == 2
+    student(x).sum().backward()
+    grown.step()
+    assert grown.state[student[0].weight]["step"] == 4
+    assert optimizer.state[teacher[0].weight]["step"] == 3
+
+
+def test_training_goes_on_after_both_kinds_of_growth() -> None:
+    teacher, x = EXAMPLES["residual"].build(torch.float32)
+    teacher.train()
+    optimizer = RMSprop(teacher.parameters(), lr=1e-4, momentum=0.9)
+    loss(teacher, x).backward()
+    optimizer.step()
+    wide = net2net.plan_widen(teacher, x, 1.5)
+    student = wide.apply(teacher)
+    optimizer = wide.grow_optimizer(optimizer, student)
+    deep = net2net.plan_deepen(student, x, data=[x])
+    deeper = deep.apply(student)
+    optimizer = deep.grow_optimizer(optimizer, deeper)
+    held = {id(p) for g in optimizer.param_groups for p in g["params"]}
+    assert held == {id(p) for p in deeper.parameters()}
+    before = {k: p.clone() for k, p in deeper.named_parameters()}
+    loss(deeper, x).backward()
+    optimizer.step()
+    assert all(not torch.equal(before[k], p) for k, p in deeper.named_parameters())
+
+
+def test_new_layers_join_the_group_of_the_layer_that_they_follow() -> None:
+    teacher, x = EXAMPLES["plain_2d"].build()
+    plan = net2net.plan_deepen(teacher, x, after="2")
+    optimizer = SGD(
+        [
+            {"params": [teacher[0].weight], "lr": 1.0},
+            {"params": [teacher[1].weight, teacher[1].bias], "lr": 2.0},
+            {"params": [teacher[12].weight], "lr": 3.0},
+        ]
+    )
+    student = plan.apply(teacher)
+    grown = plan.grow_optimizer(optimizer, student)
+    new = student.get_submodule(plan.inserted[0])
+    rates = {id(p): g["lr"] for g in grown.param_groups for p in g["params"]}
+    assert rates[id(new.conv.weight)] == 1.0
+    assert rates[id(new.norm.weight)] == rates[id(new.norm.bias)] == 2.0
+    assert not grown.state
+
+
+def test_frozen_neighbours_leave_new_layers_out() -> None:
+    teacher, x = EXAMPLES["plain_2d"].build()
+    plan = net2net.plan_deepen(teacher, x, after="2")
+    optimizer = SGD([teacher[12].weight], lr=1.0)
+    grown = plan.grow_optimizer(optimizer, plan.apply(teacher))
+    assert len(grown.param_groups[0]["params"]) == 1
+
+
+def test_unknown_optimizers_and_parameters_are_refused() -> None:
+    class Mine(SGD):
+        pass
+
+    teacher, x = EXAMPLES["plain_2d"].build()
+    plan = net2net.plan_widen(teacher, x, 1.5)
+    student = plan.apply(teacher)
+    with pytest.raises(TypeError, match="Mine"):
+        plan.grow_optimizer(Mine(teacher.parameters(), lr=0.1), student)
+    with pytest.raises(TypeError, match="LBFGS"):
+        plan.grow_optimizer(torch.optim.LBFGS(teacher.parameters()), student)
+    with pytest.raises(ValueError, match="not one of the model"):
+        plan.grow_optimizer(SGD(student.parameters(), lr=0.1), student)
+    with pytest.raises(ValueError, match="student was not made"):
+        plan.grow_optimizer(SGD(teacher.parameters(), lr=0.1), teacher)
+    strange = SGD(teacher.parameters(), lr=0.1)
+    strange.state[teacher[0].weight]["mystery"] = torch.ones_like(teacher[0].weight)
+    with pytest.raises(TypeError, match="'mystery'"):
+        plan.grow_optimizer(strange, student)

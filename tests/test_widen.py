@@ -1,0 +1,368 @@
+"""Widening whole networks: the function stays, the teacher stays, replicas learn apart."""
+
+import copy
+from typing import Any
+
+import net2net
+import pytest
+import torch
+from models import EXAMPLES, Example, randomised
+from net2net.verify import Report
+from torch import Tensor, nn
+
+EXACT = 1e-10
+
+
+@pytest.fixture(params=EXAMPLES)
+def example(request: pytest.FixtureRequest) -> Example:
+    return EXAMPLES[request.param]
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def assert_untouched(model: nn.Module, before: dict[str, Tensor]) -> None:
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def same_function(teacher: nn.Module, student: nn.Module, x: Tensor, training: bool) -> Report:
+    return net2net.verify(teacher.train(training), student.train(training), x)
+
+
+@pytest.mark.parametrize("mapping", ["random", "even"])
+@pytest.mark.parametrize("split", ["uniform", "dyadic"])
+@pytest.mark.parametrize("noise", ["cancelling", "none"])
+def test_function_stays_and_teacher_is_untouched(example: Example, mapping: str, split: str, noise: str) -> None:
+    model, x = example.build()
+    before = snapshot(model)
+    plan = net2net.plan_widen(model, x, 1.6, mapping=mapping, split=split, noise=noise, seed=3)
+    student = plan.apply(model)
+    assert_untouched(model, before)
+    assert type(student) is type(model)
+    assert sum(p.numel() for p in student.parameters()) > sum(p.numel() for p in model.parameters())
+    for training in (False, True):
+        assert same_function(model, student, x, training).max_rel < EXACT
+
+
+def test_everything_but_the_outputs_is_widened(example: Example) -> None:
+    model, x = example.build()
+    plan = net2net.plan_widen(model, x, 2)
+    # The one thing that cannot be: the spatial gate's single channel, which must stay one to broadcast.
+    assert [s.layers for s in plan.skipped] == ([["spatial"]] if hasattr(model, "spatial") else [])
+    for group in plan.widened:
+        assert group.width == 2 * group.units
+
+
+def test_several_growths_in_a_row(example: Example) -> None:
+    model, x = example.build()
+    student = model
+    for seed in range(3):
+        student = net2net.widen(student, x, 1.3, seed=seed)
+    for training in (False, True):
+        assert same_function(model, student, x, training).max_rel < EXACT
+
+
+def test_other_input_sizes_and_batches() -> None:
+    model, x = EXAMPLES["dense"].build()
+    student = net2net.widen(model, x, 1.5)
+    assert net2net.verify(model, student, torch.randn(2, 2, 12, 10, dtype=x.dtype)).max_rel < EXACT
+
+
+def test_model_in_train_mode_stays_so() -> None:
+    model, x = EXAMPLES["residual"].build()
+    model.train()
+    model.bn1.eval()
+    student = net2net.widen(model, x, 1.5)
+    assert student.training
+    assert not student.bn1.training
+    assert model.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_narrow_dtypes(dtype: torch.dtype) -> None:
+    model, x = EXAMPLES["plain_2d"].build(dtype)
+    student = net2net.widen(model, x, 1.5)
+    assert {p.dtype for p in student.parameters()} == {dtype}
+    assert net2net.verify(model, student, x).ok
+
+
+def test_dyadic_split_is_lossless_in_bfloat16() -> None:
+    model, x = EXAMPLES["plain_2d"].build(torch.bfloat16)
+    plan = net2net.plan_widen(model, x, 2.7, split="dyadic", noise="none")
+    grown = plan.grow_state_dict(model.state_dict())
+    for name, weight in model.state_dict().items():
+        if (name, 1) not in plan.axes:
+            continue
+        rows, columns = plan.first_copies(name, 0), plan._tables[name, 1].index
+        mine = grown[name] if rows is None else grown[name][rows]
+        summed = torch.zeros(weight.shape, dtype=torch.float64).index_add_(1, columns, mine.double())
+        assert torch.equal(summed, weight.double())
+
+
+def test_replicas_are_told_apart() -> None:
+    model, x = EXAMPLES["residual"].build()
+    plan = net2net.plan_widen(model, x, 2, mapping="even")
+    student = plan.apply(model)
+    for name, weight in student.named_parameters():
+        if (name, 1) in plan.axes:
+            columns = weight.detach().transpose(0, 1).flatten(1)
+            distances = torch.cdist(columns, columns) + torch.eye(len(columns))
+            assert distances.min() > 0, name
+
+
+def test_the_papers_noise_changes_replicas_alone() -> None:
+    model, x = EXAMPLES["plain_2d"].build()
+    plan = net2net.plan_widen(model, x, 1.5, noise="paper", noise_scale=0.1)
+    noisy = plan.apply(model).state_dict()
+    exact = net2net.plan_widen(model, x, 1.5, noise="none").apply(model).state_dict()
+    changed = [name for name in exact if not torch.equal(noisy[name], exact[name])]
+    assert changed == [name for name in exact if (name, 0) in plan.axes and exact[name].dim() > 1]
+    for name in changed:
+        rows = plan.first_copies(name, 0)
+        assert torch.equal(noisy[name][rows], exact[name][rows])
+
+
+def test_attributes_follow_the_parameters() -> None:
+    model, x = EXAMPLES["gated"].build()
+    student = net2net.widen(model, x, 1.5)
+    assert student.depthwise.groups == student.depthwise.in_channels == student.depthwise.out_channels == 9
+    assert (student.b.in_channels, student.b.out_channels) == (12, 18)
+    assert (student.head.in_features, student.head.out_features) == (9, 4)
+    normed = net2net.widen(*EXAMPLES["plain_2d"].build(), 1.5)
+    assert normed[1].num_features == 9
+    assert model.depthwise.groups == 6
+
+
+def test_exact_widths_by_name() -> None:
+    model, x = EXAMPLES["plain_2d"].build()
+    student = net2net.widen(model, x, {"0": 7, "4": 25, "10": 1.25})
+    assert (student[0].out_channels, student[4].out_channels, student[10].out_features) == (7, 25, 15)
+    assert net2net.verify(model, student, x).max_rel < EXACT
+
+
+def test_layers_and_multiple_of() -> None:
+    model, x = EXAMPLES["plain_2d"].build()
+    plan = net2net.plan_widen(model, x, 1.1, layers=["4"], multiple_of=8)
+    assert [(w.layers, w.units, w.width) for w in plan.widened] == [(["4"], 10, 16)]
+    assert plan.apply(model)[0].out_channels == 6
+
+
+def test_memory_format_and_gradients_flags_are_kept() -> None:
+    model, x = EXAMPLES["residual"].build()
+    model.to(memory_format=torch.channels_last)
+    model.stem.weight.requires_grad_(False)
+    student = net2net.widen(model, x, 1.5)
+    assert student.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not student.conv1.weight.is_contiguous()
+    assert not student.stem.weight.requires_grad
+    assert student.conv1.weight.requires_grad
+
+
+def test_tied_parameters_stay_tied() -> None:
+    model, x = EXAMPLES["tied"].build()
+    student = net2net.widen(model, x, 1.5)
+    assert student.b.weight is student.c.weight
+
+
+def test_same_seed_same_student() -> None:
+    model, x = EXAMPLES["plain_2d"].build()
+    random = torch.get_rng_state()
+    first, second, other = (net2net.widen(model, x, 1.5, seed=s).state_dict() for s in (1, 1, 2))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert not all(torch.equal(first[k], other[k]) for k in first)
+    assert torch.equal(random, torch.get_rng_state())
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"sum": self.c(self.a(x).relu() + self.b(y))}
+
+
+def test_several_inputs_and_structured_outputs() -> None:
+    model = TwoInputs().double()
+    x, y = torch.randn(5, 4).double(), torch.randn(5, 3).double()
+    for inputs in ((x, y), {"y": y, "x": x}):
+        student = net2net.widen(model, inputs, 1.5)
+        assert student.a.out_features == student.b.out_features == 9
+        assert net2net.verify(model, student, inputs).max_rel < EXACT
+
+
+# -- what cannot be widened -------------------------------------------------------------------------------------------
+
+
+class HardCodedView(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(128, 10), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.fc(self.conv(x).relu().view(-1, 128)).relu())
+
+
+class HardCodedSlice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(3, 10), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.fc(self.conv(x)[:, :3].mean((2, 3))).relu())
+
+
+class DividedByWidth(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 10), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.out(self.fc(x.mean((2, 3)) / x.shape[1]).relu())
+
+
+class MeanOverUnits(DividedByWidth):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.out(self.fc((x - x.mean(1, keepdim=True)).mean((2, 3))).relu())
+
+
+class Sorted(DividedByWidth):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.fc(self.conv(x).sort(1).values.mean((2, 3))).relu())
+
+
+class Normed(DividedByWidth):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(2, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.fc(self.norm(self.conv(x)).mean((2, 3))).relu())
+
+
+class FixedScale(DividedByWidth):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.fc(self.conv(x).mean((2, 3)) * self.scale[:, 0]).relu())
+
+
+@pytest.mark.parametrize(
+    "kind", [HardCodedView, HardCodedSlice, DividedByWidth, MeanOverUnits, Sorted, Normed, FixedScale]
+)
+def test_what_cannot_be_widened_is_left_alone_with_a_reason(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = randomised(kind()).double().eval(), torch.randn(2, 3, 4, 4).double()
+    plan = net2net.plan_widen(model, x, 1.5)
+    assert [s.layers for s in plan.skipped] == [["conv"]]
+    assert plan.skipped[0].reason
+    student = plan.apply(model)
+    assert student.conv.out_channels == 8
+    assert student.fc.out_features == 15
+    assert net2net.verify(model, student, x).max_rel < EXACT
+    assert "conv" in plan.summary()
+    with pytest.raises(ValueError, match="strict"):
+        net2net.plan_widen(model, x, 1.5, strict=True)
+    with pytest.raises(ValueError, match="conv cannot be widened"):
+        net2net.plan_widen(model, x, 1.5, layers="conv")
+
+
+def test_groups_tell_what_the_plan_will_do() -> None:
+    model, x = HardCodedView().double(), torch.randn(2, 3, 4, 4).double()
+    found = {g.name: g for g in net2net.groups(model, x)}
+    assert found["fc"].reason is None
+    assert found["conv"].reason
+    assert found["out"].output
+    assert "10 units, can be widened" in str(found["fc"])
+
+
+def test_strict_does_not_mind_the_outputs() -> None:
+    model, x = EXAMPLES["plain_2d"].build()
+    assert net2net.plan_widen(model, x, 1.5, strict=True).skipped == []
+
+
+def test_nothing_to_widen() -> None:
+    with pytest.raises(ValueError, match="nothing was widened"):
+        net2net.plan_widen(nn.Linear(3, 2), torch.randn(1, 3), 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"width": 0.5}, r"width \(=0.5\)"),
+        ({"width": float("nan")}, r"width \(=nan\)"),
+        ({"width": "wide"}, r"width \(='wide'\)"),
+        ({"width": {"0": 3}}, r"width\['0'\] \(=3\)"),
+        ({"width": {}}, "names no layers"),
+        ({"width": {"0": 8}, "layers": "0"}, "layers must be None"),
+        ({"layers": "nowhere"}, "'nowhere'"),
+        ({"layers": "12"}, "12 cannot be widened: its units are the network's outputs"),
+        ({"mapping": "best"}, r"mapping \(='best'\)"),
+        ({"split": "half"}, r"split \(='half'\)"),
+        ({"noise": "loud"}, r"noise \(='loud'\)"),
+        ({"noise_scale": -1.0}, r"noise_scale \(=-1.0\)"),
+        ({"multiple_of": 0}, r"multiple_of \(=0\)"),
+        ({"seed": -1}, r"seed \(=-1\)"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    model, x = EXAMPLES["plain_2d"].build()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=message):
+        net2net.plan_widen(model, x, **{"width": 1.5, **arguments})
+    assert_untouched(model, before)
+
+
+def test_bad_models() -> None:
+    x = torch.randn(2, 3)
+    with pytest.raises(TypeError, match="model"):
+        net2net.plan_widen(lambda x: x, x, 2)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="not initialised"):
+        net2net.plan_widen(nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 1)), x, 2)
+    with pytest.raises(ValueError, match=r"model\.module"):
+        net2net.plan_widen(nn.DataParallel(nn.Linear(3, 1)), x, 2)
+    with pytest.raises(RuntimeError, match="must have same reduction dim"):
+        net2net.plan_widen(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 1)), x, 2)
+
+
+def test_random_pad_keeps_the_old_block_and_not_the_function() -> None:
+    model, x = EXAMPLES["plain_2d"].build()
+    before = snapshot(model)
+    plan = net2net.plan_widen(model, x, 1.5)
+    student = net2net.random_pad(model, plan, seed=1)
+    assert_untouched(model, before)
+    assert {k: v.shape for k, v in student.state_dict().items()} == {
+        k: v.shape for k, v in plan.apply(model).state_dict().items()
+    }
+    assert torch.equal(student[4].weight[:10, :6], model[4].weight)
+    assert torch.equal(student[5].running_mean[:10], model[5].running_mean)
+    assert torch.equal(student[5].running_var[10:], torch.ones(5, dtype=torch.float64))
+    assert torch.equal(student[12].bias, model[12].bias)
+    again = net2net.random_pad(model, plan, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), again.parameters(), strict=True))
+    assert not net2net.verify(model, student, x).ok
+
+
+def test_hooks_and_extra_attributes_come_along() -> None:
+    model, x = EXAMPLES["plain_2d"].build()
+    model.note = {"epochs": 3}
+    student = net2net.widen(model, x, 1.5)
+    assert student.note == {"epochs": 3}
+    assert student.note is not model.note
+
+
+def test_student_is_independent_of_the_teacher() -> None:
+    model, x = EXAMPLES["plain_2d"].build()
+    student = net2net.widen(model, x, 1.5)
+    expected = copy.deepcopy(student)(x)
+    with torch.no_grad():
+        for t in [*model.parameters(), *model.buffers()]:
+            t.zero_()
+    assert torch.equal(student(x), expected)
