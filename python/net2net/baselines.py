@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from net2net.skeleton import named_tensors, own_random_state
-from net2net.widen import WidenPlan
+from net2net.widen_plan import WidenPlan
 
 
 def random_pad(model: nn.Module, plan: WidenPlan, seed: int = 0) -> nn.Module:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from n2n_kernels import channel_moments
+from net2net.deepen_plan import Insertion
 from net2net.skeleton import own_random_state
 from net2net.trace import Inputs, call
-
-if TYPE_CHECKING:
-    from net2net.deepen import Insertion
 
 
 class _Pooled:

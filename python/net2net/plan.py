@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from net2net import optimizer as optim
+from net2net.files import write_atomically
 from net2net.skeleton import check_model, movable, named_tensors, rebuild
 
 FORMAT = "net2net.GrowthPlan"
@@ -275,18 +275,3 @@ class GrowthPlan(ABC):
 
 def _nothing() -> None:
     """A reference to nothing."""
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes beside `path`, makes it durable, then renames."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", text=True)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
