@@ -33,7 +33,9 @@ test-big: $(STAMP)
 	$(BIN)/python -m pytest -m big
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest bench --benchmark-columns=median,iqr,rounds
+	mkdir -p runs/bench
+	$(BIN)/python -m pytest bench -q --benchmark-quiet --benchmark-json=runs/bench/pytest-benchmark.json
+	$(BIN)/python bench/report.py runs/bench/pytest-benchmark.json runs/bench
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,5 +1,5 @@
-// The binding: addresses, extents and the current stream come in as integers; neither torch nor a GPU is needed to build
-// it. Callers hold the tensors alive and have checked everything.
+// The binding: addresses, extents and the current stream come in as integers; neither torch nor a GPU is needed to
+// build it. Callers hold the tensors alive and have checked everything.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

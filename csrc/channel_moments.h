@@ -1,10 +1,10 @@
 // channel_moments: per-channel sums of a tensor [N, C, S] that is read once.
 //
-// Sums of d and d*d, with d = x - pivot and the channel's first element as pivot (zero if that is not finite), in double.
-// The pivot removes the cancellation that plain sums of squares suffer when the mean is large. The order of summation is
-// part of the definition, so that every backend returns the same bits: a channel's elements, n-major, are cut into chunks
-// of kChunk; in a chunk, lane l adds elements l, l + kLanes, ... in turn; then lanes are folded in halves. The few numbers
-// per chunk are folded in n2n_kernels/ops/channel_moments/api.py.
+// Sums of d and d*d, with d = x - pivot and the channel's first element as pivot (zero if that is not finite), in
+// double. The pivot removes the cancellation that plain sums of squares suffer when the mean is large. The order of
+// summation is part of the definition, so that every backend returns the same bits: a channel's elements, n-major, are
+// cut into chunks of kChunk; in a chunk, lane l adds elements l, l + kLanes, ... in turn; then lanes are folded in
+// halves. The few numbers per chunk are folded in n2n_kernels/ops/channel_moments/api.py.
 #pragma once
 
 #include "common.h"

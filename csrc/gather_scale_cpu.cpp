@@ -11,7 +11,7 @@ void run_tile(const GatherScaleArgs& args, i64 tile) {
   const i64 begin = (tile - t.first_tile) * kTile;
   const i64 end = std::min(begin + kTile, t.O * t.I * t.K);
   const NoiseKey key = noise_key(t, N, args.seed);
-  Cursor c = Cursor::at(t, begin);
+  Cursor c = TileStart::of(t, begin).at(0);
   for (i64 e = begin; e < end; ++e, c.step(t)) {
     *Element<S>::destination(t, c) = Element<S>::template compute<N>(t, key, c);
   }

@@ -5,8 +5,7 @@
 namespace n2n {
 namespace {
 
-// One block per tile. A warp's lanes take consecutive output elements, so stores are coalesced; each lane finds its first
-// element by division and its later ones by the same division on 32-bit numbers.
+// One block per tile. A warp's lanes take consecutive output elements, so stores are coalesced.
 template <class S, Noise N>
 __global__ void __launch_bounds__(kThreads) gather_scale_kernel(GatherScaleArgs args) {
   for (i64 tile = blockIdx.x; tile < args.tiles; tile += gridDim.x) {
@@ -15,8 +14,9 @@ __global__ void __launch_bounds__(kThreads) gather_scale_kernel(GatherScaleArgs 
     const i64 left = t.O * t.I * t.K - begin;
     const int count = static_cast<int>(left < kTile ? left : kTile);
     const NoiseKey key = noise_key(t, N, args.seed);
+    const TileStart start = TileStart::of(t, begin);
     for (int e = static_cast<int>(threadIdx.x); e < count; e += kThreads) {
-      const Cursor c = Cursor::at(t, begin + e);
+      const Cursor c = start.at(static_cast<u32>(e));
       *Element<S>::destination(t, c) = Element<S>::template compute<N>(t, key, c);
     }
   }

@@ -11,7 +11,7 @@ void identity_cpu(DType dtype, const IdentityArgs& args, int threads) {
       const IdentityTask& t = args.tasks[args.tile_task[tile]];
       const i64 begin = (tile - t.first_tile) * kTile;
       const i64 end = std::min(begin + kTile, t.O * t.I * t.K);
-      Cursor c = Cursor::at(t, begin);
+      Cursor c = TileStart::of(t, begin).at(0);
       for (i64 e = begin; e < end; ++e, c.step(t)) write_identity<S>(t, c);
     });
   });

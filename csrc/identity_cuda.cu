@@ -12,8 +12,9 @@ __global__ void __launch_bounds__(kThreads) identity_kernel(IdentityArgs args) {
     const i64 begin = (tile - t.first_tile) * kTile;
     const i64 left = t.O * t.I * t.K - begin;
     const int count = static_cast<int>(left < kTile ? left : kTile);
+    const TileStart start = TileStart::of(t, begin);
     for (int e = static_cast<int>(threadIdx.x); e < count; e += kThreads) {
-      write_identity<S>(t, Cursor::at(t, begin + e));
+      write_identity<S>(t, start.at(static_cast<u32>(e)));
     }
   }
 }

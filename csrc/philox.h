@@ -1,7 +1,7 @@
 // Counter-based noise: Philox4x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 //
-// A sample depends on (seed, tensor id, stream, element index) alone, never on a thread or a tile, and is made of integer
-// operations until the last conversion, so every backend produces the same bits.
+// A sample depends on (seed, tensor id, stream, element index) alone, never on a thread or a tile, and is made of
+// integer operations until the last conversion, so every backend produces the same bits.
 #pragma once
 
 #include "common.h"
@@ -30,10 +30,10 @@ N2N_HD Philox philox4x32(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, u32 k1) {
   return Philox{{c0, c1, c2, c3}};
 }
 
-// One 32-bit word to one centred integer, nearly normal: the sum of its four bytes (Irwin-Hall of order 4, excess kurtosis
-// -0.3), refined by a 12-bit fraction hashed from the word so that two samples practically never tie (replicas whose
-// noise ties would stay alike for ever). The result is odd, |z| < 2^22, mean 0; its standard deviation is kNoiseStd in
-// n2n_kernels/rng.py. Any difference of two is below 2^23, hence exact in float.
+// One 32-bit word to one centred integer, nearly normal: the sum of its four bytes (Irwin-Hall of order 4, excess
+// kurtosis -0.3), refined by a 12-bit fraction hashed from the word so that two samples practically never tie (replicas
+// whose noise ties would stay alike for ever). The result is odd, |z| < 2^22, mean 0; its standard deviation is
+// NOISE_STD in n2n_kernels/rng.py. Any difference of two is below 2^23, hence exact in float.
 N2N_HD i32 noise_from_word(u32 w) {
   const u32 sum = (w & 0xFFu) + ((w >> 8) & 0xFFu) + ((w >> 16) & 0xFFu) + (w >> 24);
   const u32 fraction = (w * 0x9E3779B1u) >> 20;

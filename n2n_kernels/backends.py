@@ -26,8 +26,15 @@ def triton_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in {"1", "true", "yes", "on"}
 
 
+def check_name(backend: str | None) -> None:
+    """ValueError unless `backend` is None or the name of a backend, usable here or not."""
+    if backend is not None and backend not in ORDER:
+        raise ValueError(f"backend (={backend!r}) must be one of {', '.join(ORDER)}")
+
+
 def missing(backend: str) -> str | None:
     """Why `backend` cannot be used on this machine; None if it can."""
+    check_name(backend)
     if backend == "reference":
         return None
     if backend == "cpu":
@@ -38,13 +45,11 @@ def missing(backend: str) -> str | None:
         if native.build_info()["cuda"] is None:
             return "built without CUDA (no nvcc was found, or N2N_CUDA=OFF)"
         return None if torch.cuda.is_available() else "no CUDA device"
-    if backend == "triton":
-        if (reason := _triton_missing()) is not None:
-            return reason
-        if triton_interpreted() or torch.cuda.is_available():
-            return None
-        return "no CUDA device (TRITON_INTERPRET=1, set before Python starts, runs the kernels on the CPU)"
-    raise ValueError(f"backend (={backend!r}) must be one of {', '.join(ORDER)}")
+    if (reason := _triton_missing()) is not None:
+        return reason
+    if triton_interpreted() or torch.cuda.is_available():
+        return None
+    return "no CUDA device (TRITON_INTERPRET=1, set before Python starts, runs the kernels on the CPU)"
 
 
 def backends() -> dict[str, str | None]:

@@ -1,20 +1,20 @@
 """The compiled module, if there is one, and what it was built with."""
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import torch
 
-_C: ModuleType | None
+_C: ModuleType | None = None
+#: Why there is no native module; None if there is.
+missing: str | None = None
 try:
-    from n2n_kernels import _C
+    _C = importlib.import_module("n2n_kernels._C")
 except ImportError as error:  # a source tree that was never built, or a build for another interpreter
-    _C = None
-    missing: str | None = f"the native module is not built for this interpreter ({error}); run `pip install .`"
-else:
-    missing = None
+    missing = f"the native module is not built for this interpreter ({error}); run `pip install .`"
 
 
 def module() -> ModuleType:
@@ -27,8 +27,8 @@ def module() -> ModuleType:
 def build_info() -> dict[str, Any]:
     """What the native module was built with.
 
-    Keys: `native` (None if it is there, else why not), `cuda` (the compiler's version, or None for a CPU-only build) and
-    `cuda_architectures` (e.g. "80-real,90-real,100", or None).
+    Keys: `native` (None if it is there, else why not), `cuda` (the compiler's version, or None for a CPU-only build)
+    and `cuda_architectures` (e.g. "80-real,90-real,100", or None).
     """
     return {
         "native": missing,

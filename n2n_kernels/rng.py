@@ -8,9 +8,12 @@ from torch import Tensor
 #: Rounds of Philox4x32; seven pass the whole BigCrush battery (Salmon et al., SC 2011, table 2).
 ROUNDS = 7
 
-#: Standard deviation of the integers that `noise` returns. They are 2 (4096 B + F) less their mean, with B the sum of four
-#: uniform bytes and F uniform on 0..4095.
+#: Standard deviation of the integers that `noise` returns. They are 2 (4096 B + F) less their mean, with B the sum of
+#: four uniform bytes and F uniform on 0..4095.
 NOISE_STD = 2.0 * math.sqrt(4096.0**2 * 4.0 * (256.0**2 - 1.0) / 12.0 + (4096.0**2 - 1.0) / 12.0)
+
+#: No integer of `noise` reaches this magnitude.
+NOISE_BOUND = 2**22
 
 _MASK = 0xFFFFFFFF
 
@@ -31,7 +34,7 @@ def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def philox4x32(counter: list[Tensor], key: tuple[int, int], rounds: int = ROUNDS) -> list[Tensor]:
-    """Philox4x32 of four counter words (int64 tensors of 32-bit values) and two key words; four words of the same kind."""
+    """Philox4x32 of four counter words (int64 tensors of 32-bit values) and two key words: four such words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(rounds):
@@ -45,8 +48,8 @@ def philox4x32(counter: list[Tensor], key: tuple[int, int], rounds: int = ROUNDS
 def noise(index: Tensor, *, seed: int, tensor_id: int, stream: int) -> Tensor:
     """Centred integers, nearly normal with standard deviation `NOISE_STD`, at the element indices `index` (int64).
 
-    A sample depends on (seed, tensor id, stream, index) alone. The result is int64 and below 2**22 in magnitude, so that
-    the difference of any two is exact in float32.
+    A sample depends on (seed, tensor id, stream, index) alone. The result is int64 and below `NOISE_BOUND` in
+    magnitude, so that the difference of any two is exact in float32.
     """
     block = index >> 2
     words = philox4x32(

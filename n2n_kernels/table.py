@@ -1,7 +1,7 @@
 """Task tables: what one launch over many tensors reads, packed into a single buffer on the tensors' device.
 
-The buffer holds the tasks (an int64 matrix, one row per tensor; the rows are the structs of `csrc/`), the task of each tile
-(int32), and the maps and scales that the tasks point to. One buffer means one upload.
+The buffer holds the tasks (an int64 matrix, one row per tensor; the rows are the structs of `csrc/`), the maps and
+scales that the tasks point to, and the task of each tile (int32). One buffer means one upload.
 """
 
 from dataclasses import dataclass
@@ -54,8 +54,8 @@ class Builder:
         first_tile: int,
         device: torch.device,
     ) -> Table:
-        """Lays out `tasks` (int64 [n, words]) whose columns `pointers` hold handles; `elements` [n] sizes the tiles, and
-        each task's first tile is written into column `first_tile`."""
+        """Lays out `tasks` (int64 [n, words]) whose columns `pointers` hold handles; `elements` [n] sizes the tiles,
+        and each task's first tile is written into column `first_tile`."""
         tiles = -(-elements // TILE)
         tasks[:, first_tile] = np.cumsum(tiles) - tiles
         tile_task = np.repeat(np.arange(len(tasks), dtype=np.int32), tiles)

@@ -1,7 +1,7 @@
-"""Triton pieces that several kernels share: the dtype codes, rounding and noise of `csrc/common.h` and `csrc/philox.h`.
+"""Triton pieces that several kernels share: the codes, rounding and noise of `csrc/common.h` and `csrc/philox.h`.
 
-Triton compiles `@triton.jit` functions from their source, so constants are `tl.constexpr`. Storage of 16 bits is handled as
-integers throughout: a NaN's bits then survive, and bfloat16 is rounded by the same integer code as in C++.
+Triton compiles `@triton.jit` functions from their source, so constants are `tl.constexpr`. Storage of 16 bits is
+handled as integers throughout: a NaN's bits then survive, and bfloat16 is rounded by the same integer code as in C++.
 """
 
 import triton
@@ -74,7 +74,7 @@ def as_compute(x, CODE: tl.constexpr):
 
 @triton.jit
 def finish(source, w, x, CODE: tl.constexpr):
-    """Storage bits of `x`, as `n2n::finish`: a NaN of the source (whose value is `w`) stays, a NaN made here is fixed."""
+    """Storage bits of `x`, as `n2n::finish`: a NaN of the source (value `w`) stays, a NaN made here is one pattern."""
     if CODE == F32:
         bits = x.to(tl.int32, bitcast=True)
         nan = 0x7FC00000

@@ -1,23 +1,45 @@
-"""Checks on tensors that all ops share. Each raises an error that names the argument and its value."""
+"""Checks on arguments that all ops share. Each raises an error that names the argument and its value.
 
+There are two kinds. What a fake tensor knows too (dtype, shape, device) is checked on every way into an op, tracing
+included; what needs the memory itself (addresses, overlaps) only where the memory is.
+"""
+
+import itertools
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from n2n_kernels import dtypes
-from n2n_kernels.layout import byte_range, layout_of
+from n2n_kernels.layout import byte_range, is_aligned, layout_of
+
+T = TypeVar("T", bound=Tensor | None)
 
 
-def check_tensor(name: str, t: object, *, dims: range) -> None:
-    """`t` must be a dense tensor of a supported dtype with a number of dimensions in `dims`."""
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} (={type(t).__name__}) must be a torch.Tensor")
-    if type(t) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
-        raise TypeError(
-            f"{name} (={type(t).__name__}) is a tensor subclass, which the kernels cannot read; pass its data"
-        )
+def tensor_list(name: str, given: Iterable[T], *, optional: bool = False) -> list[T]:
+    """`given` as a list of tensors (or of None, where `optional`)."""
+    # A tensor is iterable too: its rows would silently be taken for the list.
+    if isinstance(given, Tensor) or not isinstance(given, Iterable):
+        raise TypeError(f"{name} (={type(given).__name__}) must be a list of tensors")
+    tensors = list(given)
+    for i, t in enumerate(tensors):
+        if not isinstance(t, Tensor) and not (optional and t is None):
+            raise TypeError(f"{name}[{i}] (={type(t).__name__}) must be a torch.Tensor{' or None' * optional}")
+    return tensors
+
+
+def check_integer(name: str, value: object) -> None:
+    """`value` must be an integer that fits int64, as the dispatcher needs; its own message names nothing."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} (={value!r}) must be an integer")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} (={value}) does not fit 64 bits")
+
+
+def check_tensor(name: str, t: Tensor, *, dims: range) -> None:
+    """`t` must be dense, of a supported dtype, with a number of dimensions in `dims`."""
     if t.layout != torch.strided:
         raise TypeError(f"{name}.layout (={t.layout}) must be torch.strided")
     if t.dtype not in dtypes.TABLE:
@@ -42,11 +64,21 @@ def check_length(name: str, given: Sequence[object], expected: int, what: str) -
         raise ValueError(f"{name} has {len(given)} entries, but {what} has {expected}")
 
 
+def check_memory(name: str, t: Tensor) -> None:
+    """`t` must have memory of its own that a kernel can read: no subclass that stands for something else."""
+    if type(t) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        raise TypeError(
+            f"{name} (={type(t).__name__}) is a tensor subclass, which the kernels cannot read; pass its data"
+        )
+
+
 def check_writable(name: str, tensors: Sequence[Tensor]) -> None:
-    """Each tensor must have a canonical layout without overlaps in itself or with another one of the list."""
+    """Each tensor must have an aligned, canonical layout without overlaps in itself or with another one of the list."""
     for i, t in enumerate(tensors):
         if layout_of(t) is None:
             raise ValueError(f"{name}[{i}] has kernel dimensions that are not dense (strides {t.stride()})")
+        if not is_aligned(t):
+            raise ValueError(f"{name}[{i}] lies at an address (={t.data_ptr():#x}) that is not a multiple of its dtype")
         reach = 0  # the last element that the dimensions of smaller strides reach
         for stride, n in sorted((s, n) for n, s in zip(t.shape, t.stride(), strict=True) if n > 1):
             if t.numel() and stride <= reach:
@@ -56,9 +88,10 @@ def check_writable(name: str, tensors: Sequence[Tensor]) -> None:
 
 
 def check_disjoint(name: str, written: Sequence[Tensor], other_name: str, others: Sequence[Tensor]) -> None:
-    """No tensor of `written` may share bytes with one of `others` (with another one, where the lists are the same)."""
+    """No tensor of `written` may reach into the bytes between the first and the last of one of `others` (of another
+    one, where the lists are the same)."""
     ranges = sorted((*byte_range(t), i) for i, t in enumerate(written) if t.numel())
-    for (_, end, i), (begin, _, j) in zip(ranges, ranges[1:], strict=False):
+    for (_, end, i), (begin, _, j) in itertools.pairwise(ranges):
         if begin < end:
             raise ValueError(f"{name}[{i}] overlaps {name}[{j}]")
     if others is written:
@@ -69,3 +102,11 @@ def check_disjoint(name: str, written: Sequence[Tensor], other_name: str, others
         before = bisect_left(begins, end) - 1
         if begin < end and before >= 0 and ranges[before][1] > begin:
             raise ValueError(f"{name}[{ranges[before][2]}] overlaps {other_name}[{j}]")
+
+
+def mark_written(tensors: Iterable[Tensor]) -> None:
+    """Tells autograd that `tensors` are about to change, so that a backward pass that saved one of them raises.
+
+    In-place ops of torch do this in a kernel of the dispatcher that operators of a library do not get by themselves.
+    """
+    torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])

@@ -19,7 +19,7 @@ class History:
     """What a training run measured: one entry per list for every evaluation, the first before any step.
 
     Accuracies are shares in [0, 1], losses mean cross entropies, both in eval mode. The training figures come
-    from a fixed sample of the training set, not augmented. `seconds` is the wall time of the training so far,
+    from a fixed sample of the training set, unshifted. `seconds` is the wall time of the training so far,
     without the evaluations.
     """
 
@@ -35,9 +35,16 @@ class History:
         return next((s for s, a in zip(self.step, self.val_accuracy, strict=True) if a >= val_accuracy), None)
 
 
-def rmsprop(parameters: Iterable[nn.Parameter], lr: float, *, eps: float = 1e-3) -> torch.optim.RMSprop:
-    """RMSProp as the Inception networks were trained with: decay 0.9, momentum 0.9."""
-    return torch.optim.RMSprop(parameters, lr=lr, alpha=0.9, momentum=0.9, eps=eps)
+def rmsprop(parameters: Iterable[nn.Parameter], lr: float, *, eps: float = 1.0) -> torch.optim.RMSprop:
+    """RMSProp with the settings that Inception networks are known for: decay 0.9, momentum 0.9, epsilon 1.0.
+
+    TensorFlow, where these come from, divides by sqrt(v + eps), torch by sqrt(v) + eps. With eps = 1 both are 1 for
+    small gradients and sqrt(v) for large ones, and between them torch's is larger by a factor of sqrt(2) at most.
+    So large an epsilon matters after growth: new layers have v = 0, and where epsilon is small the first step of
+    each of their weights is sqrt(1 / (1 - 0.9)) = 3 times the rate, however small its gradient. On the handwritten
+    digits a grown network fell from 0.99 to 0.65-0.71 within 20 steps with eps = 1e-8, and by at most 0.02 with 1.
+    """
+    return torch.optim.RMSprop(parameters, lr=lr, alpha=0.9, momentum=0.9, eps=eps, foreach=True)
 
 
 def train(
@@ -46,11 +53,12 @@ def train(
     optimizer: torch.optim.Optimizer,
     *,
     steps: int,
-    batch_size: int = 64,
+    batch_size: int = 32,
     seed: int = 0,
+    final_lr: float = 1.0,
+    max_shift: int = 0,
     eval_every: int = 20,
     eval_images: int = 2000,
-    max_shift: int = 1,
     on_step: Callable[[int], None] | None = None,
 ) -> History:
     """Train `model` in place by cross entropy, on the device that it is on, and leave it in train mode.
@@ -58,13 +66,15 @@ def train(
     Args:
         model: takes `[batch_size, in_channels, H, W]` and returns logits `[batch_size, num_classes]`.
         dataset: its tensors may be on another device; they are copied to the model's once.
-        optimizer: over the parameters of `model`; its state is used as it is.
+        optimizer: over the parameters of `model`. Training goes on from whatever state it has.
         steps: number of mini-batches; 0 only evaluates.
         batch_size: images per mini-batch, at most the size of the training set.
         seed: fixes the order of the images and their shifts, independently of torch's global generators.
-        eval_every: steps between two evaluations; the first is before any step, the last after all of them.
-        eval_images: at most so many images of each set are evaluated.
+        final_lr: the learning rates fall along a half cosine to this share of what they are; 1 keeps them. They
+            are put back at the end.
         max_shift: every image of a batch is moved by up to so many pixels in each direction; 0 for none.
+        eval_every: steps between two evaluations; the first is before any step, the last after all of them.
+        eval_images: at most so many validation images, and as many training images, are evaluated.
         on_step: called with the number of steps done, after each.
 
     Returns:
@@ -74,12 +84,14 @@ def train(
         ValueError: an argument is out of range; the message names it and its value.
         FloatingPointError: the loss is no longer finite.
     """
-    _check(dataset, steps, batch_size, eval_every, eval_images, max_shift)
+    _check(dataset, steps, batch_size, final_lr, max_shift, eval_every, eval_images)
     device = next(model.parameters()).device
     dataset = dataset.to(device)
-    train_sample = dataset.train_x[:eval_images], dataset.train_y[:eval_images]
-    val_sample = dataset.val_x[:eval_images], dataset.val_y[:eval_images]
+    sample = min(eval_images, len(dataset.val_x))
+    train_sample = dataset.train_x[:sample], dataset.train_y[:sample]
+    val_sample = dataset.val_x[:sample], dataset.val_y[:sample]
     history = History()
+    initial_lrs = [group["lr"] for group in optimizer.param_groups]
     batches = _batches(len(dataset.train_x), batch_size, max_shift, torch.Generator().manual_seed(seed))
     seconds = 0.0
     for step in range(steps + 1):
@@ -101,14 +113,23 @@ def train(
         chosen, offsets = next(batches)
         x = shift(dataset.train_x[chosen.to(device)], offsets.to(device), max_shift)
         y = dataset.train_y[chosen.to(device)]
+        for group, lr in zip(optimizer.param_groups, initial_lrs, strict=True):
+            group["lr"] = lr * cosine(step / steps, final_lr)
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
         seconds += time.perf_counter() - started
         if on_step is not None:
             on_step(step + 1)
+    for group, lr in zip(optimizer.param_groups, initial_lrs, strict=True):
+        group["lr"] = lr
     model.train()
     return history
+
+
+def cosine(progress: float, final: float) -> float:
+    """From 1 at `progress` 0 to `final` at 1, along half a period of a cosine."""
+    return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
 
 
 @torch.no_grad()
@@ -161,18 +182,24 @@ def _batches(
 
 
 def _check(
-    dataset: Dataset, steps: int, batch_size: int, eval_every: int, eval_images: int, max_shift: int
+    dataset: Dataset,
+    steps: int,
+    batch_size: int,
+    final_lr: float,
+    max_shift: int,
+    eval_every: int,
+    eval_images: int,
 ) -> None:
     for name, value, least in (
         ("steps", steps, 0),
         ("batch_size", batch_size, 1),
+        ("max_shift", max_shift, 0),
         ("eval_every", eval_every, 1),
         ("eval_images", eval_images, 1),
-        ("max_shift", max_shift, 0),
     ):
         if value < least:
             raise ValueError(f"{name} (={value}) must be at least {least}")
+    if not 0 <= final_lr <= 1:
+        raise ValueError(f"final_lr (={final_lr}) must be in [0, 1]")
     if batch_size > len(dataset.train_x):
-        raise ValueError(
-            f"batch_size (={batch_size}) must be at most the training set's {len(dataset.train_x)} images"
-        )
+        raise ValueError(f"batch_size (={batch_size}) must be at most the training set's {len(dataset.train_x)} images")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from n2n_kernels.ops.channel_moments.api import CHUNK, LANES, Channels, fold, pivots
+from n2n_kernels.ops.channel_moments.api import CHUNK, LANES, Channels, fold_sums, pivots
 
 
 def run(c: Channels) -> Tensor:
@@ -17,4 +17,4 @@ def run(c: Channels) -> Tensor:
     for step in steps.unbind(2):
         step = step.reshape(-1, LANES)
         lanes += torch.stack([step, step * step], -1)
-    return fold(lanes).view(channels, c.chunks, 2)
+    return fold_sums(lanes).view(channels, c.chunks, 2)

@@ -1,12 +1,15 @@
 """gather_scale: the public function, its registration with torch.library, and the choice of a backend."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from n2n_kernels.backends import implementation
+from n2n_kernels.backends import check_name, implementation
 from n2n_kernels.library import LIBRARY
+from n2n_kernels.ops import checks
 from n2n_kernels.ops.gather_scale import request as requests
 
 Axis = Sequence[Tensor | None]
@@ -28,101 +31,112 @@ def gather_scale(
 ) -> list[Tensor]:
     """Widens a whole list of tensors: `U[o, i, k] = W[g_o[o], g_i[i], k] * c_i[i] * c_o[o]`, plus optional noise.
 
-    This is Net2WiderNet's remapping (Chen et al., ICLR 2016, section 2.3) of both axes in one pass, in one launch for all
-    tensors of a dtype, whatever their shapes, kernel sizes and layouts.
+    This is Net2WiderNet's remapping (Chen et al., ICLR 2016, section 2.3) of both axes in one pass, in one launch for
+    all tensors of a dtype, whatever their shapes, kernel sizes and layouts.
 
     Args:
-        srcs: teacher tensors `[O, I, *K]`, 1-D to 5-D, all on one device, in float32, float64, bfloat16 or float16, mixed
-            as you like. A 1-D tensor `[O]` (a bias, a norm's parameter) has no input axis. Any strides.
-        out_maps: per tensor an int64 map `[O']` from student to teacher index on axis 0, or None to leave the axis; every
-            teacher index must occur. None for the whole argument leaves the axis of every tensor.
+        srcs: teacher tensors `[O, I, *K]`, 1-D to 5-D, all on one device, in float32, float64, bfloat16 or float16,
+            mixed as you like. A 1-D tensor `[O]` (a bias, a norm's parameter) has no input axis. Any strides.
+        out_maps: per tensor an int64 map `[O']` from student to teacher index on axis 0, or None to leave the axis;
+            every teacher index must occur. None for the whole argument leaves the axis of every tensor.
         in_maps: likewise on axis 1.
         out_scales: per tensor a floating-point vector `[O']`, or None.
         in_scales: per tensor a floating-point vector `[I']`, or None.
         noise_std: standard deviation of the noise, absolute, for all tensors or per tensor.
-        noise: `"replicas"` adds noise to rows whose map entry has occurred before (the paper's: all but the first copy).
-            `"cancelling"` perturbs the columns of each input unit's replicas so that their sum stays: `sigma * (z[o, i, k] -
-            z[o, next(i), k])`, the last replica taking the remainder of what was stored. Columns with one replica, and
-            weights that are not finite, get none.
-        seed: of the noise, in [0, 2**63). The noise of an element depends on (seed, tensor id, its index in the student's
-            contiguous order) alone: not on backend, batch or layout.
+        noise: `"replicas"` adds noise to rows whose map entry has occurred before (the paper's: all but the first
+            copy). `"cancelling"` perturbs the columns of each input unit's replicas so that their sum stays: by
+            `z[o, i, k] - z[o, next(i), k]`, with `z` the noise and `next` the unit's next replica, cyclically; the last
+            replica takes the remainder of what was stored. Columns with one replica, and weights that are not finite,
+            get none.
+        seed: of the noise, in [0, 2**63). The noise of an element depends on (seed, tensor id, its index in the
+            student's contiguous order) alone: not on backend, batch or layout.
         out: tensors to write to, of the student's shapes, in any dense or strided layout that does not overlap; None
             allocates them in the teacher's memory format.
         backend: one of `n2n_kernels.backends()`, or None for the best for the tensors' device.
-        tensor_ids: the tensor ids of the noise; by default the positions in `srcs`.
+        tensor_ids: the tensor ids of the noise, in [0, 2**32); by default the positions in `srcs`.
 
     Returns:
         The student tensors (`out`, if given). They are not attached to autograd.
 
-    Arithmetic is in float32 for 16-bit types, else in the tensor's own type, and rounds once. Where there is neither a scale
-    nor noise, bits are copied. All backends give the same bits.
+    Arithmetic is in float32 for 16-bit types, else in the tensor's own type, and rounds once. Where there is neither a
+    scale nor noise, bits are copied. All backends give the same bits.
 
     Raises:
         ValueError, TypeError: naming the argument and its value, before anything is written.
     """
-    srcs = list(srcs)
-    n = len(srcs)
-    std = [float(noise_std)] * n if isinstance(noise_std, int | float) else [float(s) for s in noise_std]
+    sources = checks.tensor_list("srcs", srcs)
+    n = len(sources)
+    axes = [
+        [None] * n if given is None else checks.tensor_list(name, given, optional=True)
+        for name, given in (
+            ("out_maps", out_maps), ("in_maps", in_maps), ("out_scales", out_scales), ("in_scales", in_scales),
+        )
+    ]  # fmt: skip
     ids = list(range(n)) if tensor_ids is None else list(tensor_ids)
-    arguments = (
-        srcs, _axis(out_maps, n), _axis(in_maps, n), _axis(out_scales, n), _axis(in_scales, n), std, noise, seed, ids, backend,
-    )  # fmt: skip
-    _check_ints(seed=[seed], tensor_ids=ids)
+    for name, value in (("seed", seed), *((f"tensor_ids[{i}]", tid) for i, tid in enumerate(ids))):
+        checks.check_integer(name, value)
+    requests.check_noise_name(noise)
+    check_name(backend)
+    arguments = (sources, *axes, _per_tensor(noise_std, n), noise, seed, ids, backend)
     with torch.no_grad():
         if out is None:
             return list(torch.ops.n2n.gather_scale(*arguments))
-        torch.ops.n2n.gather_scale_out(*arguments, list(out))
-    return list(out)
+        targets = checks.tensor_list("out", out)
+        torch.ops.n2n.gather_scale_out(*arguments, targets)
+    return targets
 
 
-def _axis(given: Axis | None, n: int) -> list[Tensor | None]:
-    return [None] * n if given is None else list(given)
+def _per_tensor(noise_std: float | Sequence[float], n: int) -> list[float]:
+    if isinstance(noise_std, Iterable) and not isinstance(noise_std, str):
+        return [_number(f"noise_std[{i}]", s) for i, s in enumerate(noise_std)]
+    return [_number("noise_std", noise_std)] * n
 
 
-def _check_ints(**arguments: Sequence[object]) -> None:
-    # The dispatcher's own message for a value beyond int64 names neither the argument nor the value.
-    for name, values in arguments.items():
-        for value in values:
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} (={value!r}) must be an integer")
-            if not 0 <= value < 2**63:
-                raise ValueError(f"{name} (={value}) must be in [0, 2**63)")
+def _number(name: str, value: object) -> float:
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} (={value!r}) must be a number")
+    return float(value)
 
 
 def _run(request: requests.Request, backend: str | None) -> None:
     if not request.items:
         return
-    implementation("gather_scale", backend, request.items[0].src.device).run(request)
+    kernel = implementation("gather_scale", backend, request.items[0].src.device)
+    checks.mark_written(item.out for item in request.items)
+    kernel.run(request)
 
 
-_COMMON = (
-    "Tensor[] srcs, Tensor?[] out_maps, Tensor?[] in_maps, Tensor?[] out_scales, Tensor?[] in_scales, float[] noise_std, "
-    "str noise, int seed, int[] tensor_ids, str? backend"
+_ARGUMENTS = (
+    "Tensor[] srcs, Tensor?[] out_maps, Tensor?[] in_maps, Tensor?[] out_scales, Tensor?[] in_scales, "
+    "float[] noise_std, str noise, int seed, int[] tensor_ids, str? backend"
 )
-LIBRARY.define(f"gather_scale({_COMMON}) -> Tensor[]")
-LIBRARY.define(f"gather_scale_out({_COMMON}, Tensor(a!)[] out) -> ()")
+LIBRARY.define(f"gather_scale({_ARGUMENTS}) -> Tensor[]")
+LIBRARY.define(f"gather_scale_out({_ARGUMENTS}, Tensor(a!)[] out) -> ()")
 
 
 @torch.library.impl(LIBRARY, "gather_scale", "CompositeExplicitAutograd")
-def _gather_scale(srcs, out_maps, in_maps, out_scales, in_scales, noise_std, noise, seed, tensor_ids, backend):  # type: ignore[no-untyped-def]
-    request = requests.build(srcs, out_maps, in_maps, out_scales, in_scales, noise_std, noise, seed, tensor_ids, None)
+def _gather_scale(*arguments: Any) -> list[Tensor]:
+    *given, backend = arguments
+    request = requests.build(requests.Call(*given), None)
     _run(request, backend)
     return [item.out for item in request.items]
 
 
 @torch.library.impl(LIBRARY, "gather_scale_out", "CompositeExplicitAutograd")
-def _gather_scale_out(srcs, out_maps, in_maps, out_scales, in_scales, noise_std, noise, seed, tensor_ids, backend, out):  # type: ignore[no-untyped-def]
-    _run(
-        requests.build(srcs, out_maps, in_maps, out_scales, in_scales, noise_std, noise, seed, tensor_ids, out),
-        backend,
-    )
+def _gather_scale_out(*arguments: Any) -> None:
+    *given, backend, out = arguments
+    _run(requests.build(requests.Call(*given), out), backend)
 
 
 @torch.library.register_fake("n2n::gather_scale", lib=LIBRARY)
-def _(srcs, out_maps, in_maps, out_scales, in_scales, noise_std, noise, seed, tensor_ids, backend):  # type: ignore[no-untyped-def]
-    return [requests.student_like(s, om, im) for s, om, im in zip(srcs, out_maps, in_maps, strict=True)]
+def _(*arguments: Any) -> list[Tensor]:
+    *given, _backend = arguments
+    call = requests.Call(*given)
+    requests.check(call, None)
+    return requests.students_like(call)
 
 
 @torch.library.register_fake("n2n::gather_scale_out", lib=LIBRARY)
-def _(srcs, out_maps, in_maps, out_scales, in_scales, noise_std, noise, seed, tensor_ids, backend, out):  # type: ignore[no-untyped-def]
-    return None
+def _(*arguments: Any) -> None:
+    *given, _backend, out = arguments
+    requests.check(requests.Call(*given), out)

@@ -37,7 +37,7 @@ def _with_replica_noise(item: Item, w: Tensor, seed: int) -> Tensor:
 
 
 def _with_cancelling_noise(item: Item, w: Tensor, seed: int) -> Tensor:
-    """The replicas' perturbations sum to zero; the last replica takes what the others, as stored, leave of the whole."""
+    """The replicas' perturbations sum to zero; the last one takes what the others, as stored, leave of the whole."""
     assert item.in_map is not None
     following = item.in_map.next().astype(np.int64)
     here = np.arange(len(following))

@@ -3,16 +3,33 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from n2n_kernels import rng
+from n2n_kernels import dtypes, rng
 from n2n_kernels.layout import memory_format
 from n2n_kernels.ops import checks
 
 NOISES = {"replicas": 1, "cancelling": 2}  # n2n::Noise, and the stream of the noise's counter
+
+Optionals = Sequence[Tensor | None]
+
+
+class Call(NamedTuple):
+    """The op's arguments as they were given: those of its schema, in order, up to the backend."""
+
+    srcs: Sequence[Tensor]
+    out_maps: Optionals
+    in_maps: Optionals
+    out_scales: Optionals
+    in_scales: Optionals
+    noise_std: Sequence[float]
+    noise: str
+    seed: int
+    tensor_ids: Sequence[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +59,7 @@ class AxisMap:
         return int(np.bincount(self.index).max(initial=0))
 
     def replica_sums(self, values: np.ndarray) -> np.ndarray:
-        """float64 [n']: the sum of `values` over the replicas of each entry's unit, added in the order of the entries."""
+        """float64 [n']: the sum of `values` over the replicas of each entry's unit, added in order."""
         return np.bincount(self.index, weights=values)[self.index]
 
 
@@ -76,16 +93,17 @@ class Request:
 
 
 class _Maps:
-    """Checks maps and scales; each distinct tensor is read once, however many entries name it."""
+    """Reads and checks maps and scales; each distinct tensor is read once, however many entries name it."""
 
     def __init__(self) -> None:
         self._maps: dict[tuple[int, int], AxisMap] = {}
-        self._scales: dict[int, np.ndarray] = {}
+        self._scales: dict[tuple[int, torch.dtype], np.ndarray] = {}
 
-    def axis_map(self, name: str, given: Tensor, units: int) -> AxisMap:
-        if (id(given), units) not in self._maps:
-            if given.dtype != torch.int64 or given.dim() != 1:
-                raise ValueError(f"{name} (={given.dtype}, {given.dim()}-D) must be a 1-D int64 tensor")
+    def axis_map(self, name: str, given: Tensor | None, units: int) -> AxisMap | None:
+        if given is None:
+            return None
+        key = id(given), units
+        if key not in self._maps:
             index = given.detach().cpu().numpy()
             wrong = np.flatnonzero((index < 0) | (index >= units))
             if wrong.size:
@@ -94,24 +112,28 @@ class _Maps:
             dropped = np.flatnonzero(np.bincount(index, minlength=units) == 0)
             if dropped.size:
                 raise ValueError(f"{name} drops unit {int(dropped[0])}: every one of the {units} units must occur")
-            self._maps[id(given), units] = AxisMap(index.copy())
-        return self._maps[id(given), units]
+            self._maps[key] = AxisMap(index.copy())
+        return self._maps[key]
 
-    def scale(self, name: str, given: Tensor, length: int) -> np.ndarray:
-        if id(given) not in self._scales:
-            if not given.is_floating_point() or given.dim() != 1:
-                raise ValueError(f"{name} (={given.dtype}, {given.dim()}-D) must be a 1-D floating-point tensor")
+    def scale(self, name: str, given: Tensor | None, dtype: torch.dtype) -> np.ndarray | None:
+        if given is None:
+            return None
+        key = id(given), dtype
+        if key not in self._scales:
             values = given.detach().cpu().double().numpy().copy()
-            if not np.isfinite(values).all():
-                at = int(np.flatnonzero(~np.isfinite(values))[0])
+            wrong = np.flatnonzero(~np.isfinite(values))
+            if wrong.size:
+                at = int(wrong[0])
                 raise ValueError(f"{name}[{at}] (={values[at]}) must be finite")
-            self._scales[id(given)] = values
-        if len(self._scales[id(given)]) != length:
-            raise ValueError(f"{name} has {len(self._scales[id(given)])} entries, but the student's axis has {length}")
-        return self._scales[id(given)]
+            # The sum covers every sum over a unit's replicas too, which cancelling noise multiplies by.
+            size, compute = np.abs(values).sum(), dtypes.TABLE[dtype].compute
+            if size > torch.finfo(compute).max:
+                raise ValueError(f"{name} (its magnitudes sum to {size}) is too large for {compute}")
+            self._scales[key] = values
+        return self._scales[key]
 
 
-def student_shape(src: Tensor, out_map: Tensor | None, in_map: Tensor | None) -> list[int]:
+def _student_shape(src: Tensor, out_map: Tensor | None, in_map: Tensor | None) -> list[int]:
     shape = list(src.shape)
     if out_map is not None:
         shape[0] = out_map.shape[0]
@@ -120,93 +142,114 @@ def student_shape(src: Tensor, out_map: Tensor | None, in_map: Tensor | None) ->
     return shape
 
 
-def student_like(src: Tensor, out_map: Tensor | None, in_map: Tensor | None) -> Tensor:
-    """An uninitialised student tensor, in the teacher's dtype, device and memory format."""
-    return torch.empty(
-        student_shape(src, out_map, in_map),
-        dtype=src.dtype,
-        device=src.device,
-        memory_format=memory_format(src),
-    )
+def students_like(call: Call) -> list[Tensor]:
+    """Uninitialised student tensors, in the teacher's dtypes, device and memory formats."""
+    return [
+        torch.empty(_student_shape(s, om, im), dtype=s.dtype, device=s.device, memory_format=memory_format(s))
+        for s, om, im in zip(call.srcs, call.out_maps, call.in_maps, strict=True)
+    ]
 
 
-def build(
-    srcs: Sequence[Tensor],
-    out_maps: Sequence[Tensor | None],
-    in_maps: Sequence[Tensor | None],
-    out_scales: Sequence[Tensor | None],
-    in_scales: Sequence[Tensor | None],
-    noise_std: Sequence[float],
-    noise: str,
-    seed: int,
-    tensor_ids: Sequence[int],
-    out: Sequence[Tensor] | None,
-) -> Request:
+def build(call: Call, out: Sequence[Tensor] | None) -> Request:
     """Checks everything, then allocates what `out` does not give. Nothing is written."""
-    _check_scalars(noise_std, noise, seed, tensor_ids)
-    for name, given in (
-        ("out_maps", out_maps), ("in_maps", in_maps), ("out_scales", out_scales), ("in_scales", in_scales),
-        ("noise_std", noise_std), ("tensor_ids", tensor_ids),
-    ):  # fmt: skip
-        checks.check_length(name, given, len(srcs), "srcs")
-    if out is not None:
-        checks.check_length("out", out, len(srcs), "srcs")
-    for i, src in enumerate(srcs):
-        checks.check_tensor(f"srcs[{i}]", src, dims=range(1, 6))
-    if not srcs:
-        return Request([], noise, seed)
-    checks.check_one_device("srcs", srcs)
-
+    check(call, out)
     maps = _Maps()
     parts = []
-    for i, src in enumerate(srcs):
-        g_out, g_in = out_maps[i], in_maps[i]
-        if src.dim() == 1 and (g_in is not None or in_scales[i] is not None):
-            raise ValueError(f"srcs[{i}] is 1-D and has no input axis, but in_maps[{i}] or in_scales[{i}] is given")
-        om = None if g_out is None else maps.axis_map(f"out_maps[{i}]", g_out, src.shape[0])
-        im = None if g_in is None else maps.axis_map(f"in_maps[{i}]", g_in, src.shape[1])
-        shape = student_shape(src, g_out, g_in)
+    for i, src in enumerate(call.srcs):
+        checks.check_memory(f"srcs[{i}]", src)
+        om = maps.axis_map(f"out_maps[{i}]", call.out_maps[i], src.shape[0])
+        im = maps.axis_map(f"in_maps[{i}]", call.in_maps[i], src.shape[1] if src.dim() > 1 else 1)
+        so = maps.scale(f"out_scales[{i}]", call.out_scales[i], src.dtype)
+        si = maps.scale(f"in_scales[{i}]", call.in_scales[i], src.dtype)
+        parts.append((om, im, so, si, rng.sigma(call.noise_std[i]), call.tensor_ids[i]))
+    if out is not None:
+        for i, target in enumerate(out):
+            checks.check_memory(f"out[{i}]", target)
+        checks.check_writable("out", out)
+        checks.check_disjoint("out", out, "srcs", call.srcs)
+    else:
+        out = students_like(call)
+    items = [Item(src, target, *part) for src, target, part in zip(call.srcs, out, parts, strict=True)]
+    return Request(items, call.noise, call.seed)
+
+
+def check(call: Call, out: Sequence[Tensor] | None) -> None:
+    """Everything that can be told from numbers, dtypes, shapes and devices, so for fake tensors too."""
+    _check_scalars(call)
+    for name in ("out_maps", "in_maps", "out_scales", "in_scales", "noise_std", "tensor_ids"):
+        checks.check_length(name, getattr(call, name), len(call.srcs), "srcs")
+    if out is not None:
+        checks.check_length("out", out, len(call.srcs), "srcs")
+    for i, src in enumerate(call.srcs):
+        checks.check_tensor(f"srcs[{i}]", src, dims=range(1, 6))
+        _check_noise_fits(f"noise_std[{i}]", call.noise_std[i], f"srcs[{i}]", src)
+        _check_axis("out", i, src, 0, call.out_maps[i], call.out_scales[i])
+        _check_axis("in", i, src, 1, call.in_maps[i], call.in_scales[i])
+        shape = _student_shape(src, call.out_maps[i], call.in_maps[i])
         if math.prod(shape[1:]) >= 2**31:
             raise ValueError(
                 f"srcs[{i}] would have rows of {math.prod(shape[1:])} elements; fewer than 2**31 are supported"
             )
-        s_out, s_in = out_scales[i], in_scales[i]
-        so = None if s_out is None else maps.scale(f"out_scales[{i}]", s_out, shape[0])
-        si = None if s_in is None else maps.scale(f"in_scales[{i}]", s_in, shape[1])
-        parts.append((om, im, so, si, shape))
-    if out is not None:
-        _check_out(out, srcs, [p[-1] for p in parts])
-
-    targets = out or [student_like(s, om, im) for s, om, im in zip(srcs, out_maps, in_maps, strict=True)]
-    items = [
-        Item(src, target, om, im, so, si, rng.sigma(std), tid)
-        for src, target, (om, im, so, si, _), std, tid in zip(srcs, targets, parts, noise_std, tensor_ids, strict=True)
-    ]
-    return Request(items, noise, seed)
+        if out is not None:
+            _check_target(i, out[i], src, tuple(shape))
+    if call.srcs:
+        checks.check_one_device("srcs", call.srcs)
 
 
-def _check_scalars(noise_std: Sequence[float], noise: str, seed: int, tensor_ids: Sequence[int]) -> None:
+def check_noise_name(noise: object) -> None:
     if noise not in NOISES:
         raise ValueError(f"noise (={noise!r}) must be one of {', '.join(map(repr, NOISES))}")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed (={seed}) must be in [0, 2**63)")
-    for i, std in enumerate(noise_std):
+
+
+def _check_scalars(call: Call) -> None:
+    check_noise_name(call.noise)
+    if not 0 <= call.seed < 2**63:
+        raise ValueError(f"seed (={call.seed}) must be in [0, 2**63)")
+    for i, std in enumerate(call.noise_std):
         if not (math.isfinite(std) and std >= 0):
             raise ValueError(f"noise_std[{i}] (={std}) must be finite and not negative")
-    for i, tid in enumerate(tensor_ids):
+    for i, tid in enumerate(call.tensor_ids):
         if not 0 <= tid < 2**32:
             raise ValueError(f"tensor_ids[{i}] (={tid}) must be in [0, 2**32)")
 
 
-def _check_out(out: Sequence[Tensor], srcs: Sequence[Tensor], shapes: list[list[int]]) -> None:
-    for i, (target, src, shape) in enumerate(zip(out, srcs, shapes, strict=True)):
-        checks.check_tensor(f"out[{i}]", target, dims=range(1, 6))
-        for what, given, expected in (
-            ("shape", tuple(target.shape), tuple(shape)),
-            ("dtype", target.dtype, src.dtype),
-            ("device", target.device, src.device),
-        ):
-            if given != expected:
-                raise ValueError(f"out[{i}].{what} (={given}) must be {expected}")
-    checks.check_writable("out", out)
-    checks.check_disjoint("out", out, "srcs", srcs)
+def _check_noise_fits(name: str, std: float, src_name: str, src: Tensor) -> None:
+    # The largest perturbation is a difference of two samples. Infinities would not cancel.
+    if rng.sigma(std) * 2 * rng.NOISE_BOUND > torch.finfo(src.dtype).max:
+        raise ValueError(f"{name} (={std}) is too large for {src_name}, which is {src.dtype}")
+
+
+def _check_axis(side: str, i: int, src: Tensor, dim: int, index: Tensor | None, scale: Tensor | None) -> None:
+    if dim >= src.dim():
+        if index is not None or scale is not None:
+            raise ValueError(f"srcs[{i}] is 1-D and has no input axis, but in_maps[{i}] or in_scales[{i}] is given")
+        return
+    length = src.shape[dim]
+    for name, given in ((f"{side}_maps[{i}]", index), (f"{side}_scales[{i}]", scale)):
+        if given is not None:
+            if given.dim() != 1:
+                raise ValueError(f"{name} (shape {tuple(given.shape)}) must be 1-D")
+            if given.device.type == "meta" != src.device.type:
+                raise ValueError(f"{name}.device (={given.device}) has no values, but srcs[{i}] is on {src.device}")
+    if index is not None:
+        if index.dtype != torch.int64:
+            raise TypeError(f"{side}_maps[{i}].dtype (={index.dtype}) must be torch.int64")
+        length = index.shape[0]
+    if scale is not None:
+        if not scale.is_floating_point():
+            raise TypeError(f"{side}_scales[{i}].dtype (={scale.dtype}) must be a floating-point type")
+        if scale.shape[0] != length:
+            raise ValueError(
+                f"{side}_scales[{i}] has {scale.shape[0]} entries, but the student's axis {dim} has {length}"
+            )
+
+
+def _check_target(i: int, target: Tensor, src: Tensor, shape: tuple[int, ...]) -> None:
+    checks.check_tensor(f"out[{i}]", target, dims=range(1, 6))
+    for what, given, expected in (
+        ("shape", tuple(target.shape), shape),
+        ("dtype", target.dtype, src.dtype),
+        ("device", target.device, src.device),
+    ):
+        if given != expected:
+            raise ValueError(f"out[{i}].{what} (={given}) must be {expected}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from n2n_kernels import dtypes, table
-from n2n_kernels.layout import layout_of
+from n2n_kernels.layout import is_aligned, layout_of
 from n2n_kernels.ops.gather_scale.request import Item
 
 
@@ -42,15 +42,16 @@ _POINTERS = [Column(c) for c in range(Column.OUT_MAP, Column.IN_TOTAL + 1)]
 
 
 def pack(items: list[Item], noise: str, device: torch.device) -> tuple[table.Table, list[Tensor]]:
-    """The table for items of one dtype, none of them empty, and copies of sources that had to be made contiguous; both
-    must outlive the launch."""
+    """The table for items of one dtype, none of them empty, and copies of sources that the kernels cannot read as they
+    lie; both must outlive the launch."""
     builder = table.Builder()
     rows = np.zeros((len(items), len(Column)), dtype=np.int64)
     copies = []
     for row, item in zip(rows, items, strict=True):
         src = item.src
-        if layout_of(src) is None:  # kernel dimensions that do not fold: rare, and not worth a case in the kernels
-            src = src.contiguous()
+        # Kernel dimensions that do not fold, or a view of bytes at an odd address: not worth a case in the kernels.
+        if layout_of(src) is None or not is_aligned(src):
+            src = src.clone(memory_format=torch.contiguous_format)
             copies.append(src)
         _fill(row, src, item, noise, builder)
     elements = rows[:, Column.O] * rows[:, Column.I] * rows[:, Column.K]

@@ -30,6 +30,10 @@ K_OUTER, TENSOR_ID = tl.constexpr(int(Column.K_OUTER)), tl.constexpr(int(Column.
 SIGMA, FIRST_TILE = tl.constexpr(int(Column.SIGMA)), tl.constexpr(int(Column.FIRST_TILE))
 WORDS = tl.constexpr(len(Column))
 
+#: Elements that a program has in hand at once, by the code of the noise. Each of its 128 threads holds its share in
+#: registers, of which cancelling noise takes about 40 an element; beyond 255 a thread spills to memory.
+BLOCKS = {0: 512, NOISES["replicas"]: 512, NOISES["cancelling"]: 256}
+
 REPLICAS, CANCELLING = tl.constexpr(NOISES["replicas"]), tl.constexpr(NOISES["cancelling"])
 
 
@@ -61,7 +65,8 @@ def perturbed(task, source, w, o, i, following, k, mask, sigma, k0, k1, CODE: tl
 
 @triton.jit(do_not_specialize=["k0", "k1", "most_replicas"])
 def gather_scale_kernel(
-    tasks, tile_task, k0, k1, most_replicas, CODE: tl.constexpr, NOISE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr
+    tasks, tile_task, k0, k1, most_replicas,
+    CODE: tl.constexpr, NOISE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0).to(tl.int64)
     task = tasks + tl.load(tile_task + tile).to(tl.int64) * WORDS
@@ -114,7 +119,7 @@ def gather_scale_kernel(
             bits = tl.where(following > i, noisy, bits)
             # The last replica takes what the others, as stored, leave of the unit's whole weight.
             last = following < i
-            others = w * 0
+            others = tl.zeros_like(w)
             j = following
             for _ in range(1, most_replicas):
                 walking = last & (j != i)
@@ -138,7 +143,7 @@ def run(request: Request) -> None:
             continue
         device = items[0].src.device
         table, _copies = pack(items, request.noise, device)
-        noisy = any(item.sigma for item in items)
+        noise = NOISES[request.noise] if any(item.sigma for item in items) else 0
         most = max((item.in_map.most_replicas() for item in items if item.in_map is not None), default=1)
         interpreted = device.type == "cpu"
         with native.launching_on(device):
@@ -149,9 +154,9 @@ def run(request: Request) -> None:
                 request.seed >> 32,
                 most,
                 CODE=dtypes.TABLE[dtype].code,
-                NOISE=NOISES[request.noise] if noisy else 0,
+                NOISE=noise,
                 TILE=TILE,
-                BLOCK=TILE if interpreted else 1024,
+                BLOCK=TILE if interpreted else BLOCKS[noise],
                 # A fused multiply-add rounds once where every other backend rounds twice.
                 enable_fp_fusion=False,
             )

@@ -1,0 +1,234 @@
+"""The command `net2net`. A subcommand is one entry of `COMMANDS`: its arguments, and a function that does the job."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from net2net import console, data
+from net2net.environment import EXTRAS, environment
+from net2net.experiments import artifacts, digits
+from net2net.experiments.digits import DemoConfig
+from net2net.extras import require
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand. `run` returns the exit status."""
+
+    name: str
+    help: str
+    epilog: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (None: the process's own) and return the exit status.
+
+    0: done; 1: it could not be done, with the reason on stderr; 2: a wrong command line; 130: interrupted.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        return args.command.run(args)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"net2net {args.command.name}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"net2net {args.command.name}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="net2net",
+        description="Grow trained networks wider and deeper without changing what they compute.",
+        epilog="example: net2net demo --out runs/demo",
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        sub = subparsers.add_parser(
+            command.name,
+            help=command.help,
+            description=command.help[0].upper() + command.help[1:] + ".",
+            epilog=command.epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(sub)
+        sub.set_defaults(command=command)
+    return parser
+
+
+# -- demo ------------------------------------------------------------------------------------------------------------
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    usual = DemoConfig()
+    add = parser.add_argument
+    add(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="images to train on: a folder with train/CLASS/* and val/CLASS/*, or with FashionMNIST/raw/ "
+        "(default: scikit-learn's handwritten digits)",
+    )
+    add(
+        "--image-size",
+        type=_positive_int,
+        metavar="N",
+        help="side in pixels that images are resized to (default: a folder's own, 16 to 64; digits 16)",
+    )
+    add("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="where results go (default: %(default)s)")
+    for option, kind, default, text in (
+        ("--seed", _seed, usual.seed, "of everything random"),
+        ("--steps", _positive_int, usual.student_steps, "mini-batches for each of the three students"),
+        ("--teacher-steps", _positive_int, usual.teacher_steps, "mini-batches for the teacher"),
+        ("--eval-every", _positive_int, usual.eval_every, "mini-batches between two evaluations"),
+        ("--batch-size", _positive_int, usual.batch_size, "images per mini-batch"),
+        ("--lr", _positive_float, usual.lr, "the teacher's first learning rate"),
+        ("--base", _positive_float, usual.base, "factor on all channels of the networks"),
+    ):
+        metavar = "X" if kind is _positive_float else "N"
+        add(option, type=kind, default=default, metavar=metavar, help=f"{text} (default: %(default)s)")
+    add(
+        "--threads",
+        type=_positive_int,
+        metavar="N",
+        help="CPU threads (default: 1 for the digits, whose layers are too small to share out; torch's own for --data)",
+    )
+    add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+
+
+def _demo(args: argparse.Namespace) -> int:
+    for module in ("rich", "matplotlib"):  # better missed now than after the training
+        require(module)
+    if args.out.exists() and not args.out.is_dir():
+        raise NotADirectoryError(f"--out (={str(args.out)!r}) is a file, not a folder")
+    device = _device(args.device)
+    threads = args.threads
+    if args.data is None:
+        dataset = data.digits(args.image_size or 16)
+        threads = threads or 1  # on a busy machine two threads that wait for each other take twice as long as one
+    else:
+        dataset = data.folder(args.data, args.image_size)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    config = DemoConfig(
+        seed=args.seed,
+        base=args.base,
+        teacher_steps=args.teacher_steps,
+        student_steps=args.steps,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        eval_every=args.eval_every,
+    )
+    with console.progress_bar(config.total_steps) as on_step:
+        result = digits.run(config, dataset, device, on_step)
+    files = artifacts.write(result, args.out, str(device))
+    console.print_result(result)
+    print("wrote", " and ".join(str(path) for path in files))
+    return 0
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device (={name!r}) is no device: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device (={name!r}): there are {torch.cuda.device_count()} CUDA devices")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device (={name!r}) must be auto, cpu, cuda or cuda:N")
+    return device
+
+
+# -- doctor ----------------------------------------------------------------------------------------------------------
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    """Plain prints: this must work where nothing but torch is installed."""
+    found = environment()
+    print("versions")
+    for package, version in found["versions"].items():
+        extra = "triton" if package == "triton" else "demo"
+        hint = f"  (pip install 'n2n-kernels[{extra}]')" if package in EXTRAS else ""
+        print(f"  {package:<14} {version if version is not None else 'not installed' + hint}")
+    print("machine")
+    print(f"  {'platform':<14} {found['platform']}")
+    print(f"  {'cores':<14} {found['cpu_cores']} ({found['torch_threads']} threads used by torch)")
+    print(f"  {'GPUs':<14} {', '.join(found['gpus']) or 'none'}")
+    print(f"  {'torch CUDA':<14} {found['torch_cuda'] or 'torch is built without CUDA'}")
+    print("kernels")
+    for backend, reason in found["backends"].items():
+        print(f"  {backend:<14} {'ok' if reason is None else 'missing: ' + reason}")
+    build = found["build"]
+    print("native module")
+    print(f"  {'built':<14} {'yes' if build['native'] is None else 'no: ' + build['native']}")
+    print(f"  {'CUDA':<14} {build['cuda'] or 'no, for the CPU alone'}")
+    if build["cuda_architectures"]:
+        print(f"  {'architectures':<14} {build['cuda_architectures']}")
+    return 0
+
+
+# -- argument types --------------------------------------------------------------------------------------------------
+
+
+def _positive_int(text: str) -> int:
+    return _whole(text, least=1)
+
+
+def _seed(text: str) -> int:
+    return _whole(text, least=0)
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+    return value
+
+
+def _positive_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive finite number")
+    return value
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "demo",
+        "train a narrow network, grow it wider and deeper, train on, and compare with starting anew",
+        "example:\n"
+        "  net2net demo                                  handwritten digits, about two minutes on two CPU cores\n"
+        "  net2net demo --data cifar10 --steps 2000      a folder with train/CLASS/* and val/CLASS/*\n\n"
+        "Writes results.json (everything measured) and curves.png (the paper's figure 4) into --out.",
+        _add_demo,
+        _demo,
+    ),
+    Command(
+        "doctor",
+        "show versions, devices and backends, with a reason for every one that is missing",
+        "example:\n  net2net doctor",
+        _add_doctor,
+        _doctor,
+    ),
+)

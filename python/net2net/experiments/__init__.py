@@ -1,0 +1,1 @@
+"""Runs that compare growth with its alternatives. Each returns its measurements; writing them is `artifacts`."""

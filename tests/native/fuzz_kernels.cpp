@@ -1,0 +1,491 @@
+// Runs the CPU kernels on random shapes, layouts and options against plain loops in wider arithmetic. No Python: built
+// with the address and undefined-behaviour sanitizers, which Python's own memory would blind.
+//
+//     fuzz_kernels ROUNDS SEED
+//
+// Every array is an allocation of exactly its size, so that one element too far is an error.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace {
+
+using namespace n2n;
+
+std::mt19937_64 rng;
+
+i64 pick(i64 low, i64 high) { return std::uniform_int_distribution<i64>(low, high)(rng); }
+bool flip() { return pick(0, 1) == 1; }
+double uniform(double low, double high) { return std::uniform_real_distribution<double>(low, high)(rng); }
+
+void require(bool ok, const std::string& what) {
+  if (ok) return;
+  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
+  std::exit(1);
+}
+
+// Poison is a NaN in every format, which no kernel makes of the numbers here.
+template <class T>
+void poison(T& x) {
+  std::memset(static_cast<void*>(&x), 0xFF, sizeof(T));
+}
+
+// An array of exactly `size` elements, each byte of it poison.
+template <class T>
+struct Exactly {
+  explicit Exactly(i64 n) : data(new T[static_cast<std::size_t>(n)]), size(n) {
+    for (i64 i = 0; i < n; ++i) poison(data[static_cast<std::size_t>(i)]);
+  }
+  T& operator[](i64 i) { return data[static_cast<std::size_t>(i)]; }
+  i64 address() const { return reinterpret_cast<i64>(data.get()); }
+  std::unique_ptr<T[]> data;
+  i64 size;
+};
+
+template <class T>
+bool is_poison(T x) {
+  unsigned char bytes[sizeof(T)];
+  std::memcpy(bytes, &x, sizeof(T));
+  for (const unsigned char b : bytes) {
+    if (b != 0xFF) return false;
+  }
+  return true;
+}
+
+// The formats once more, by arithmetic instead of by bits.
+
+struct Format {
+  int precision;  // bits of the significand
+  int smallest;   // exponent of the smallest normal number
+  double largest;
+};
+
+template <class S>
+Format format();
+template <>
+Format format<float>() { return {24, -126, std::numeric_limits<float>::max()}; }
+template <>
+Format format<double>() { return {53, -1022, std::numeric_limits<double>::max()}; }
+template <>
+Format format<bf16>() { return {8, -126, std::ldexp(255.0, 120)}; }
+template <>
+Format format<f16>() { return {11, -14, 65504.0}; }
+
+// `x` to the nearest number of the format, to the even one of two.
+double rounded(double x, const Format& f) {
+  if (f.precision == 53 || x == 0 || !std::isfinite(x)) return x;
+  int exponent;
+  std::frexp(x, &exponent);
+  const int unit = std::max(exponent - 1, f.smallest) - (f.precision - 1);
+  const double r = std::ldexp(std::nearbyint(std::ldexp(x, -unit)), unit);
+  return std::fabs(r) > f.largest ? std::copysign(std::numeric_limits<double>::infinity(), x) : r;
+}
+
+double value(float s) { return static_cast<double>(s); }
+double value(double s) { return s; }
+double value(bf16 s) {
+  const double sign = s.bits & 0x8000 ? -1.0 : 1.0;
+  const int exponent = (s.bits >> 7) & 0xFF;
+  const double fraction = s.bits & 0x7F;
+  if (exponent == 0xFF) return sign * std::numeric_limits<double>::infinity();
+  return sign * (exponent ? std::ldexp(128 + fraction, exponent - 134) : std::ldexp(fraction, -133));
+}
+double value(f16 s) {
+  const double sign = s.bits & 0x8000 ? -1.0 : 1.0;
+  const int exponent = (s.bits >> 10) & 0x1F;
+  const double fraction = s.bits & 0x3FF;
+  if (exponent == 0x1F) return sign * std::numeric_limits<double>::infinity();
+  return sign * (exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24));
+}
+
+bool same(double a, double b) { return a == b && std::signbit(a) == std::signbit(b); }
+
+// A sum or product of two numbers of the compute type, rounded to it. For float the argument, in double, is exact or
+// rounded so finely that rounding it again is harmless (53 >= 2 * 24 + 2 bits); for double it is the result.
+template <class C>
+double in_compute(double x) {
+  return static_cast<double>(static_cast<C>(x));
+}
+
+template <class S>
+S random_scalar() {
+  const double x = pick(0, 9) ? uniform(-2, 2) : uniform(-1, 1) * std::ldexp(1.0, static_cast<int>(pick(-20, -10)));
+  return Scalar<S>::store(static_cast<typename Scalar<S>::compute>(x));
+}
+
+// The noise once more, from the definition in philox.h.
+
+i64 noise_once_more(u64 seed, u32 tensor, u32 stream, u64 index) {
+  u64 c[4] = {(index / 4) % (u64{1} << 32), (index / 4) >> 32, tensor, stream};
+  u64 k[2] = {seed % (u64{1} << 32), seed >> 32};
+  constexpr u64 kWord = 0xFFFFFFFF;
+  for (int round = 0; round < 7; ++round) {
+    const u64 p0 = 0xD2511F53 * c[0], p1 = 0xCD9E8D57 * c[2];
+    const u64 next[4] = {(p1 >> 32) ^ c[1] ^ k[0], p1 & kWord, (p0 >> 32) ^ c[3] ^ k[1], p0 & kWord};
+    std::copy(next, next + 4, c);
+    k[0] = (k[0] + 0x9E3779B9) & kWord;
+    k[1] = (k[1] + 0xBB67AE85) & kWord;
+  }
+  const u64 w = c[index % 4];
+  const u64 sum = w % 256 + (w >> 8) % 256 + (w >> 16) % 256 + (w >> 24);
+  const u64 hash = (w * 0x9E3779B1 & kWord) >> 20;
+  return 2 * static_cast<i64>(4096 * sum + hash) - (2 * 510 * 4096 + 4095);
+}
+
+// Three extents with strides in a random order, some with gaps. Returns the elements that they span.
+i64 random_strides(const i64 (&extent)[3], i64 (&stride)[3]) {
+  int order[3] = {0, 1, 2};
+  std::shuffle(order, order + 3, rng);
+  i64 reach = pick(1, 2);
+  i64 last = 0;
+  for (const int d : order) {
+    stride[d] = reach;
+    last += (extent[d] - 1) * reach;
+    reach = reach * extent[d] + (flip() ? 0 : pick(0, 3));
+  }
+  return last + 1;
+}
+
+// One tensor of a launch, with everything that its task points to.
+template <class S>
+struct Tensor {
+  using C = typename Scalar<S>::compute;
+
+  i64 teacher[3], student[3], src_stride[3], dst_stride[3];
+  std::unique_ptr<Exactly<S>> src, dst;
+  std::vector<i64> map[2];  // empty: the identity
+  std::vector<C> scale[2];  // empty: none
+  std::vector<i32> index[2], seen, next;
+  std::vector<C> total;
+  Task task{};
+
+  explicit Tensor(Noise noise, bool large) {
+    for (int d = 0; d < 3; ++d) teacher[d] = student[d] = pick(1, large ? 24 : 5);
+    if (large && flip()) teacher[1] = student[1] = pick(1, 300);
+    for (int d = 0; d < 2; ++d) {
+      if (flip()) continue;
+      student[d] = teacher[d] + pick(0, 6);
+      for (i64 u = 0; u < student[d]; ++u) map[d].push_back(u < teacher[d] ? u : pick(0, teacher[d] - 1));
+      std::shuffle(map[d].begin(), map[d].end(), rng);
+      index[d].assign(map[d].begin(), map[d].end());
+    }
+    for (int d = 0; d < 2; ++d) {
+      if (flip()) continue;
+      for (i64 u = 0; u < student[d]; ++u) scale[d].push_back(static_cast<C>(uniform(-2, 2)));
+    }
+    src = std::make_unique<Exactly<S>>(random_strides(teacher, src_stride));
+    dst = std::make_unique<Exactly<S>>(random_strides(student, dst_stride));
+    for (i64 i = 0; i < src->size; ++i) (*src)[i] = random_scalar<S>();
+    fill_task(noise);
+  }
+
+  i64 elements() const { return student[0] * student[1] * student[2]; }
+  i64 unit(int d, i64 u) const { return map[d].empty() ? u : map[d][static_cast<std::size_t>(u)]; }
+  S& at(i64 o, i64 i, i64 k) { return (*dst)[o * dst_stride[0] + i * dst_stride[1] + k * dst_stride[2]]; }
+
+  void fill_task(Noise noise) {
+    task.src = src->address();
+    task.dst = dst->address();
+    task.O = student[0], task.I = student[1], task.K = student[2];
+    task.src_stride_o = src_stride[0], task.src_stride_i = src_stride[1], task.src_stride_k = src_stride[2];
+    task.dst_stride_o = dst_stride[0], task.dst_stride_i = dst_stride[1], task.dst_stride_k = dst_stride[2];
+    task.k_outer = flip();
+    task.tensor_id = pick(0, 0xFFFFFFFF);
+    task.sigma = pick(0, 3) ? uniform(0, 1e-6) : 0.0;
+    if (!map[0].empty()) task.out_map = reinterpret_cast<i64>(index[0].data());
+    if (!map[1].empty()) task.in_map = reinterpret_cast<i64>(index[1].data());
+    if (!scale[0].empty()) task.out_scale = reinterpret_cast<i64>(scale[0].data());
+    if (!scale[1].empty()) task.in_scale = reinterpret_cast<i64>(scale[1].data());
+    if (noise == Noise::kReplicas && !map[0].empty() && task.sigma != 0) {
+      for (i64 o = 0; o < student[0]; ++o) {
+        seen.push_back(std::count(map[0].begin(), map[0].begin() + o, unit(0, o)) > 0);
+      }
+      task.out_seen = reinterpret_cast<i64>(seen.data());
+    }
+    if (noise == Noise::kCancelling && !map[1].empty() && task.sigma != 0) {
+      for (i64 i = 0; i < student[1]; ++i) {
+        i64 j = i;
+        double sum = 0;
+        do j = (j + 1) % student[1];
+        while (unit(1, j) != unit(1, i));
+        for (i64 u = 0; u < student[1]; ++u) {
+          if (unit(1, u) == unit(1, i)) sum += static_cast<double>(factor(1, u));
+        }
+        next.push_back(static_cast<i32>(j));
+        total.push_back(static_cast<C>(sum));
+      }
+      task.in_next = reinterpret_cast<i64>(next.data());
+      task.in_total = reinterpret_cast<i64>(total.data());
+    }
+  }
+
+  double weight(i64 o, i64 i, i64 k) const {
+    return value((*src)[unit(0, o) * src_stride[0] + unit(1, i) * src_stride[1] + k * src_stride[2]]);
+  }
+
+  C factor(int d, i64 u) const { return scale[d].empty() ? C(1) : scale[d][static_cast<std::size_t>(u)]; }
+
+  double times(double x, C c) const { return in_compute<C>(x * static_cast<double>(c)); }
+
+  double noise_of(u64 seed, Noise noise, i64 o, i64 i, i64 k) const {
+    const i64 element = (o * student[1] + i) * student[2] + k;
+    return static_cast<double>(noise_once_more(seed, static_cast<u32>(task.tensor_id), static_cast<u32>(noise),
+                                               static_cast<u64>(element)));
+  }
+
+  // share + z * sigma, each product and sum rounded.
+  double plus_noise(double share, double z) const {
+    const double delta = in_compute<C>(z * static_cast<double>(static_cast<C>(task.sigma)));
+    return in_compute<C>(share + delta);
+  }
+
+  double expected(u64 seed, Noise noise, i64 o, i64 i, i64 k) const {
+    const double w = weight(o, i, k);
+    const auto share = [&](i64 column) { return times(times(w, factor(1, column)), factor(0, o)); };
+    double x = share(i);
+    if (!seen.empty() && seen[static_cast<std::size_t>(o)]) x = plus_noise(x, noise_of(seed, noise, o, i, k));
+    if (!next.empty()) {
+      const auto perturbed = [&](i64 column) {
+        const double z = noise_of(seed, noise, o, column, k);
+        const double z_next = noise_of(seed, noise, o, next[static_cast<std::size_t>(column)], k);
+        return rounded(plus_noise(share(column), z - z_next), format<S>());
+      };
+      std::vector<i64> replicas;  // in the order of their columns
+      for (i64 j = 0; j < student[1]; ++j) {
+        if (unit(1, j) == unit(1, i)) replicas.push_back(j);
+      }
+      if (replicas.size() > 1 && i != replicas.back()) x = perturbed(i);
+      if (replicas.size() > 1 && i == replicas.back()) {
+        double others = 0;
+        for (const i64 j : replicas) {
+          if (j != i) others = in_compute<C>(others + perturbed(j));
+        }
+        const double whole = times(times(w, total[static_cast<std::size_t>(i)]), factor(0, o));
+        x = in_compute<C>(whole - others);
+      }
+    }
+    return rounded(x, format<S>());
+  }
+};
+
+// Both ways to walk a task's tiles visit each element exactly once, and the same one.
+template <class T>
+void check_walk(const T& t) {
+  const i64 elements = t.O * t.I * t.K;
+  std::vector<int> visits(static_cast<std::size_t>(elements), 0);
+  for (i64 begin = 0; begin < elements; begin += kTile) {
+    const TileStart start = TileStart::of(t, begin);
+    Cursor stepped = start.at(0);
+    for (i64 e = 0; e < std::min(kTile, elements - begin); ++e, stepped.step(t)) {
+      const Cursor c = start.at(static_cast<u32>(e));
+      require(c.o == stepped.o && c.i == stepped.i && c.k == stepped.k, "the two walks part");
+      ++visits[static_cast<std::size_t>((c.o * t.I + c.i) * t.K + c.k)];
+    }
+  }
+  for (const int n : visits) require(n == 1, "an element is visited " + std::to_string(n) + " times");
+}
+
+// Launched alone, one after the other, a task's tiles write each of its elements once: `run_tile(task)` launches one
+// tile, and `at(o, i, k)` is an element. A tile beyond the first is had by moving the task's beginning before the
+// launch's.
+template <class T, class RunTile, class At>
+void check_writes(T task, const RunTile& run_tile, const At& at) {
+  const i64 row = task.I * task.K, elements = task.O * row;
+  std::vector<int> writes(static_cast<std::size_t>(elements), 0);
+  for (task.first_tile = 0; -task.first_tile * kTile < elements; --task.first_tile) {
+    run_tile(task);
+    for (i64 e = 0; e < elements; ++e) {
+      auto& element = at(e / row, e % row / task.K, e % task.K);
+      writes[static_cast<std::size_t>(e)] += !is_poison(element);
+      poison(element);
+    }
+  }
+  for (const int n : writes) require(n == 1, "an element is written " + std::to_string(n) + " times");
+}
+
+template <class S>
+i64 fuzz_gather_scale(DType dtype) {
+  const Noise noise = static_cast<Noise>(pick(0, 2));
+  const u64 seed = rng() >> 1;
+  std::vector<std::unique_ptr<Tensor<S>>> tensors;
+  std::vector<Task> tasks;
+  std::vector<i32> tile_task;
+  const i64 count = pick(1, 4);
+  for (i64 i = 0; i < count; ++i) {
+    tensors.push_back(std::make_unique<Tensor<S>>(noise, pick(0, 7) == 0));
+    Task task = tensors.back()->task;
+    task.first_tile = static_cast<i64>(tile_task.size());
+    tasks.push_back(task);
+    check_walk(task);
+    check_writes(
+        task,
+        [&](const Task& t) {
+          const i32 first = 0;
+          gather_scale_cpu(dtype, {&t, &first, 1, seed, noise}, 1);
+        },
+        [&](i64 o, i64 i, i64 k) -> S& { return tensors.back()->at(o, i, k); });
+    tile_task.insert(tile_task.end(), static_cast<std::size_t>((tensors.back()->elements() + kTile - 1) / kTile),
+                     static_cast<i32>(i));
+  }
+  gather_scale_cpu(dtype, {tasks.data(), tile_task.data(), static_cast<i64>(tile_task.size()), seed, noise},
+                   static_cast<int>(pick(1, 3)));
+  i64 elements = 0;
+  for (auto& t : tensors) {
+    for (i64 o = 0; o < t->student[0]; ++o) {
+      for (i64 i = 0; i < t->student[1]; ++i) {
+        for (i64 k = 0; k < t->student[2]; ++k) {
+          const double got = value(t->at(o, i, k)), wanted = t->expected(seed, noise, o, i, k);
+          require(same(got, wanted), "gather_scale: dtype " + std::to_string(static_cast<int>(dtype)) + ", noise " +
+                                         std::to_string(static_cast<int>(noise)) + ": got " + std::to_string(got) +
+                                         ", expected " + std::to_string(wanted));
+          poison(t->at(o, i, k));
+          ++elements;
+        }
+      }
+    }
+    for (i64 e = 0; e < t->dst->size; ++e) {
+      require(is_poison((*t->dst)[e]), "gather_scale wrote between the tensor's elements");
+    }
+  }
+  return elements;
+}
+
+template <class S>
+i64 fuzz_identity(DType dtype) {
+  const i64 groups = pick(1, 3);
+  const i64 extent[3] = {groups * pick(1, 8), pick(1, 10), pick(0, 5) ? pick(1, 9) : pick(60, 120)};
+  i64 stride[3];
+  Exactly<S> dst(random_strides(extent, stride));
+  const i64 centre = pick(0, extent[2] - 1), elements = extent[0] * extent[1] * extent[2];
+  const IdentityTask task{dst.address(), extent[0], extent[1], extent[2],          stride[0], stride[1],
+                          stride[2],     flip(),    extent[0] / groups, centre, 0};
+  check_walk(task);
+  const std::vector<i32> tile_task(static_cast<std::size_t>((elements + kTile - 1) / kTile), 0);
+  check_writes(
+      task, [&](const IdentityTask& t) { identity_cpu(dtype, {&t, tile_task.data(), 1}, 1); },
+      [&](i64 o, i64 i, i64 k) -> S& { return dst[o * stride[0] + i * stride[1] + k * stride[2]]; });
+  identity_cpu(dtype, {&task, tile_task.data(), static_cast<i64>(tile_task.size())}, static_cast<int>(pick(1, 3)));
+  for (i64 o = 0; o < extent[0]; ++o) {
+    for (i64 i = 0; i < extent[1]; ++i) {
+      for (i64 k = 0; k < extent[2]; ++k) {
+        const double wanted = k == centre && i == o % (extent[0] / groups) ? 1.0 : 0.0;
+        S& element = dst[o * stride[0] + i * stride[1] + k * stride[2]];
+        require(same(value(element), wanted), "identity_: a wrong value");
+        poison(element);
+      }
+    }
+  }
+  for (i64 e = 0; e < dst.size; ++e) require(is_poison(dst[e]), "identity_ wrote between the tensor's elements");
+  return elements;
+}
+
+template <class S>
+i64 fuzz_channel_moments(DType dtype) {
+  const bool large = pick(0, 9) == 0;
+  const i64 extent[3] = {pick(1, 6), pick(1, 4), large ? pick(1000, 5000) : pick(1, 90)};
+  i64 stride[3];
+  Exactly<S> src(random_strides(extent, stride));
+  for (i64 e = 0; e < src.size; ++e) src[e] = random_scalar<S>();
+  const i64 n = extent[0] * extent[2], chunks = (n + kChunk - 1) / kChunk;
+  Exactly<double> partials(extent[1] * chunks * 2);
+  channel_moments_cpu(dtype,
+                      {src.address(), extent[0], extent[1], extent[2], stride[0], stride[1], stride[2],
+                       partials.data.get(), chunks},
+                      static_cast<int>(pick(1, 3)));
+  for (i64 channel = 0; channel < extent[1]; ++channel) {
+    const long double first = value(src[channel * stride[1]]);
+    for (i64 chunk = 0; chunk < chunks; ++chunk) {
+      long double d_sum = 0, dd_sum = 0, size = 0;
+      for (i64 j = chunk * kChunk; j < std::min((chunk + 1) * kChunk, n); ++j) {
+        const long double d =
+            value(src[j / extent[2] * stride[0] + channel * stride[1] + j % extent[2] * stride[2]]) - first;
+        d_sum += d;
+        dd_sum += d * d;
+        size += std::fabs(d);
+      }
+      const i64 at = 2 * (channel * chunks + chunk);
+      // 16 sums in each lane and 8 folds: each adds at most half an epsilon of the magnitudes.
+      const long double bound = 30 * std::numeric_limits<double>::epsilon();
+      require(std::fabs(partials[at] - d_sum) <= bound * size, "channel_moments: a wrong sum");
+      require(std::fabs(partials[at + 1] - dd_sum) <= bound * dd_sum, "channel_moments: a wrong sum of squares");
+    }
+  }
+  return n * extent[1];
+}
+
+// Every 16-bit pattern both ways, and a sample of floats, ties among them, into both 16-bit types.
+template <class S>
+i64 check_format() {
+  const Format f = format<S>();
+  i64 checked = 0;
+  for (u32 bits = 0; bits < 0x10000; ++bits) {
+    const S s{static_cast<u16>(bits)};
+    const float loaded = Scalar<S>::load(s);
+    if (loaded != loaded) continue;
+    require(same(static_cast<double>(loaded), value(s)), "load of " + std::to_string(bits));
+    require(Scalar<S>::store(loaded).bits == s.bits, "store of what was loaded from " + std::to_string(bits));
+    // The floats around the midpoint to the next number: two of them are its neighbours' own, one is a tie.
+    const double middle = (value(s) + value(S{static_cast<u16>(bits + 1)})) / 2;
+    for (const float x : {std::nextafterf(static_cast<float>(middle), -1e38f), static_cast<float>(middle),
+                          std::nextafterf(static_cast<float>(middle), 1e38f)}) {
+      if (!std::isfinite(x)) continue;
+      require(same(value(Scalar<S>::store(x)), rounded(static_cast<double>(x), f)), "store of " + std::to_string(x));
+      ++checked;
+    }
+  }
+  for (u64 bits = 0; bits < (u64{1} << 32); bits += 9973) {
+    const float x = bit_cast<float>(static_cast<u32>(bits));
+    if (!std::isfinite(x)) continue;
+    require(same(value(Scalar<S>::store(x)), rounded(static_cast<double>(x), f)), "store of " + std::to_string(x));
+    ++checked;
+  }
+  return checked;
+}
+
+i64 check_noise() {
+  for (i64 i = 0; i < 20000; ++i) {
+    const u64 seed = rng() >> 1;
+    const u32 tensor = static_cast<u32>(rng()), stream = static_cast<u32>(pick(1, 2));
+    const i64 index = static_cast<i64>(rng() >> pick(2, 62));
+    const NoiseKey key{static_cast<u32>(seed), static_cast<u32>(seed >> 32), tensor, stream};
+    require(noise_at(key, index) == noise_once_more(seed, tensor, stream, static_cast<u64>(index)), "the noise");
+  }
+  return 20000;
+}
+
+template <class S>
+void fuzz(DType dtype, i64 rounds) {
+  i64 elements[3] = {0, 0, 0};
+  for (i64 round = 0; round < rounds; ++round) {
+    elements[0] += fuzz_gather_scale<S>(dtype);
+    elements[1] += fuzz_identity<S>(dtype);
+    elements[2] += fuzz_channel_moments<S>(dtype);
+  }
+  std::printf("dtype %d: %lld elements of gather_scale, %lld of identity_, %lld of channel_moments\n",
+              static_cast<int>(dtype), static_cast<long long>(elements[0]), static_cast<long long>(elements[1]),
+              static_cast<long long>(elements[2]));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  require(argc == 3, "usage: fuzz_kernels ROUNDS SEED");
+  const i64 rounds = std::atoll(argv[1]);
+  rng.seed(static_cast<u64>(std::atoll(argv[2])));
+  const i64 formats = check_format<bf16>() + check_format<f16>();
+  std::printf("%lld roundings, %lld samples of noise\n", static_cast<long long>(formats),
+              static_cast<long long>(check_noise()));
+  fuzz<float>(DType::kFloat32, rounds);
+  fuzz<double>(DType::kFloat64, rounds);
+  fuzz<bf16>(DType::kBFloat16, rounds);
+  fuzz<f16>(DType::kFloat16, rounds);
+  std::puts("ok");
+}

@@ -1,0 +1,174 @@
+"""The command line, and the main job from end to end in a few steps."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from net2net.cli import COMMANDS, main
+from net2net.experiments import digits as experiment
+from net2net.files import write_atomically
+from net2net.plots import curves_png
+from net2net.training import History
+
+EXTRAS = ("sklearn", "matplotlib", "rich", "torchvision")
+
+
+@pytest.fixture
+def extras() -> None:
+    """For tests of what needs the extra `demo`."""
+    for module in ("sklearn", "matplotlib", "rich"):
+        pytest.importorskip(module, reason=f"{module} is not installed")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As `demo` has it, which would otherwise stay so for the tests that follow."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-W", "error", *argv], capture_output=True, text=True, timeout=120)
+
+
+def test_import_needs_no_extra() -> None:
+    code = f"import sys, net2net, net2net.cli; print([m for m in {EXTRAS} if m in sys.modules])"
+    done = run("-c", code)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_python_m_net2net() -> None:
+    done = run("-m", "net2net", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "usage: net2net" in done.stdout
+    for command in COMMANDS:
+        assert command.name in done.stdout
+        assert command.help in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("command", [command.name for command in COMMANDS])
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert f"example:\n  net2net {command}" in out
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for words in ("torch", torch.__version__, "scikit-learn", "reference      ok", "native module", "cores"):
+        assert words in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["grow-hair"], "invalid choice: 'grow-hair'"),
+        (["demo", "--steps", "0"], "argument --steps: 0 is less than 1"),
+        (["demo", "--steps", "many"], "argument --steps: 'many' is not a whole number"),
+        (["demo", "--seed", "-1"], "argument --seed: -1 is less than 0"),
+        (["demo", "--lr", "nan"], "argument --lr: nan is not a positive finite number"),
+        (["demo", "--lr", "fast"], "argument --lr: 'fast' is not a number"),
+        (["demo", "--colour", "red"], "unrecognized arguments: --colour red"),
+    ],
+)
+def test_wrong_command_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("extras")
+def test_demo_refuses_before_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    out = ["--out", str(tmp_path / "out")]
+    for argv, message in (
+        (["--data", str(tmp_path / "nowhere"), *out], "nowhere') does not exist"),
+        (["--out", str(tmp_path / "file")], "file') is a file, not a folder"),
+        (["--device", "abacus", *out], "--device (='abacus') is no device"),
+        (["--device", "cuda:99", *out], "--device (='cuda:99'): there are"),
+        (["--device", "meta", *out], "--device (='meta') must be auto, cpu, cuda or cuda:N"),
+        (["--batch-size", "5000", *out], "batch_size (=5000) must be at most the training set's 1438 images"),
+    ):
+        assert main(["demo", *argv]) == 1
+        captured = capsys.readouterr()
+        assert captured.err.startswith("net2net demo: error: ")
+        assert message in captured.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+# The rest needs growth itself: plan_widen, plan_deepen, random_pad, verify.
+
+
+@pytest.mark.usefixtures("extras", "one_thread")
+def test_demo_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "runs" / "demo"
+    argv = ["--steps", "3", "--teacher-steps", "4", "--eval-every", "2", "--base", "0.04", "--seed", "3"]
+    assert main(["demo", "--out", str(out), *argv, "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    for words in ("wider", "deeper", "Net2Net", "random pad", "random initialisation", "results.json"):
+        assert words in printed
+    assert sorted(p.name for p in out.iterdir()) == ["curves.png", "results.json"]
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    result = json.loads((out / "results.json").read_text())
+    assert (result["config"]["seed"], result["config"]["student_steps"], result["dataset"]) == (3, 3, "digits")
+    assert result["environment"]["versions"]["torch"] == torch.__version__
+    assert result["teacher"]["history"]["step"] == [0, 2, 4]
+    assert [s["history"]["step"] for s in result["students"]] == [[0, 2, 3]] * 3
+    assert len({s["parameters"] for s in result["students"]}) == 1
+
+    net2net, pad, scratch = result["students"]
+    assert net2net["history"]["val_accuracy"][0] == result["teacher"]["history"]["val_accuracy"][-1]
+    assert result["steps_to_teacher_accuracy"]["Net2Net"] == 0
+    assert net2net["lr"] == pytest.approx(result["teacher"]["lr"] / 10)
+    assert pad["history"]["val_loss"][0] != net2net["history"]["val_loss"][0]
+    assert [step["name"] for step in result["growth"]] == ["wider", "deeper"]
+    for step in result["growth"]:
+        assert step["parameters_after"] > step["parameters_before"]
+        assert max(step["eval_mode"]["max_rel"], step["train_mode"]["max_rel"]) < 1e-3
+        assert step["skipped"] == []
+    assert result["growth"][1]["parameters_after"] == scratch["parameters"]
+
+
+@pytest.mark.usefixtures("extras", "one_thread")
+def test_demo_is_fixed_by_its_seed() -> None:
+    from net2net.data import digits
+
+    config = experiment.DemoConfig(base=0.04, teacher_steps=2, student_steps=2, eval_every=2, eval_images=32)
+    calls: list[tuple[str, int]] = []
+    before = torch.get_rng_state()
+    first = experiment.run(config, digits(), on_step=lambda *call: calls.append(call))
+    assert torch.equal(before, torch.get_rng_state())
+    again = experiment.run(config, digits())
+    for a, b in zip(first.students, again.students, strict=True):
+        assert dataclasses.replace(a.history, seconds=[]) == dataclasses.replace(b.history, seconds=[])
+    assert calls[-1] == (experiment.SCRATCH, config.total_steps)
+    assert [steps for phase, steps in calls if phase != experiment.GROWING] == list(range(1, config.total_steps + 1))
+
+
+def test_curves_need_a_history() -> None:
+    with pytest.raises(ValueError, match="at least one curve"):
+        curves_png({}, History())
+
+
+def test_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write_atomically(path, "old")
+    with pytest.raises(TypeError):
+        write_atomically(path, 1)  # type: ignore[arg-type]
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+    assert path.read_text() == "old"
+    write_atomically(path, b"new")
+    assert path.read_text() == "new"

@@ -1,0 +1,66 @@
+"""gather_scale on random lists of tensors: every usable backend at once, against the definition and each other."""
+
+import torch
+from gather_scale_cases import Case, Teacher, arguments, assert_as_defined, teacher
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import DTYPES, LAYOUTS, TARGET_LAYOUTS, assert_same_bits, embed
+
+import n2n_kernels as nk
+from n2n_kernels.backends import ORDER
+
+CPU = torch.device("cpu")
+USABLE = [name for name in ORDER if nk.backends()[name] is None]
+
+
+def device_of(backend: str) -> torch.device:
+    return torch.device("cuda" if backend != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """1-D to 5-D, any axis possibly empty, each map possibly absent."""
+    channels = draw(st.lists(st.integers(0, 6), min_size=1, max_size=2))
+    kernel = draw(st.lists(st.integers(0, 4), max_size=3)) if len(channels) == 2 else []
+    # An axis without units cannot grow.
+    widths = [draw(st.none() | st.integers(n, n + 7)) if n else None for n in channels]
+    return Case((*channels, *kernel), widths[0], widths[1] if len(widths) > 1 else None)
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> tuple[Teacher, str, str]:
+    """A teacher, its layout, and the student's."""
+    case = draw(cases())
+    t = teacher(
+        case,
+        draw(st.sampled_from(DTYPES)),
+        draw(st.integers(0, 1000)),
+        scaled=draw(st.booleans()),
+        shuffled=draw(st.booleans()),
+    )
+    fits = [name for name in LAYOUTS if len(case.shape) in LAYOUTS[name].dims]
+    return t, draw(st.sampled_from(fits)), draw(st.sampled_from([name for name in fits if name in TARGET_LAYOUTS]))
+
+
+@settings(max_examples=80, derandomize=True, deadline=None, database=None)
+@given(
+    batch=st.lists(tensors(), max_size=3),
+    noise=st.sampled_from(["replicas", "cancelling"]),
+    std=st.sampled_from([0.0, 1e-30, 0.1, 100.0]),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_random_lists(batch: list[tuple[Teacher, str, str]], noise: str, std: float, seed: int) -> None:
+    given_ = [t for t, _, _ in batch]
+    options = {"noise_std": std, "noise": noise, "seed": seed}
+    expected = nk.gather_scale(**arguments(given_, CPU), **options, backend="reference")
+    for backend in USABLE:
+        device = device_of(backend)
+        srcs = [arguments([t], device, layout=layout)["srcs"][0] for t, layout, _ in batch]
+        targets = [embed(t.student_shape, t.values.dtype, layout, device) for t, _, layout in batch]
+        call = {**arguments(given_, CPU), "srcs": srcs, "out": [target.tensor for target in targets]}
+        got = nk.gather_scale(**call, **options, backend=backend)
+        for i, (a, b) in enumerate(zip(got, expected, strict=True)):
+            assert_same_bits(a, b, f"{backend}, tensor {i}")
+            targets[i].assert_only_inside_written()
+    if std == 0:
+        assert_as_defined(expected, given_)

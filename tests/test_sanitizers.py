@@ -1,0 +1,46 @@
+"""The CPU kernels under compilers' sanitizers, driven by a program without Python (tests/native/fuzz_kernels.cpp)."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def compile_and_run(folder: Path, sanitizers: str, rounds: int) -> str:
+    compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+    if compiler is None:
+        pytest.skip("no C++ compiler on PATH")
+    flags = [
+        "-std=c++17",
+        "-O1",
+        f"-fsanitize={sanitizers}",
+        "-fno-sanitize-recover=all",
+        "-ffp-contract=off",
+        "-pthread",
+    ]
+    probe = folder / "probe.cpp"
+    probe.write_text("int main() { return 0; }\n")
+    if subprocess.run([compiler, *flags, str(probe), "-o", str(folder / "probe")], capture_output=True).returncode:
+        pytest.skip(f"{compiler} cannot build with -fsanitize={sanitizers}")
+    sources = [ROOT / "tests" / "native" / "fuzz_kernels.cpp", *sorted((ROOT / "csrc").glob("*_cpu.cpp"))]
+    assert len(sources) == 4
+    program = folder / "fuzz_kernels"
+    subprocess.run(
+        [compiler, *flags, "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(program)],
+        check=True,
+    )
+    done = subprocess.run([str(program), str(rounds), "1"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_no_address_and_no_undefined_behaviour(tmp_path: Path) -> None:
+    assert compile_and_run(tmp_path, "address,undefined", 60).endswith("ok\n")
+
+
+@pytest.mark.slow
+def test_no_data_race(tmp_path: Path) -> None:
+    assert compile_and_run(tmp_path, "thread", 200).endswith("ok\n")

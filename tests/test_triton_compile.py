@@ -1,0 +1,56 @@
+"""Triton's kernels compile to machine code for each architecture, on a machine without a GPU too."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import n2n_kernels as nk
+
+HERE = Path(__file__).resolve().parent
+
+
+def compile_all(folder: Path, *arguments: str) -> list[dict[str, object]]:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "TRITON_INTERPRET": "0",
+        "TRITON_CACHE_DIR": str(folder),  # an empty cache: else the last run's code would be found again
+    }
+    command = [sys.executable, str(HERE / "compile_triton.py"), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(folder: Path, kernels: int, *arguments: str) -> None:
+    if (reason := nk.backends()["triton"]) is not None and "not installed" in reason:
+        pytest.skip(reason)
+    compiled = compile_all(folder, *arguments)
+    assert len(compiled) == kernels
+    for kernel in compiled:
+        assert kernel["target"], kernel["kernel"]
+        if (used := kernel["opcodes"]) is not None:
+            assert isinstance(used, list)
+            assert "STG" in used, f"{kernel['kernel']}: no stores found: is the disassembly being read?"
+            # No spills to local memory, and no product fused with a sum, which would round once instead of twice.
+            assert not {"LDL", "STL", "FFMA", "DFMA"} & set(used), kernel["kernel"]
+
+
+def test_every_kernel_for_sm_90(tmp_path: Path) -> None:
+    check(tmp_path, 28, "90")
+
+
+@pytest.mark.parametrize("arch", ["80", "100"])
+def test_each_kernel_for_its_neighbours(tmp_path: Path, arch: str) -> None:
+    """In bfloat16, whose rounding is code of its own, with the noise that has most code."""
+    check(tmp_path, 5, arch, "2", "2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["80", "100"])
+def test_every_kernel_for_its_neighbours(tmp_path: Path, arch: str) -> None:
+    check(tmp_path, 28, arch)
