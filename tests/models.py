@@ -136,14 +136,15 @@ def plain_1d() -> nn.Module:
 def plain_2d() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(6, 10, 3, padding=1), nn.BatchNorm2d(10), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
-        nn.Dropout(0.0), nn.Linear(40, 12), nn.ReLU(), nn.Linear(12, 4),
+        nn.Conv2d(6, 10, 3, padding=1), nn.BatchNorm2d(10), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(), nn.Dropout(0.0), nn.Linear(40, 12), nn.ReLU(), nn.Linear(12, 4),
     )  # fmt: skip
 
 
 def plain_3d() -> nn.Module:
     return nn.Sequential(
-        nn.Conv3d(2, 5, 3, padding=1), nn.BatchNorm3d(5), nn.PReLU(5), nn.MaxPool3d(2), nn.Conv3d(5, 7, (1, 3, 3), padding=(0, 1, 1)),
+        nn.Conv3d(2, 5, 3, padding=1), nn.BatchNorm3d(5), nn.PReLU(5), nn.MaxPool3d(2),
+        nn.Conv3d(5, 7, (1, 3, 3), padding=(0, 1, 1)),
         nn.BatchNorm3d(7), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(7, 3),
     )  # fmt: skip
 

@@ -46,9 +46,10 @@ def test_data_in_several_batches_gives_the_pooled_statistics() -> None:
     model.train()
     with torch.no_grad():
         x = torch.cat([model[:3](b) for b in batches])
-    expected = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
-    torch.testing.assert_close(torch.tensor(plan.insertions[0].mean, dtype=torch.float64), expected[0], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(torch.tensor(plan.insertions[0].var, dtype=torch.float64), expected[1], rtol=1e-12, atol=1e-12)
+    expected = {"mean": x.mean((0, 2, 3)), "var": x.var((0, 2, 3), correction=0)}
+    for what, values in expected.items():
+        actual = torch.tensor(getattr(plan.insertions[0], what), dtype=torch.float64)
+        torch.testing.assert_close(actual, values, rtol=1e-12, atol=1e-12)
     assert net2net.verify(model.eval(), plan.apply(model), batches[1]).max_rel < EXACT
 
 

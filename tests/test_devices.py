@@ -1,10 +1,9 @@
 """Growth where the model is: the student, its optimizer and its statistics stay on the teacher's device."""
 
+import net2net
 import pytest
 import torch
 from models import EXAMPLES
-
-import net2net
 
 
 @pytest.mark.parametrize("name", ["residual", "gated", "inception"])
