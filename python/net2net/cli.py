@@ -218,7 +218,7 @@ COMMANDS: tuple[Command, ...] = (
         "demo",
         "train a narrow network, grow it wider and deeper, train on, and compare with starting anew",
         "example:\n"
-        "  net2net demo                                  handwritten digits, about two minutes on two CPU cores\n"
+        "  net2net demo                                  handwritten digits, a minute or two on a CPU\n"
         "  net2net demo --data cifar10 --steps 2000      a folder with train/CLASS/* and val/CLASS/*\n\n"
         "Writes results.json (everything measured) and curves.png (the paper's figure 4) into --out.",
         _add_demo,

@@ -29,8 +29,8 @@ class Dataset:
     """A training and a validation set, whole, in memory.
 
     `train_x` and `val_x` are float32 `[N, in_channels, H, W]`, normalised by the training set's mean and standard
-    deviation per channel; `train_y` and `val_y` are int64 `[N]` with values in `[0, num_classes)`. The training
-    images are shuffled, so that their first n are a random sample.
+    deviation per channel; `train_y` and `val_y` are int64 `[N]` with values in `[0, num_classes)`. Both sets are
+    shuffled, so that the first n images of either are a random sample.
     """
 
     name: str
@@ -63,7 +63,7 @@ def digits(image_size: int = 16, *, val_fraction: float = 0.2, seed: int = 0) ->
     Args:
         image_size: the images are resized to this side in pixels, bilinearly.
         val_fraction: share of each class that goes into the validation set, strictly between 0 and 1.
-        seed: fixes the split.
+        seed: fixes the split and the order.
 
     Raises:
         ValueError: `image_size` or `val_fraction` is out of range.
@@ -91,7 +91,7 @@ def folder(path: str | Path, image_size: int | None = None, *, seed: int = 0) ->
         path: the folder that holds `train` and `val`, or `FashionMNIST`.
         image_size: side in pixels. The shorter side of an image is resized to it and the middle square kept.
             None takes the shorter side of the first training image, but at least 16 and at most 64.
-        seed: fixes the order of the training images.
+        seed: fixes the order of the images.
 
     Raises:
         FileNotFoundError: the folder, or a part of the layout, is missing.
@@ -209,8 +209,11 @@ def _stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor
 def _dataset(
     name: str, train_x: Tensor, train_y: Tensor, val_x: Tensor, val_y: Tensor, *, num_classes: int, seed: int
 ) -> Dataset:
-    order = torch.randperm(len(train_x), generator=torch.Generator().manual_seed(seed))
-    train_x, train_y = train_x[order], train_y[order]
+    # Folders are listed class by class; shuffled, the first n images of either set are a random sample.
+    generator = torch.Generator().manual_seed(seed)
+    train_order, val_order = (torch.randperm(len(y), generator=generator) for y in (train_y, val_y))
+    train_x, train_y = train_x[train_order], train_y[train_order]
+    val_x, val_y = val_x[val_order], val_y[val_order]
     mean = train_x.mean(dim=(0, 2, 3), keepdim=True)
     std = train_x.std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6)  # a set of blank images stays finite
     return Dataset(

@@ -98,8 +98,8 @@ def train(
         if step % eval_every == 0 or step == steps:
             train_accuracy, train_loss = evaluate(model, *train_sample)
             val_accuracy, val_loss = evaluate(model, *val_sample)
-            if not math.isfinite(train_loss):
-                raise FloatingPointError(f"the training loss is {train_loss} after {step} steps")
+            if not math.isfinite(train_loss + val_loss):
+                raise FloatingPointError(f"after {step} steps the losses are {train_loss} and {val_loss} (validation)")
             history.step.append(step)
             history.train_accuracy.append(train_accuracy)
             history.train_loss.append(train_loss)
