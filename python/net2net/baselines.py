@@ -24,7 +24,8 @@ def random_pad(model: nn.Module, plan: WidenPlan, seed: int = 0) -> nn.Module:
     teacher = dict(named_tensors(model))
     with torch.no_grad(), own_random_state(student):
         torch.manual_seed(seed)
-        for module in student.modules():
+        # Children first: a model's own initialisation, where it has one, then overrules its layers'.
+        for module in reversed(list(student.modules())):
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()

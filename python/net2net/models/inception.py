@@ -58,8 +58,8 @@ STEMS = ("imagenet", "small")
 
 # A normalised input has mean 0, so with the customary bias of 0 every rectifier cuts off half of it, and 47 such layers
 # without shortcuts make a network whose gradients say little: it idles for some hundred steps before it learns. One
-# standard deviation higher the rectifiers cut off a sixth, and training starts at once. Measured on the handwritten
-# digits, narrow teacher, 300 steps, two seeds: validation accuracy 0.98 and 0.99 against 0.78 and 0.90.
+# standard deviation higher the rectifiers cut off a sixth, and training starts at once. Measured with `net2net demo`'s
+# teacher (handwritten digits, 250 steps, three seeds): validation accuracy 0.97 to 0.99 against 0.72 to 0.82.
 INITIAL_BN_BIAS = 1.0
 
 
