@@ -56,7 +56,8 @@ def verify(teacher: nn.Module, student: nn.Module, inputs: Inputs, *, tolerance:
     """Compares the outputs of teacher and student on `inputs`.
 
     Both run in the mode (train or eval) that they are in, without gradients; buffers (running statistics) are put back
-    afterwards, and both see the same random numbers.
+    afterwards, and both see the same random numbers. In train mode, tens of normalised layers magnify the rounding of a
+    float32 forward pass until no two ways of computing the same function agree; compare copies in float64 there.
 
     Args:
         teacher, student: modules in the same mode.
