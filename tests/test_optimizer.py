@@ -144,6 +144,13 @@ def test_new_layers_join_the_group_of_the_layer_that_they_follow() -> None:
     assert not grown.state
 
 
+def test_no_new_parameter_is_left_untrained() -> None:
+    teacher, x = EXAMPLES["plain_2d"].build()
+    plan = net2net.plan_deepen(teacher, x, after="2")
+    grown = plan.grow_optimizer(SGD([teacher[0].weight], lr=1.0), plan.apply(teacher))
+    assert len(grown.param_groups[0]["params"]) == 4  # the convolution, its successor, and that one's norm
+
+
 def test_frozen_neighbours_leave_new_layers_out() -> None:
     teacher, x = EXAMPLES["plain_2d"].build()
     plan = net2net.plan_deepen(teacher, x, after="2")

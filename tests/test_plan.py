@@ -84,6 +84,8 @@ def edit(path: Path, change: Any) -> Path:
         (lambda d: d["segments"][0]["split"].__setitem__(0, 0.3), "not to 1"),
         (lambda d: d["axes"][0]["pieces"].append([None, 3]), "cover"),
         (lambda d: d.update(noise="loud"), "noise"),
+        (lambda d: d["axes"].pop(), "was changed"),
+        (lambda d: d.update(seed=6), "was changed"),
     ],
 )
 def test_damaged_files_are_refused(change: Any, message: str, tmp_path: Path) -> None:

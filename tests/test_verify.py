@@ -1,5 +1,9 @@
 """verify: sees differences, and where they begin; leaves no traces."""
 
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
 import net2net
 import pytest
 import torch
@@ -47,3 +51,33 @@ def test_modes_must_agree() -> None:
     other, _ = EXAMPLES["mlp"].build()
     with pytest.raises(ValueError, match="training"):
         net2net.verify(model, other.train(), x)
+
+
+class Returns(nn.Module):
+    def __init__(self, value: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.value(x)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda x: x + 1j, lambda x: x - 1j),
+        (lambda x: SimpleNamespace(y=x), lambda x: SimpleNamespace(y=x + 1)),
+        (lambda x: {"a": x, "n": 3}, lambda x: {"a": x, "n": 4}),
+        (lambda x: (x * 1e12, x), lambda x: (x * 1e12, 2 * x)),
+        (lambda x: x, lambda x: x.double()),
+    ],
+)
+def test_differences_in_any_output_are_seen(one: Callable[..., Any], other: Callable[..., Any]) -> None:
+    x = torch.randn(3, 4)
+    assert net2net.verify(Returns(one), Returns(one), x).ok
+    assert not net2net.verify(Returns(one), Returns(other), x).ok
+
+
+def test_nothing_to_compare_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nothing to compare"):
+        net2net.verify(Returns(lambda x: 3), Returns(lambda x: 3), torch.randn(2))

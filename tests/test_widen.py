@@ -1,6 +1,7 @@
 """Widening whole networks: the function stays, the teacher stays, replicas learn apart."""
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import net2net
@@ -308,6 +309,9 @@ def test_nothing_to_widen() -> None:
         ({"split": "half"}, r"split \(='half'\)"),
         ({"noise": "loud"}, r"noise \(='loud'\)"),
         ({"noise_scale": -1.0}, r"noise_scale \(=-1.0\)"),
+        ({"noise": "none", "noise_scale": 0.5}, "has no meaning"),
+        ({"width": 1.0}, r"width \(=1.0\) adds no unit"),
+        ({"layers": []}, "names no layers"),
         ({"multiple_of": 0}, r"multiple_of \(=0\)"),
         ({"seed": -1}, r"seed \(=-1\)"),
     ],
@@ -328,7 +332,7 @@ def test_bad_models() -> None:
         net2net.plan_widen(nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 1)), x, 2)
     with pytest.raises(ValueError, match=r"model\.module"):
         net2net.plan_widen(nn.DataParallel(nn.Linear(3, 1)), x, 2)
-    with pytest.raises(RuntimeError, match="must have same reduction dim"):
+    with pytest.raises(ValueError, match="does not run on example_inputs"):
         net2net.plan_widen(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 1)), x, 2)
 
 
@@ -366,3 +370,99 @@ def test_student_is_independent_of_the_teacher() -> None:
         for t in [*model.parameters(), *model.buffers()]:
             t.zero_()
     assert torch.equal(student(x), expected)
+
+
+# -- what is easily overlooked ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Output:
+    features: Tensor
+    logits: Tensor
+
+
+class Dataclass(DividedByWidth):
+    def forward(self, x: Tensor) -> Output:
+        features = self.conv(x).relu()
+        return Output(features, self.out(self.fc(features.mean((2, 3))).relu()))
+
+
+class SideOutput(DividedByWidth):
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = self.conv(x).relu().detach()
+        return self.out(self.fc(self.features.mean((2, 3))).relu())
+
+
+class ReadsItsWeight(DividedByWidth):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.fc(self.conv(x).mean((2, 3))).relu()) / self.conv.weight.norm()
+
+
+class BranchesInTraining(DividedByWidth):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).relu()
+        if self.training:
+            x = x / (1 + x.sum(1, keepdim=True))
+        return self.out(self.fc(x.mean((2, 3))).relu())
+
+
+@pytest.mark.parametrize("kind", [Dataclass, SideOutput, ReadsItsWeight, BranchesInTraining])
+def test_units_that_something_else_reads_stay(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = kind().double().eval(), torch.randn(2, 3, 4, 4).double()
+    student = net2net.widen(model, x, 1.5)
+    assert student.conv.out_channels == 8
+    for training in (False, True):
+        assert same_function(model, student, x, training).max_rel < EXACT
+
+
+def test_parts_that_run_in_training_alone_are_widened_too() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.aux = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+            self.drop, self.head = nn.Dropout(0.0), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            x = self.drop(self.conv(x).relu())
+            return (self.head(x), self.aux(x)) if self.training else self.head(x)
+
+    model, x = Auxiliary().double().eval(), torch.randn(2, 3, 6, 6).double()
+    student = net2net.widen(model, x, 1.5)
+    assert student.aux.in_channels == 12
+    for training in (False, True):
+        assert same_function(model, student, x, training).max_rel < EXACT
+
+
+@pytest.mark.parametrize("drop", [nn.Dropout(0.5), nn.Dropout2d(0.5), nn.AlphaDropout(0.5)])
+def test_dropout_is_no_obstacle(drop: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), drop, nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    assert net2net.widen(model, torch.randn(2, 3, 6, 6), 2)[0].out_channels == 8
+
+
+def test_an_output_of_unknown_type_is_refused() -> None:
+    class Opaque(DividedByWidth):
+        def forward(self, x: Tensor) -> Any:
+            return self.conv(x).detach().cpu().numpy()
+
+    with pytest.raises(TypeError, match="ndarray"):
+        net2net.plan_widen(Opaque(), torch.randn(2, 3, 4, 4), 2)
+
+
+def test_a_teachers_python_state_is_untouched() -> None:
+    class Counting(DividedByWidth):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.out(self.fc(self.conv(x).mean((2, 3))).relu())
+
+    model = Counting()
+    net2net.widen(model, torch.randn(2, 3, 4, 4), 1.5)
+    assert model.calls == 0
+
+
+def test_attributes_with_a_history_are_no_obstacle() -> None:
+    model, x = EXAMPLES["plain_2d"].build()
+    model.last = model(x)
+    assert net2net.verify(model, net2net.widen(model, x, 1.5), x).ok

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
@@ -63,6 +63,8 @@ def plan_deepen(
             layer can stand; if there is no place at all.
     """
     _check_arguments(count, method, seed, kernel_size)
+    if data is not None and (isinstance(data, Tensor | dict) or not isinstance(data, Iterable)):
+        raise TypeError(f"data (={type(data).__name__}) must be an iterable of batches, each like example_inputs")
     patterns = [after] if isinstance(after, str) else None if after is None else list(after)
     insertions: dict[str, Insertion] = {}
     skipped = []

@@ -136,18 +136,18 @@ class DeepenPlan(GrowthPlan):
                 new.update({f"{box}.{name}.{key}": t for key, t in layer.state_dict().items()})
         return new
 
-    def _neighbours(self) -> dict[str, str]:
+    def _neighbours(self) -> dict[str, list[str]]:
         near = {}
         for insertion in self.insertions:
             box = self._renamed(insertion.module, own=True)
             kind = "linear" if insertion.kernel_sizes[0] == () else "conv"
             for name in insertion.names():
-                near[f"{box}.{name}.{kind}.weight"] = f"{insertion.layer}.weight"
-                near[f"{box}.{name}.{kind}.bias"] = f"{insertion.layer}.bias"
-                near[f"{box}.{name}.norm.weight"] = f"{insertion.norm}.weight"
-                near[f"{box}.{name}.norm.bias"] = f"{insertion.norm}.bias"
-        # A layer whose own kind of parameter the teacher has none of joins its layer's weight.
-        return {new: old if old in self.shapes else old.rpartition(".")[0] + ".weight" for new, old in near.items()}
+                # Of the same kind if there is one, else the layer's weight: no new parameter may be left untrained.
+                for part, old in ((kind, insertion.layer), ("norm", insertion.norm)):
+                    for key in ("weight", "bias"):
+                        kin = [f"{old}.{key}", f"{old}.weight", f"{insertion.layer}.weight"]
+                        near[f"{box}.{name}.{part}.{key}"] = kin
+        return near
 
     def _body(self) -> dict[str, Any]:
         return {"insertions": [asdict(i) for i in self.insertions]}

@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from net2net.skeleton import check_model, movable, named_tensors, skeleton
-from net2net.trace import OUTPUT, Inference, Inputs, walk
+from net2net.trace import OUTPUT, Inference, Inputs, TraceError, walk
 from net2net.units import Axis, DisjointSets, Units
 
 
@@ -82,7 +82,17 @@ def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
     check_model(model)
     copy = skeleton(model, lambda _name, t: t.shape)
     context = Inference(copy)
-    walk(copy, example_inputs, context)
+    try:
+        walk(copy, example_inputs, context)
+    except TraceError as error:
+        raise ValueError(f"the model does not run on example_inputs: {error}") from error
+    # In train mode a network may have parts of its own (auxiliary heads). Not every input will do for it: batch
+    # normalisation refuses a single value per channel, for example.
+    try:
+        walk(copy.train(), example_inputs, context)
+        context.trains = True
+    except TraceError:
+        pass
     for name, t in named_tensors(copy):
         if not movable(t):
             for dim in range(min(t.dim(), 2)):

@@ -70,7 +70,10 @@ def site_moments(model: nn.Module, insertions: list[Insertion], data: Iterable[I
     batches = 0
     with torch.no_grad(), own_random_state(runner):
         for batch in data:
-            call(runner, batch)
+            try:
+                call(runner, batch)
+            except Exception as error:
+                raise ValueError(f"data[{batches}] does not run through the model: {error}") from error
             batches += 1
     if batches == 0:
         raise ValueError("data (with no batches) gives no statistics")

@@ -8,6 +8,7 @@ a model fits to carrying an optimizer along, is here.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
@@ -138,9 +139,9 @@ class GrowthPlan(ABC):
         """Tensors that only the student has, by the student's names; the teacher's tell dtype and device."""
 
     @abstractmethod
-    def _neighbours(self) -> dict[str, str]:
-        """For each parameter that only the student has, the teacher's parameter whose options in the optimizer it
-        takes."""
+    def _neighbours(self) -> dict[str, list[str]]:
+        """For each parameter that only the student has, the teacher's parameters whose options in the optimizer it may
+        take, the best first."""
 
     @abstractmethod
     def _body(self) -> dict[str, Any]:
@@ -205,6 +206,8 @@ class GrowthPlan(ABC):
                 teacher's.
             TypeError: if no law is known for the state of `optimizer`.
         """
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer (={type(optimizer).__name__}) must be a torch.optim.Optimizer")
         origin = self._teachers.get(student)
         if origin is None:
             raise ValueError("student was not made by this plan's apply()")
@@ -225,8 +228,11 @@ class GrowthPlan(ABC):
         parameters = dict(student.named_parameters(remove_duplicate=False))
         replaced = {p: parameters[self._renamed(name)] for p, name in names.items()}
         held = {name: p for p, name in names.items()}
-        near = {new: old for new, old in self._neighbours().items() if new in parameters and old in held}
-        fresh = [(new, parameters[new], held[old]) for new, old in near.items()]
+        fresh = []
+        for new, neighbours in self._neighbours().items():
+            near = next((old for old in neighbours if old in held), None)
+            if new in parameters and near is not None:
+                fresh.append((new, parameters[new], held[near]))
         return optim.rebuild(optimizer, replaced, moving, values, fresh)
 
     # -- files -------------------------------------------------------------------------------------------------------
@@ -244,7 +250,7 @@ class GrowthPlan(ABC):
             "skipped": [asdict(s) for s in self.skipped],
             **self._body(),
         }
-        write_atomically(path, json.dumps(document, indent=1))
+        write_atomically(path, json.dumps({**document, "digest": _digest(document)}, indent=1))
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> GrowthPlan:
@@ -255,22 +261,31 @@ class GrowthPlan(ABC):
         """
         try:
             document = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise ValueError(f"{path} is not a growth plan")
         if document.get("version") != VERSION:
             raise ValueError(f"{path} is a plan of version {document.get('version')}; this program reads {VERSION}")
-        kind = GrowthPlan._kinds.get(document.get("kind", ""))
+        kind = GrowthPlan._kinds.get(str(document.get("kind")))
         if kind is None:
             raise ValueError(f"{path} is a plan of an unknown kind (={document.get('kind')!r})")
         try:
             shapes = {name: tuple(int(n) for n in shape) for name, shape in document["shapes"].items()}
             inventory = Inventory(shapes, dict(document["aliases"]), frozenset(document["saved"]))
             skipped = [Skipped(**s) for s in document["skipped"]]
-            return kind._from_body(document, inventory, skipped)
+            plan = kind._from_body(document, inventory, skipped)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        if document.get("digest") != _digest(document):
+            raise ValueError(f"{path} was changed after it was written: its parts may no longer fit each other")
+        return plan
+
+
+def _digest(document: dict[str, Any]) -> str:
+    """Of everything but the digest itself."""
+    rest = {k: v for k, v in document.items() if k != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _nothing() -> None:

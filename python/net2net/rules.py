@@ -155,6 +155,13 @@ def constant(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> N
     context.set(out, torch.full((1,) * out.dim(), CONSTANT, dtype=torch.int32).expand(out.shape))
 
 
+@rule("bernoulli")
+def dropped(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Dropout's mask. It differs from replica to replica, which is welcome (the paper, section 2.3), so that any units
+    may be multiplied by it."""
+    context.set(out, torch.full((1,) * out.dim(), CONSTANT, dtype=torch.int32).expand(out.shape))
+
+
 @rule("sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "is_same_size")
 def nothing(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """Tells of shapes alone."""
@@ -214,7 +221,7 @@ def channelwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
     spatial = int(next(c for c in name_of(func).removesuffix("_aa") if c.isdigit()))
     x = args[0]
     channel = x.dim() - spatial - 1
-    vector = along(context.of(x), channel)
+    vector = context.along(x, channel)
     if vector is None:
         return unknown(context, func, args, kwargs, out)
     result, *indices = _tensors(out)
@@ -232,6 +239,8 @@ def reduction(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
     reduced = {d % x.dim() for d in dims} if dims else set(range(x.dim()))
     labels = compact(context.of(x))
     kept = _reduce(labels, reduced)
+    if kept is None:
+        kept = _reduce(compact(context.canonical(labels)), reduced)
     if kept is None:
         return unknown(context, func, args, kwargs, out)
     for t in _tensors(out):
@@ -271,8 +280,10 @@ def convolution(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
     groups, transposed = named["groups"], named.get("transposed", False)
     known = context.parameter(weight)
     channel = x.dim() - (weight.dim() - 2) - 1
-    vector = along(context.of(x), channel)
+    vector = context.along(x, channel)
     if known is None or vector is None or transposed or known[1] != list(range(weight.dim())):
+        if known is not None:
+            context.axis_ids(known[0], int(transposed), weight.shape[int(transposed)], "out")  # so that it is listed
         return _refuse(context, func, args, out, _why_not(known is None, transposed, "convolution"))
     name = known[0]
     if groups == 1:
@@ -282,6 +293,7 @@ def convolution(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
         units = context.axis_ids(name, 0, weight.shape[0], "each")
         context.join(vector, units, f"the input of {name} has a fixed width")
     else:
+        context.axis_ids(name, 0, weight.shape[0], "out")
         return _refuse(context, func, args, out, f"a convolution with groups={groups} is neither dense nor depthwise")
     if bias is not None:
         context.join(context.of(bias), units, f"the bias added to {name} has a fixed width")
@@ -297,7 +309,7 @@ def linear(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> Non
     else:
         x, right, bias = args[0], args[1], args[2] if len(args) > 2 else None
     known = context.parameter(right)
-    vector = along(context.of(x), -1 % x.dim())
+    vector = context.along(x, -1 % x.dim())
     plain = bias is None or bias.dim() == 1
     scaled = kind == "addmm" and (kwargs.get("alpha", 1) != 1 or kwargs.get("beta", 1) != 1)
     if known is None or vector is None or not plain or scaled:
@@ -338,7 +350,7 @@ def batch_norm(context: Context, func: Any, args: Any, kwargs: Any, out: Any) ->
     """Normalises unit by unit; its parameters and statistics are replicated with the units (the paper, section 2.3)."""
     x = args[0]
     channel = min(1, x.dim() - 1)
-    vector = along(context.of(x), channel)
+    vector = context.along(x, channel)
     if vector is None:
         return unknown(context, func, args, kwargs, out)
     for t in args[1:5]:

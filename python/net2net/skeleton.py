@@ -62,7 +62,18 @@ def rebuild(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
     for name, old in named_tensors(model):
         if name in tensors:
             memo[id(old)] = _in_place_of(old, tensors[name])
+    # Tensors with a history, kept as attributes (a computed weight, the last activation), cannot be deep-copied as
+    # such.
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo.setdefault(id(value), value.detach().clone())
     return copy.deepcopy(model, memo)
+
+
+def aside(model: nn.Module) -> nn.Module:
+    """A copy that shares the parameters of `model`, and nothing else: for running it without leaving traces in it."""
+    return rebuild(model, {n: t.detach() for n, t in named_tensors(model) if isinstance(t, nn.Parameter)})
 
 
 def _in_place_of(old: Tensor, new: Tensor) -> Tensor:

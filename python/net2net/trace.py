@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from net2net import labels as lab
+from net2net.outputs import kept, leaves
 from net2net.skeleton import named_tensors, own_random_state
 from net2net.units import FIXED, Axis, Units
 
@@ -83,9 +84,11 @@ class Context(ABC):
             ids = self.axis_ids(name, dim, p.shape[dim], "each")
             self.labels.set(p, lab.spread(ids, dim, p.shape))
             known = self.labels.get(t)
-        if known is None:
-            return torch.full((1,) * t.dim(), FIXED, dtype=torch.int32).expand(t.shape)
-        return known
+        if known is not None:
+            return known
+        # A weight that is read by anything but the layers that know what its axes are (a norm of it, say).
+        self._pin_parameter(t, "its values are used beside the layer that it belongs to")
+        return torch.full((1,) * t.dim(), FIXED, dtype=torch.int32).expand(t.shape)
 
     def _vector_parameter(self, t: Tensor) -> tuple[str, Tensor, int] | None:
         """The parameter or buffer behind `t`, if all but one of its dimensions have size 1, and that dimension.
@@ -101,12 +104,25 @@ class Context(ABC):
                 return name, p, long[0]
         return None
 
+    @abstractmethod
+    def canonical(self, labels: Tensor) -> Tensor:
+        """`labels` with every unit under one name, where units that were joined may still have several."""
+
+    def along(self, t: Tensor, dim: int) -> Tensor | None:
+        """The units along `dim` of `t`, if they are the same along all other dimensions; else None."""
+        labels = self.of(t)
+        vector = lab.along(labels, dim)
+        return lab.along(self.canonical(labels), dim) if vector is None else vector
+
     def set(self, t: Tensor, labels: Tensor) -> None:
         self.labels.set(t, labels)
 
     def pin_tensor(self, t: Tensor, why: str) -> None:
         """Pins all units that `t` has, and, if it is a parameter, those of its axes."""
+        self._pin_parameter(t, why)
         self.pin(self.of(t), why)
+
+    def _pin_parameter(self, t: Tensor, why: str) -> None:
         for name, p in self._parameters.get(t.untyped_storage()._cdata, []):
             for dim, size in enumerate(p.shape[:2]):  # the kernel's dimensions hold no units
                 self.pin(self.axis_ids(name, dim, size, "each"), why)
@@ -116,7 +132,8 @@ class Context(ABC):
 
     def units_of(self, tensors: Iterable[Tensor]) -> np.ndarray:
         """The labels that occur in these tensors."""
-        found = [lab.compact(self.of(t)).reshape(-1).numpy() for t in tensors]
+        known = [self.labels.get(t) for t in tensors]
+        found = [lab.compact(labels).reshape(-1).numpy() for labels in known if labels is not None]
         return np.unique(np.concatenate([np.zeros(0, dtype=np.int32), *found]))
 
     def numbers(self, func: Any, values: list[Any]) -> None:
@@ -135,11 +152,17 @@ class Inference(Context):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.units = Units()
+        self.trains = False  # whether train mode was walked too
 
     def axis_ids(self, name: str, dim: int, size: int, role: str) -> Tensor:
         axis: Axis = self.units.axis(name, dim, size)
         axis.roles.add(role)
         return torch.from_numpy(axis.ids().astype(np.int32))
+
+    def canonical(self, labels: Tensor) -> Tensor:
+        few = lab.compact(labels)
+        roots = self.units.sets.roots(few.numpy().ravel())
+        return torch.from_numpy(roots.astype(np.int32)).view(few.shape).expand(labels.shape)
 
     def join(self, a: Tensor, b: Tensor, why: str) -> None:
         a, b = torch.broadcast_tensors(lab.compact(a), lab.compact(b))
@@ -238,9 +261,12 @@ def walk(model: nn.Module, inputs: Inputs, context: Context) -> None:
         raise TraceError(f"{type(error).__name__}{context.where()}: {error}", suspects) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-    for t in tree_leaves(out):
+    for t in leaves(out):
         if isinstance(t, Tensor):
-            context.pin(context.of(t), OUTPUT)
+            context.pin_tensor(t, OUTPUT)
+    for t in kept(model):
+        if not context.is_parameter(t):
+            context.pin(context.of(t), "a module keeps them as an attribute, which other code may read")
 
 
 #: The reason for units that are the network's outputs: their number is part of the function, so they are not "skipped".

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from net2net.skeleton import own_random_state
+from net2net.outputs import leaves
+from net2net.skeleton import aside, own_random_state
 from net2net.trace import Inputs, call
 
 #: Largest difference, relative to the teacher's largest output, that rounding explains in a deep network.
@@ -33,9 +33,10 @@ class Report:
 
     Attributes:
         max_abs: the largest absolute difference of any output.
-        max_rel: that, divided by the teacher's largest output in magnitude.
+        max_rel: the largest difference relative to the largest magnitude that the teacher has in the same output.
         tolerance: what `max_rel` may be.
-        ok: whether it is within the tolerance (never where an output is NaN on one side only, or shapes differ).
+        ok: whether it is within the tolerance (never where an output is NaN on one side only, or shapes, dtypes or
+            returned values that are no tensors differ).
         parts: where they differ by more than the tolerance, the modules of equal names and output shapes that do, in
             the order in which they are run; the first is where to look.
     """
@@ -65,26 +66,36 @@ def verify(teacher: nn.Module, student: nn.Module, inputs: Inputs, *, tolerance:
         tolerance: for the difference relative to the teacher's largest output; None: by the outputs' dtype.
 
     Raises:
-        ValueError: if one of them is in train mode and the other is not.
+        ValueError: if one of them is in train mode and the other is not, or nothing is returned that could be compared.
+        TypeError: if an object is returned in which tensors cannot be found.
     """
     if teacher.training != student.training:
         raise ValueError(
             f"teacher.training (={teacher.training}) and student.training (={student.training}) must be the same"
         )
     expected, actual = _outputs(teacher, inputs), _outputs(student, inputs)
-    if [t.shape for t in expected] != [t.shape for t in actual]:
+    if [_shape(v) for v in expected] != [_shape(v) for v in actual]:
         return Report(float("inf"), float("inf"), 0.0, False)
-    limit = max([TOLERANCE.get(t.dtype, 0.0) for t in expected], default=0.0) if tolerance is None else tolerance
-    pairs = list(zip(expected, actual, strict=True))
+    pairs = [(a, b) for a, b in zip(expected, actual, strict=True) if isinstance(a, Tensor)]
+    if not any(a.numel() for a, _ in pairs):
+        raise ValueError("the model returns no tensor with elements on these inputs, so there is nothing to compare")
+    limit = max(TOLERANCE.get(a.dtype, 0.0) for a, _ in pairs) if tolerance is None else tolerance
     max_abs, max_rel = _difference(pairs)
     ok = max_rel <= limit
     return Report(max_abs, max_rel, limit, ok, [] if ok else _parts(teacher, student, inputs, limit))
 
 
+def _shape(value: Any) -> Any:
+    """What must be equal beforehand: a tensor's shape and dtype, anything else itself."""
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else repr(value)
+
+
 def check_growth(teacher: nn.Module, student: nn.Module, inputs: Inputs) -> None:
     """Compares in eval mode, whatever mode they are in, and raises RuntimeError if they differ."""
-    with _mode(teacher, False), _mode(student, False):
-        report = verify(teacher, student, inputs)
+    if any(t.is_meta for t in student.parameters()):
+        return  # there are no values to compare
+    # Copies are run: the models' own Python state (counters, caches) stays as it is.
+    report = verify(aside(teacher).eval(), aside(student).eval(), inputs)
     if not report.ok:
         raise RuntimeError(
             f"the student is not the teacher's equal: {report}. Please report the model; "
@@ -93,26 +104,28 @@ def check_growth(teacher: nn.Module, student: nn.Module, inputs: Inputs) -> None
 
 
 def _difference(pairs: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """(absolute, relative to the largest magnitude of the first ones). NaN and infinities agree with their like
-    alone."""
-    worst, largest = 0.0, 0.0
+    """The largest absolute difference, and the largest one relative to the largest magnitude of the same first tensor
+    (of all of them, where that one is zero). NaN and infinities agree with their like alone."""
+    differences, magnitudes = [], []
     for a, b in pairs:
-        a, b = a.double(), b.double()
+        a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
         same = (a == b) | (a.isnan() & b.isnan())
-        delta = torch.where(same, torch.zeros_like(a), (a - b).abs())
-        if delta.numel():
-            top = delta.max().item()
-            worst = float("inf") if top != top else max(worst, top)
-            finite = a[a.isfinite()]
-            largest = max(largest, finite.abs().max().item() if finite.numel() else 0.0)
-    if worst == 0.0:
-        return 0.0, 0.0
-    return worst, worst / largest if largest > 0 else float("inf")
+        delta = (a - b).abs().masked_fill(same, 0.0)
+        worst = delta.max().item() if delta.numel() else 0.0
+        differences.append(float("inf") if worst != worst else worst)
+        finite = a[a.isfinite()].abs()
+        magnitudes.append(finite.max().item() if finite.numel() else 0.0)
+    largest = max(magnitudes)
+    relative = [
+        0.0 if delta == 0.0 else delta / (own or largest) if own or largest else float("inf")
+        for delta, own in zip(differences, magnitudes, strict=True)
+    ]
+    return max(differences), max(relative)
 
 
-def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+def _outputs(model: nn.Module, inputs: Inputs) -> list[Any]:
     with torch.no_grad(), _unchanged(model):
-        return [t for t in tree_leaves(call(model, inputs)) if isinstance(t, Tensor)]
+        return list(leaves(call(model, inputs)))
 
 
 @contextlib.contextmanager
@@ -127,18 +140,6 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in saved:
                 buffer.copy_(value)
-
-
-@contextlib.contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Sets the mode of every submodule, and puts each back to its own."""
-    before = [(m, m.training) for m in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, was in before:
-            module.training = was
 
 
 def _parts(teacher: nn.Module, student: nn.Module, inputs: Inputs, limit: float) -> list[Part]:

@@ -14,7 +14,7 @@ from net2net.check import Check
 from net2net.groups import Group, Structure, infer, structure
 from net2net.plan import Inventory, Skipped
 from net2net.skeleton import skeleton
-from net2net.trace import Inputs, TraceError, walk
+from net2net.trace import Inference, Inputs, TraceError, walk
 from net2net.units import FIXED, Units
 from net2net.verify import check_growth
 from net2net.widen_plan import NOISES, Segment, Widened, WidenPlan, check_noise
@@ -62,7 +62,7 @@ def plan_widen(
         ValueError: for a bad argument, by name and value; if a layer that was named cannot be widened, or does not
             exist; if nothing at all can be widened; under `strict`, if anything cannot.
     """
-    _check_arguments(width, mapping, split, noise, noise_scale, multiple_of, seed)
+    _check_arguments(width, layers, mapping, split, noise, noise_scale, multiple_of, seed)
     scale = NOISES[noise] if noise_scale is None else float(noise_scale)
     targets = dict(width) if isinstance(width, Mapping) else None
     if targets is not None and layers is not None:
@@ -83,7 +83,11 @@ def plan_widen(
     if strict and stuck:
         raise ValueError(f"strict: {len(stuck)} groups cannot be widened; the first is {stuck[0]}")
     if not plan.widened:
-        raise ValueError("nothing was widened" + (f"; for example, {stuck[0]}" if stuck else ""))
+        could = any(g.reason is None for g in found.groups)
+        example = next(iter([*stuck, *found.groups]), "the forward uses no weights that could be")
+        raise ValueError(
+            "nothing was widened: " + (f"width (={width!r}) adds no unit" if could else f"for example, {example}")
+        )
     return plan
 
 
@@ -95,7 +99,7 @@ def _settle(
     while True:
         found = structure(inference.units)
         plan = plan_for(found)
-        disagreement = _disagreement(model, example_inputs, plan, found, inference.seen_numbers)
+        disagreement = _disagreement(model, example_inputs, plan, found, inference)
         if disagreement is None:
             return plan, found
         _blame(inference.units, found, plan, disagreement)
@@ -158,16 +162,29 @@ def widen(
 
 
 def _check_arguments(
-    width: Width, how: str, split: str, noise: str, noise_scale: float | None, multiple_of: int, seed: int
+    width: Width,
+    layers: str | Sequence[str] | None,
+    how: str,
+    split: str,
+    noise: str,
+    noise_scale: float | None,
+    multiple_of: int,
+    seed: int,
 ) -> None:
+    if layers is not None and not isinstance(layers, str | Sequence):
+        raise TypeError(f"layers (={layers!r}) must be a name or a list of names")
     for name, value in width.items() if isinstance(width, Mapping) else [("", width)]:
         what = f"width[{name!r}]" if name else "width"
+        if not isinstance(name, str):
+            raise TypeError(f"width has a key (={name!r}) that is not the name of a layer")
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{what} (={value!r}) must be a finite number")
         if value < 1:
             raise ValueError(f"{what} (={value!r}) must be at least 1: every unit must be kept")
     if isinstance(width, Mapping) and not width:
         raise ValueError("width (={}) names no layers")
+    if layers is not None and not layers:
+        raise ValueError(f"layers (={layers!r}) names no layers")
     if how not in mapping.MAPPINGS:
         raise ValueError(f"mapping (={how!r}) must be one of {', '.join(map(repr, mapping.MAPPINGS))}")
     if split not in mapping.SPLITS:
@@ -207,21 +224,25 @@ def _disagreement(
     example_inputs: Inputs,
     plan: WidenPlan,
     found: Structure,
-    numbers: list[tuple[str, tuple[str, ...]]],
+    inference: Inference,
 ) -> TraceError | None:
     """What the student's own forward says against the plan, if anything."""
+    if not plan.widened:
+        return None
     student = skeleton(model, lambda name, _t: torch.Size(plan.student_shape(name)))
     attributes.update(student)
     unit_of = {
         key: roots[plan._tables[key].index.numpy()] if key in plan.axes else roots
         for key, roots in found.root_of.items()
     }
-    widened = np.zeros(max((int(r.max(initial=0)) for r in found.root_of.values()), default=0) + 1, dtype=bool)
+    widened = np.zeros(max([FIXED, *(int(r.max(initial=0)) for r in found.root_of.values())]) + 1, dtype=bool)
     for roots, segment in zip(found.segments, plan.segments, strict=True):
         widened[roots] = segment.width > segment.units
     widened[: FIXED + 1] = False
+    check = Check(student, unit_of, widened, inference.seen_numbers)
     try:
-        walk(student, example_inputs, Check(student, unit_of, widened, numbers))
+        for training in (False, True)[: 1 + inference.trains]:
+            walk(student.train(training), example_inputs, check)
     except TraceError as error:
         return error
     return None
@@ -241,7 +262,7 @@ def _blame(units: Units, found: Structure, plan: WidenPlan, error: TraceError) -
         if blamed:
             break
     if not blamed:
-        raise error
+        raise ValueError(f"a wider copy of the model does not run as inferred, and no layer is to blame: {error}")
     for group in blamed.values():
         for s in group.segments:
             units.pin(found.segments[s], f"a wider copy of the model does not run as inferred: {error}")

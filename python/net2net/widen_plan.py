@@ -182,7 +182,7 @@ class WidenPlan(GrowthPlan):
     def _new_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {}
 
-    def _neighbours(self) -> dict[str, str]:
+    def _neighbours(self) -> dict[str, list[str]]:
         return {}
 
     # -- files -------------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ class WidenPlan(GrowthPlan):
             if size != inventory.shapes[a["tensor"]][a["dim"]]:
                 raise ValueError(f"the pieces of {a['tensor']}, axis {a['dim']}, cover {size} positions, not all")
             axes[a["tensor"], int(a["dim"])] = axis
-        check_noise(body["noise"], body["noise_scale"])
+        check_noise(body["noise"], float(body["noise_scale"]))
         widened = [Widened(**w) for w in body["widened"]]
         return cls(inventory, skipped, widened, segments, axes, body["noise"], body["noise_scale"], int(body["seed"]))
 
@@ -240,7 +240,7 @@ def _tables(pieces: tuple[Piece, ...], segments: list[Segment]) -> AxisTables:
 def _stds(tensors: list[Tensor], noisy: list[bool], scale: float) -> list[float]:
     """Absolute noise: `scale` times each noisy tensor's standard deviation, read back from the device once."""
     chosen = [t for t, n in zip(tensors, noisy, strict=True) if n]
-    if not chosen or scale == 0:
+    if not chosen or scale == 0 or chosen[0].is_meta:
         return [0.0] * len(tensors)
     wide = [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in chosen]
     stds = iter(torch.stack([t.std(correction=0).double() for t in wide]).tolist())
@@ -251,5 +251,11 @@ def _stds(tensors: list[Tensor], noisy: list[bool], scale: float) -> list[float]
 def check_noise(noise: str, noise_scale: float | None) -> None:
     if noise not in NOISES:
         raise ValueError(f"noise (={noise!r}) must be one of {', '.join(map(repr, NOISES))}")
-    if noise_scale is not None and not (math.isfinite(noise_scale) and noise_scale >= 0):
+    if noise_scale is None:
+        return
+    if isinstance(noise_scale, bool) or not isinstance(noise_scale, int | float):
+        raise TypeError(f"noise_scale (={noise_scale!r}) must be a number")
+    if not (math.isfinite(noise_scale) and noise_scale >= 0):
         raise ValueError(f"noise_scale (={noise_scale}) must be finite and not negative")
+    if noise == "none" and noise_scale != 0:
+        raise ValueError(f"noise_scale (={noise_scale}) has no meaning where noise is 'none'")

@@ -1,0 +1,52 @@
+"""outputs: what a forward returned, wherever it put it."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterator, Mapping, Sequence, Set
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: What may be returned beside tensors and containers: it holds no tensor.
+PLAIN = (bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device, torch.layout, type(None))
+
+
+def leaves(returned: Any) -> Iterator[Any]:
+    """The tensors and plain values in nested containers, dataclasses and namespaces, in order.
+
+    Raises:
+        TypeError: for an object of a type in which tensors cannot be found. To overlook one would be to widen an
+            output.
+    """
+    if isinstance(returned, (Tensor, *PLAIN)):
+        yield returned
+    elif isinstance(returned, Mapping):
+        for key in returned:
+            yield key
+            yield from leaves(returned[key])
+    elif isinstance(returned, Sequence | Set):
+        for item in returned:
+            yield from leaves(item)
+    elif dataclasses.is_dataclass(returned) or isinstance(returned, SimpleNamespace):
+        yield from leaves(vars(returned))
+    else:
+        raise TypeError(f"the model returns a {type(returned).__name__}, in which outputs cannot be told apart")
+
+
+def kept(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors that modules hold as plain attributes, alone or in lists, tuples and dicts: a forward may have left them
+    there for others to read."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name.startswith("_") and name in nn.Module().__dict__:
+                continue  # parameters, buffers, children, hooks
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, list | tuple):
+                yield from (v for v in value if isinstance(v, Tensor))
+            elif isinstance(value, dict):
+                yield from (v for v in value.values() if isinstance(v, Tensor))
