@@ -141,10 +141,25 @@ def test_code_that_reads_parameters_of_a_module_keeps_it_unwrapped() -> None:
     model, x = Peeking().double(), torch.randn(2, 3).double()
     plan = net2net.plan_deepen(model, x)
     assert [i.module for i in plan.insertions] == ["b"]
-    assert "does not run with this module wrapped" in plan.skipped[0].reason
+    assert "does not run the same with this module wrapped" in plan.skipped[0].reason
     assert net2net.verify(model, plan.apply(model), x).max_rel < EXACT
     with pytest.raises(ValueError, match=r"after \(='a'\)"):
         net2net.plan_deepen(model, x, after="a")
+
+
+def test_code_that_asks_for_a_modules_class_keeps_it_unwrapped() -> None:
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x) * 2 if isinstance(layer, nn.ReLU) else layer(x)
+            return x
+
+    with pytest.raises(ValueError, match="takes another way"):
+        net2net.plan_deepen(Asking().double(), torch.randn(2, 3).double())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from net2net.deepen_plan import DeepenPlan, Insertion
 from net2net.moments import site_moments
+from net2net.operations import operations
 from net2net.plan import Inventory, Skipped
 from net2net.sites import Site, find_sites
 from net2net.skeleton import own_random_state, skeleton
@@ -132,28 +133,32 @@ def deepen(
 
 
 def _refused(model: nn.Module, example_inputs: Inputs, insertions: list[Insertion]) -> dict[str, str]:
-    """The modules that the user's code does not let be wrapped (it reads their parameters instead of calling them,
-    say), each with the reason."""
-    if _error_with(model, example_inputs, insertions) is None:
+    """The modules that the user's code does not let be wrapped (it reads their parameters instead of calling them, say,
+    or asks of what class they are), each with the reason."""
+    usual = operations(skeleton(model, lambda _name, t: t.shape), example_inputs)
+    if _objection(model, example_inputs, insertions, usual) is None:
         return {}
-    alone = {i.module: _error_with(model, example_inputs, [i]) for i in insertions}
+    alone = {i.module: _objection(model, example_inputs, [i], usual) for i in insertions}
     return {
-        module: f"the model does not run with this module wrapped: {type(error).__name__}: {error}"
-        for module, error in alone.items()
-        if error is not None
+        module: f"the model does not run the same with this module wrapped: {objection}"
+        for module, objection in alone.items()
+        if objection is not None
     }
 
 
-def _error_with(model: nn.Module, example_inputs: Inputs, insertions: list[Insertion]) -> Exception | None:
-    """Runs an empty copy of the student, just as the user would, and returns what it raised."""
+def _objection(model: nn.Module, example_inputs: Inputs, insertions: list[Insertion], usual: list[str]) -> str | None:
+    """Runs an empty copy of the student, just as the user would, and again with an eye on its operations: beside those
+    of the new layers, they must be the `usual` ones."""
     copy = skeleton(model, lambda _name, t: t.shape)
-    with torch.no_grad(), own_random_state(copy):
-        DeepenPlan(Inventory.of(model), [], insertions)._finish(copy)
-        try:
+    plan = DeepenPlan(Inventory.of(model), [], insertions)
+    try:
+        with torch.no_grad(), own_random_state(copy):
+            plan._finish(copy)
             call(copy, example_inputs)
-        except Exception as error:
-            return error
-    return None
+        seen = operations(copy, example_inputs, ignored=plan.inserted)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None if seen == usual else "its code takes another way"
 
 
 def _check_arguments(count: int, method: str, seed: int, kernel_size: KernelSize) -> None:
