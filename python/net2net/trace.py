@@ -195,6 +195,7 @@ class _Walk(TorchDispatchMode):
     def __init__(self, context: Context) -> None:
         super().__init__()
         self.context = context
+        self.where = ""  # the module that ran the last operation: after an exception, all modules have been left
         self.last: tuple[Tensor, ...] = ()  # what the last operation that saw units was given
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -205,6 +206,7 @@ class _Walk(TorchDispatchMode):
         # Parameters are not asked: a rule that does makes them take part.
         if (self.context.units_of(t for t in tensors if not self.context.is_parameter(t)) > FIXED).any():
             self.last = tensors
+        self.where = self.context.where()
         out = computed(func, args, kwargs)
         rule_for(func)(self.context, func, args, kwargs, out)
         return out
@@ -258,7 +260,7 @@ def walk(model: nn.Module, inputs: Inputs, context: Context) -> None:
         # What flowed into the failing operation is likelier to be at fault than the parameters that it was given.
         flowing = [t for t in mode.last if not context.is_parameter(t)]
         suspects = [context.units_of(flowing), context.units_of(mode.last)]
-        raise TraceError(f"{type(error).__name__}{context.where()}: {error}", suspects) from error
+        raise TraceError(f"{type(error).__name__}{mode.where}: {error}", suspects) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     for t in leaves(out):
