@@ -15,6 +15,10 @@ from torch import Tensor, nn
 PLAIN = (bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device, torch.layout, type(None))
 
 
+#: What every module holds: parameters, buffers, children, hooks.
+_OWN = frozenset(vars(nn.Module()))
+
+
 def leaves(returned: Any) -> Iterator[Any]:
     """The tensors and plain values in nested containers, dataclasses and namespaces, in order.
 
@@ -42,8 +46,8 @@ def kept(model: nn.Module) -> Iterator[Tensor]:
     there for others to read."""
     for module in model.modules():
         for name, value in vars(module).items():
-            if name.startswith("_") and name in nn.Module().__dict__:
-                continue  # parameters, buffers, children, hooks
+            if name in _OWN:
+                continue
             if isinstance(value, Tensor):
                 yield value
             elif isinstance(value, list | tuple):

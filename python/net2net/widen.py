@@ -72,9 +72,7 @@ def plan_widen(
     chooser = Widths(targets, wanted, factor, multiple_of)
 
     def plan_for(found: Structure) -> WidenPlan:
-        rng = np.random.default_rng(seed)
-        widths = chooser.widths(found)
-        segments = [_segment(len(r), w, mapping, split, rng) for r, w in zip(found.segments, widths, strict=True)]
+        segments = _segments(found, chooser, mapping, split, seed)
         return _plan(model, found, segments, noise, scale, seed)
 
     plan, found = _settle(model, example_inputs, plan_for)
@@ -117,14 +115,12 @@ def groups(model: nn.Module, example_inputs: Inputs) -> list[Group]:
         Groups of units that must be widened together, in the order in which the forward meets them, as they turn out
         for a widening by a half. `print(group)` reads well.
     """
-    return _settle(model, example_inputs, lambda found: _trial(model, found))[1].groups
+    half_more = Widths(None, None, 1.5, 1)
 
+    def plan_for(found: Structure) -> WidenPlan:
+        return _plan(model, found, _segments(found, half_more, "random", "uniform", 0), "none", 0.0, 0)
 
-def _trial(model: nn.Module, found: Structure) -> WidenPlan:
-    widths = Widths(None, None, 1.5, 1).widths(found)
-    rng = np.random.default_rng(0)
-    segments = [_segment(len(r), w, "random", "uniform", rng) for r, w in zip(found.segments, widths, strict=True)]
-    return _plan(model, found, segments, "none", 0.0, 0)
+    return _settle(model, example_inputs, plan_for)[1].groups
 
 
 def widen(
@@ -196,9 +192,13 @@ def _check_arguments(
         raise ValueError(f"seed (={seed!r}) must be an integer in [0, 2**63)")
 
 
-def _segment(units: int, width: int, how: str, split: str, rng: np.random.Generator) -> Segment:
-    index = mapping.make_map(units, width, how, rng)
-    return Segment(units, index, mapping.make_split(index, split))
+def _segments(found: Structure, chooser: Widths, how: str, split: str, seed: int) -> list[Segment]:
+    rng = np.random.default_rng(seed)
+    segments = []
+    for roots, width in zip(found.segments, chooser.widths(found), strict=True):
+        index = mapping.make_map(len(roots), width, how, rng)
+        segments.append(Segment(len(roots), index, mapping.make_split(index, split)))
+    return segments
 
 
 def _plan(
