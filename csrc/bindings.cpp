@@ -20,16 +20,24 @@ using n2n::i64;
 #define N2N_ON_CUDA(call) throw std::runtime_error("n2n_kernels was built without CUDA")
 #endif
 
-void gather_scale(bool cuda, int dtype, i64 tasks, i64 tile_task, i64 tiles, n2n::u64 seed, int noise, int threads,
-                  i64 stream) {
+// Where a kernel runs. `kBlocks` is the CUDA kernel's code, thread by thread on the CPU, for tests.
+enum class Target : int { kCpu = 0, kCuda = 1, kBlocks = 2 };
+
+void gather_scale(int target, int dtype, i64 tasks, i64 tiles, i64 count, n2n::u64 seed, int noise, i64 stage_bytes,
+                  i64 output_bytes, bool streaming, int threads, i64 stream) {
   const n2n::GatherScaleArgs args{reinterpret_cast<const n2n::Task*>(tasks),
-                                  reinterpret_cast<const n2n::i32*>(tile_task), tiles, seed,
-                                  static_cast<n2n::Noise>(noise)};
+                                  reinterpret_cast<const n2n::Tile*>(tiles),
+                                  count,
+                                  seed,
+                                  static_cast<n2n::Noise>(noise),
+                                  stage_bytes,
+                                  output_bytes,
+                                  streaming};
   const auto type = static_cast<n2n::DType>(dtype);
-  if (cuda) {
-    N2N_ON_CUDA(n2n::gather_scale_cuda(type, args, reinterpret_cast<void*>(stream)));
-  } else {
-    n2n::gather_scale_cpu(type, args, threads);
+  switch (static_cast<Target>(target)) {
+    case Target::kCpu: return n2n::gather_scale_cpu(type, args, threads);
+    case Target::kCuda: N2N_ON_CUDA(return n2n::gather_scale_cuda(type, args, reinterpret_cast<void*>(stream)));
+    case Target::kBlocks: return n2n::gather_scale_blocks(type, args);
   }
 }
 

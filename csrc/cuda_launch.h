@@ -12,12 +12,13 @@ namespace n2n {
 
 constexpr int kThreads = 256;
 
-inline void check_launch(const char* kernel) {
-  const cudaError_t error = cudaGetLastError();
+inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) {
-    throw std::runtime_error(std::string("n2n_kernels: launching ") + kernel + " failed: " + cudaGetErrorString(error));
+    throw std::runtime_error(std::string("n2n_kernels: ") + what + " failed: " + cudaGetErrorString(error));
   }
 }
+
+inline void check_launch(const char* kernel) { check(cudaGetLastError(), (std::string("launching ") + kernel).c_str()); }
 
 // A grid's first extent reaches 2^31 - 1 blocks; kernels stride over what is beyond.
 inline unsigned grid_for(i64 tiles) {

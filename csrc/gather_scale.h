@@ -1,8 +1,8 @@
 // gather_scale: U[o, i, k] = W[g_o[o], g_i[i], k] * c_i[i] * c_o[o], with optional noise, for a whole list of tensors.
 //
-// The work of one launch is a table of tasks, one per tensor, cut into tiles of kTile consecutive output elements. This
-// file is the arithmetic of one output element and the walk over a tile; gather_scale_cpu.cpp and gather_scale_cuda.cu
-// only decide who takes which tile. n2n_kernels/ops/gather_scale/tasks.py builds the table.
+// One launch works on a table of tasks, one per tensor, cut into tiles. This file has the table and the arithmetic of
+// one output element, which is the definition. How tiles are worked on is in gather_scale_block.h for the GPU and in
+// gather_scale_cpu.cpp for the CPU. n2n_kernels/ops/gather_scale/tasks.py builds the table.
 #pragma once
 
 #include "philox.h"
@@ -12,107 +12,166 @@ namespace n2n {
 
 enum class Noise : int { kNone = 0, kReplicas = 1, kCancelling = 2 };
 
+// What the column of a map is to cancelling noise.
+enum Role : i32 { kAlone = 0, kFirstOfTwo = 1, kLastOfTwo = 2, kOneOfMore = 3 };
+
 // Eight-byte fields only, so that the table is an int64 matrix that NumPy writes and every backend reads, Triton's
 // included. Addresses are 0 where a table is absent; maps are int32, scales have the compute type.
 struct Task {
   i64 src, dst;
-  i64 out_map, in_map;      // student index -> teacher index; absent: the identity
-  i64 out_scale, in_scale;  // absent: no multiplication at all, so that bits pass through
-  i64 out_seen;             // int32 [O]: 1 where the row's unit has occurred in an earlier row (noise on replicas)
-  i64 in_next;              // int32 [I]: the next replica of the same unit, cyclically (cancelling noise)
-  i64 in_total;             // [I]: the sum of in_scale over the unit's replicas (cancelling noise)
-  i64 O, I, K;              // the student's extents; K is the product of the kernel's
+  i64 out_map, in_map;        // student index -> teacher index; absent: the identity
+  i64 row_begin, row_list;    // int32 [src_O + 1], [O]: the rows that copy teacher row s are row_list[row_begin[s]...]
+  i64 out_scale, in_scale;    // absent: no multiplication at all, so that bits pass through
+  i64 out_seen;               // int32 [O]: 1 where the row's unit has occurred in an earlier row (noise on replicas)
+  i64 in_next;                // int32 [I]: the next replica of the same unit, cyclically (cancelling noise)
+  i64 in_order;               // int32 [I]: how many of the unit's replicas come before (cancelling noise)
+  i64 in_role;                // int32 [I]: a Role (cancelling noise)
+  i64 in_total;               // [I]: the sum of in_scale over the unit's replicas (cancelling noise)
+  i64 sigma;                  // one double: the factor on the integer noise; absent or 0: this tensor gets none
+  i64 O, I, K;                // the student's extents; K is the product of the kernel's
+  i64 src_O, src_I;           // the teacher's
   i64 src_stride_o, src_stride_i, src_stride_k;  // in elements
   i64 dst_stride_o, dst_stride_i, dst_stride_k;
-  i64 k_outer;     // 1: walk the output as [O, K, I] (channels_last), 0: as [O, I, K]
-  i64 tensor_id;   // of the noise's counter
-  double sigma;    // the factor on the integer noise; 0: this tensor gets none
-  i64 first_tile;  // where this task's tiles begin in the launch
+  i64 k_outer;    // 1: walk the output as [O, K, I] (channels_last), 0: as [O, I, K]
+  i64 in_prefix;  // so many first entries of in_map are 0, 1, 2, ...
+  i64 rows;       // 1: rows are dense, in one order, in both tensors: tiles of teacher rows. 0: tiles of elements
+  i64 tile_rows, tile_columns;  // of a tile of teacher rows: its teacher rows, and elements of the rows made of them
+  i64 staged;     // 1: a tile's teacher rows fit the launch's stage
+  i64 lanes_log2; // threads that work side by side on a row, as a power of two
+  i64 magic, shift;  // for dividing by the row's inner extent, see `divide`
+  i64 tensor_id;  // of the noise's counter
 };
-static_assert(sizeof(Task) == 22 * 8, "Task is a row of the int64 table");
+static_assert(sizeof(Task) == 35 * 8, "Task is a row of the int64 table");
+
+// A tile's place: its task, and where it begins. For tiles of elements `first` counts tiles of kTile elements, and
+// `column` is 0; for tiles of teacher rows, `first` is the first one, and `column` the first element within the rows.
+struct Tile {
+  i32 task, first, column, unused;
+};
+static_assert(sizeof(Tile) == 16, "Tile is a row of an int32 table");
 
 template <class T>
 N2N_HD T table(i64 address, i64 index) {
   return reinterpret_cast<const T*>(address)[index];
 }
 
-template <class S>
-struct Element {
-  using C = typename Scalar<S>::compute;
-
-  N2N_HD static S source(const Task& t, i64 o, i64 i, i64 k) {
-    const i64 so = t.out_map ? table<i32>(t.out_map, o) : o;
-    const i64 si = t.in_map ? table<i32>(t.in_map, i) : i;
-    return table<S>(t.src, so * t.src_stride_o + si * t.src_stride_i + k * t.src_stride_k);
-  }
-
-  // (w * c_in) * c_out, in this order on every backend.
-  N2N_HD static C scaled(const Task& t, C w, i64 o, C c_in, bool has_in) {
-    C x = has_in ? w * c_in : w;
-    if (t.out_scale) x = x * table<C>(t.out_scale, o);
-    return x;
-  }
-
-  N2N_HD static i64 logical(const Task& t, i64 o, i64 i, i64 k) { return (o * t.I + i) * t.K + k; }
-
-  N2N_HD static C scale_in(const Task& t, i64 i) { return t.in_scale ? table<C>(t.in_scale, i) : C(1); }
-
-  // A replica that is not its unit's last: its share plus sigma * (z[i] - z[next]).
-  N2N_HD static S perturbed(const Task& t, const NoiseKey& key, S s, C w, i64 o, i64 i, i64 next, i64 k) {
-    const i32 z = noise_at(key, logical(t, o, i, k)) - noise_at(key, logical(t, o, next, k));
-    const C share = scaled(t, w, o, scale_in(t, i), t.in_scale != 0);
-    return finish<S>(s, share + static_cast<C>(z) * static_cast<C>(t.sigma));
-  }
-
-  // Cancelling noise (DESIGN 2.9). The last replica takes what the others, as stored, leave of the unit's whole weight,
-  // so that the sum is off by one rounding at most, however coarse the format.
-  N2N_HD static S cancelling(const Task& t, const NoiseKey& key, S s, C w, i64 o, i64 i, i64 k) {
-    const i64 next = table<i32>(t.in_next, i);
-    if (next > i) return perturbed(t, key, s, w, o, i, next, k);
-    C others = C(0);
-    for (i64 j = next; j != i;) {
-      const i64 after = table<i32>(t.in_next, j);
-      others = others + Scalar<S>::load(perturbed(t, key, s, w, o, j, after, k));
-      j = after;
-    }
-    return finish<S>(s, scaled(t, w, o, table<C>(t.in_total, i), true) - others);
-  }
-
-  template <Noise N>
-  N2N_HD static S compute(const Task& t, const NoiseKey& key, const Cursor& c) {
-    const S s = source(t, c.o, c.i, c.k);
-    if (N == Noise::kNone && !t.out_scale && !t.in_scale) return s;
-    const C w = Scalar<S>::load(s);
-    // Noise is for finite weights: infinity minus infinity would poison what was meant to stay the same.
-    if (N == Noise::kReplicas && t.out_seen && is_finite(w) && table<i32>(t.out_seen, c.o)) {
-      const C z = static_cast<C>(noise_at(key, logical(t, c.o, c.i, c.k)));
-      const C x = scaled(t, w, c.o, scale_in(t, c.i), t.in_scale != 0);
-      return finish<S>(s, x + z * static_cast<C>(t.sigma));
-    }
-    if (N == Noise::kCancelling && t.in_next && is_finite(w) &&
-        table<i32>(t.in_next, c.i) != static_cast<i32>(c.i)) {
-      return cancelling(t, key, s, w, c.o, c.i, c.k);
-    }
-    return finish<S>(s, scaled(t, w, c.o, scale_in(t, c.i), t.in_scale != 0));
-  }
-
-  N2N_HD static S* destination(const Task& t, const Cursor& c) {
-    return reinterpret_cast<S*>(t.dst) + c.o * t.dst_stride_o + c.i * t.dst_stride_i + c.k * t.dst_stride_k;
-  }
-};
+// n / d for n < 2^31, by the reciprocal that the host has prepared (tasks.py): magic = ceil(2^shift / d) < 2^32 with
+// shift = 31 + ceil(log2 d).
+N2N_HD u32 divide(u32 n, u32 magic, u32 shift) { return static_cast<u32>((u64{n} * magic) >> shift); }
 
 N2N_HD NoiseKey noise_key(const Task& t, Noise noise, u64 seed) {
   return NoiseKey{static_cast<u32>(seed), static_cast<u32>(seed >> 32), static_cast<u32>(t.tensor_id),
                   static_cast<u32>(noise)};
 }
 
-// One launch: `tile_task[tile]` names the task that a tile belongs to.
+N2N_HD double sigma_of(const Task& t) { return t.sigma ? table<double>(t.sigma, 0) : 0.0; }
+
+// Where there is neither a scale nor noise, bits are copied.
+template <Noise N>
+N2N_HD bool is_plain(const Task& t, double sigma) {
+  return !t.out_scale && !t.in_scale && (N == Noise::kNone || sigma == 0.0);
+}
+
+template <class S>
+struct Element {
+  using C = typename Scalar<S>::compute;
+
+  const Task& t;
+  NoiseKey key;
+  C sigma;
+  bool noisy, plain;
+
+  template <Noise N>
+  N2N_HD static Element of(const Task& t, u64 seed) {
+    const double sigma = N == Noise::kNone ? 0.0 : sigma_of(t);
+    return Element{t, noise_key(t, N, seed), static_cast<C>(sigma), sigma != 0.0, is_plain<N>(t, sigma)};
+  }
+
+  N2N_HD i64 teacher_row(i64 o) const { return t.out_map ? table<i32>(t.out_map, o) : o; }
+  N2N_HD i64 unit(i64 i) const { return t.in_map ? table<i32>(t.in_map, i) : i; }
+  N2N_HD C scale_in(i64 i) const { return t.in_scale ? table<C>(t.in_scale, i) : C(1); }
+
+  N2N_HD C times_out(C x, i64 o) const { return t.out_scale ? x * table<C>(t.out_scale, o) : x; }
+
+  // (w * c_in) * c_out, in this order on every backend. A factor that is absent is 1, which changes no bit.
+  N2N_HD C share(C w, i64 o, i64 i) const { return times_out(w * scale_in(i), o); }
+
+  // Noise on replicas: the share plus sigma * z, z of the element's index in the student's contiguous order.
+  N2N_HD S on_replica(S s, C share, u32 word) const {
+    return finish<S>(s, share + static_cast<C>(noise_from_word(word)) * sigma);
+  }
+
+  // Cancelling noise (DESIGN 2.9). A unit's replicas take z[0] - z[1], z[1] - z[2], ... z[r-1] - z[0], where z[m], of
+  // replica m, is a half of the word that stream m / 2 has for (student row, teacher unit, kernel element).
+  N2N_HD i32 replica_noise(i64 index, i32 order) const {
+    NoiseKey stream = key;
+    stream.stream += static_cast<u32>(order) / 2;
+    return half_noise_from_word(word_at(stream, index), static_cast<u32>(order) & 1u);
+  }
+
+  N2N_HD S perturbed(S s, C w, i64 o, i64 i, i64 index) const {
+    const i64 next = table<i32>(t.in_next, i);
+    const i32 z = replica_noise(index, table<i32>(t.in_order, i)) - replica_noise(index, table<i32>(t.in_order, next));
+    return finish<S>(s, share(w, o, i) + static_cast<C>(z) * sigma);
+  }
+
+  // The whole of a unit's weight less what the others, as stored, have of it: the last replica's part, so that the sum
+  // is off by one rounding at most, however coarse the format.
+  N2N_HD S remainder(S s, C w, i64 o, i64 i, C others) const {
+    return finish<S>(s, times_out(w * table<C>(t.in_total, i), o) - others);
+  }
+
+  N2N_HD i64 unit_index(i64 o, i64 unit, i64 k) const { return (o * t.src_I + unit) * t.K + k; }
+
+  N2N_HD S cancelling(S s, C w, i64 o, i64 i, i64 k) const {
+    const i64 index = unit_index(o, unit(i), k);
+    const i64 next = table<i32>(t.in_next, i);
+    if (next > i) return perturbed(s, w, o, i, index);
+    C others = C(0);
+    for (i64 j = next; j != i; j = table<i32>(t.in_next, j)) {
+      others = others + Scalar<S>::load(perturbed(s, w, o, j, index));
+    }
+    return remainder(s, w, o, i, others);
+  }
+
+  // The same for a unit of two replicas, whose noise is one word.
+  N2N_HD S one_of_two(S s, C w, i64 o, i64 i, i32 role, u32 word) const {
+    const i32 z = half_noise_from_word(word, 0) - half_noise_from_word(word, 1);
+    const i64 first = role == kFirstOfTwo ? i : table<i32>(t.in_next, i);
+    const S p = finish<S>(s, share(w, o, first) + static_cast<C>(z) * sigma);
+    return role == kFirstOfTwo ? p : remainder(s, w, o, i, C(0) + Scalar<S>::load(p));
+  }
+
+  template <Noise N>
+  N2N_HD S compute(const Cursor& c) const {
+    const i64 at = teacher_row(c.o) * t.src_stride_o + unit(c.i) * t.src_stride_i + c.k * t.src_stride_k;
+    const S s = table<S>(t.src, at);
+    if (plain) return s;
+    const C w = Scalar<S>::load(s);
+    // Noise is for finite weights: infinity minus infinity would poison what was meant to stay the same.
+    if (N == Noise::kReplicas && noisy && t.out_seen && is_finite(w) && table<i32>(t.out_seen, c.o)) {
+      return on_replica(s, share(w, c.o, c.i), word_at(key, (c.o * t.I + c.i) * t.K + c.k));
+    }
+    if (N == Noise::kCancelling && noisy && t.in_next && is_finite(w) && table<i32>(t.in_role, c.i) != kAlone) {
+      return cancelling(s, w, c.o, c.i, c.k);
+    }
+    return finish<S>(s, share(w, c.o, c.i));
+  }
+
+  N2N_HD S* destination(const Cursor& c) const {
+    return reinterpret_cast<S*>(t.dst) + c.o * t.dst_stride_o + c.i * t.dst_stride_i + c.k * t.dst_stride_k;
+  }
+};
+
 struct GatherScaleArgs {
   const Task* tasks;
-  const i32* tile_task;
-  i64 tiles;
+  const Tile* tiles;
+  i64 count;  // of tiles
   u64 seed;
   Noise noise;
+  i64 stage_bytes;   // of shared memory, for the teacher rows of a tile
+  i64 output_bytes;  // of all tasks together
+  bool streaming;    // that is more than caches hold: do not push other data out of them
 };
 
 }  // namespace n2n

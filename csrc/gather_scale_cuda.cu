@@ -1,42 +1,51 @@
 #include "cuda_launch.h"
 #include "dispatch.h"
+#include "gather_scale_block.h"
 #include "kernels.h"
 
 namespace n2n {
 namespace {
 
-// One block per tile. A warp's lanes take consecutive output elements, so stores are coalesced.
 template <class S, Noise N>
-__global__ void __launch_bounds__(kThreads) gather_scale_kernel(GatherScaleArgs args) {
-  for (i64 tile = blockIdx.x; tile < args.tiles; tile += gridDim.x) {
-    const Task& t = args.tasks[args.tile_task[tile]];
-    const i64 begin = (tile - t.first_tile) * kTile;
-    const i64 left = t.O * t.I * t.K - begin;
-    const int count = static_cast<int>(left < kTile ? left : kTile);
-    const NoiseKey key = noise_key(t, N, args.seed);
-    const TileStart start = TileStart::of(t, begin);
-    for (int e = static_cast<int>(threadIdx.x); e < count; e += kThreads) {
-      const Cursor c = start.at(static_cast<u32>(e));
-      *Element<S>::destination(t, c) = Element<S>::template compute<N>(t, key, c);
-    }
+__global__ void __launch_bounds__(kBlockThreads) gather_scale_kernel(const __grid_constant__ GatherScaleArgs args) {
+  extern __shared__ __align__(16) unsigned char stage[];
+  S* const shared = reinterpret_cast<S*>(stage);
+  for (i64 number = blockIdx.x; number < args.count; number += gridDim.x) {
+    const auto tile = BlockTile<S, N>::of(args, number);
+    tile.stage(shared, static_cast<int>(threadIdx.x));
+    __syncthreads();
+    tile.emit(shared, static_cast<int>(threadIdx.x), args.seed);
+    __syncthreads();  // all have read the stage before the next tile fills it
   }
+}
+
+template <class S, Noise N>
+void launch(const GatherScaleArgs& args, cudaStream_t stream) {
+  // Beyond 48 KB a kernel's shared memory has to be asked for, on each device.
+  constexpr i64 kWithoutAsking = 48 * 1024;
+  if (args.stage_bytes > kWithoutAsking) {
+    check(cudaFuncSetAttribute(gather_scale_kernel<S, N>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(args.stage_bytes)),
+          "asking for the shared memory of gather_scale");
+  }
+  gather_scale_kernel<S, N>
+      <<<grid_for(args.count), kBlockThreads, static_cast<std::size_t>(args.stage_bytes), stream>>>(args);
 }
 
 }  // namespace
 
 void gather_scale_cuda(DType dtype, const GatherScaleArgs& args, void* stream) {
-  if (args.tiles == 0) return;
+  if (args.count == 0) return;
   dispatch(dtype, [&](auto type) {
     using S = typename decltype(type)::storage;
     const auto s = static_cast<cudaStream_t>(stream);
-    const unsigned grid = grid_for(args.tiles);
     switch (args.noise) {
-      case Noise::kNone: gather_scale_kernel<S, Noise::kNone><<<grid, kThreads, 0, s>>>(args); break;
-      case Noise::kReplicas: gather_scale_kernel<S, Noise::kReplicas><<<grid, kThreads, 0, s>>>(args); break;
-      case Noise::kCancelling: gather_scale_kernel<S, Noise::kCancelling><<<grid, kThreads, 0, s>>>(args); break;
+      case Noise::kNone: return launch<S, Noise::kNone>(args, s);
+      case Noise::kReplicas: return launch<S, Noise::kReplicas>(args, s);
+      case Noise::kCancelling: return launch<S, Noise::kCancelling>(args, s);
     }
   });
-  check_launch("gather_scale");
+  check(cudaGetLastError(), "launching gather_scale");
 }
 
 }  // namespace n2n

@@ -8,6 +8,7 @@
 namespace n2n {
 
 void gather_scale_cpu(DType dtype, const GatherScaleArgs& args, int threads);
+void gather_scale_blocks(DType dtype, const GatherScaleArgs& args);  // the CUDA kernel's code, on the CPU, for tests
 void identity_cpu(DType dtype, const IdentityArgs& args, int threads);
 void channel_moments_cpu(DType dtype, const MomentsArgs& args, int threads);
 

@@ -12,24 +12,22 @@
 
 namespace n2n {
 
-// Calls body(tile) for each tile in [0, tiles), in no particular order, on up to `threads` threads, this one included.
-template <class Body>
-void parallel_for(i64 tiles, int threads, const Body& body) {
-  // Starting a thread costs about as much as a few tiles of work.
-  constexpr i64 kTilesPerThread = 8;
-  const i64 useful = std::min<i64>(threads, tiles / kTilesPerThread);
-  if (useful <= 1) {
-    for (i64 tile = 0; tile < tiles; ++tile) body(tile);
-    return;
-  }
+// Calls body(worker, tile) for each tile in [0, tiles), in no particular order, on up to `threads` threads, this one
+// included. Each thread makes one `worker` with make_worker(), for what it keeps from tile to tile. `bytes` is what all
+// tiles together write: starting a thread costs about as much as writing a few hundred kilobytes.
+template <class MakeWorker, class Body>
+void parallel_for(i64 tiles, i64 bytes, int threads, const MakeWorker& make_worker, const Body& body) {
+  constexpr i64 kBytesPerThread = 512 * 1024;
+  const i64 useful = std::max<i64>(1, std::min({static_cast<i64>(threads), tiles, bytes / kBytesPerThread}));
   std::atomic<i64> next{0};
   const i64 chunk = std::max<i64>(1, tiles / (useful * 16));
   const auto work = [&] {
+    auto worker = make_worker();
     for (;;) {
       const i64 begin = next.fetch_add(chunk, std::memory_order_relaxed);
       if (begin >= tiles) return;
       const i64 end = std::min(begin + chunk, tiles);
-      for (i64 tile = begin; tile < end; ++tile) body(tile);
+      for (i64 tile = begin; tile < end; ++tile) body(worker, tile);
     }
   };
   std::vector<std::thread> others;
@@ -41,6 +39,13 @@ void parallel_for(i64 tiles, int threads, const Body& body) {
   }
   work();
   for (auto& thread : others) thread.join();
+}
+
+// The same without workers, for tiles of about 16 KB.
+template <class Body>
+void parallel_for(i64 tiles, int threads, const Body& body) {
+  struct None {};
+  parallel_for(tiles, tiles * 16384, threads, [] { return None{}; }, [&](None&, i64 tile) { body(tile); });
 }
 
 }  // namespace n2n

@@ -1,7 +1,7 @@
 // Counter-based noise: Philox4x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 //
-// A sample depends on (seed, tensor id, stream, element index) alone, never on a thread or a tile, and is made of
-// integer operations until the last conversion, so every backend produces the same bits.
+// A sample depends on (seed, tensor id, stream, index) alone, never on a thread or a tile, and is made of integer
+// operations until the last conversion, so every backend produces the same bits.
 #pragma once
 
 #include "common.h"
@@ -30,29 +30,44 @@ N2N_HD Philox philox4x32(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, u32 k1) {
   return Philox{{c0, c1, c2, c3}};
 }
 
+struct NoiseKey {
+  u32 k0, k1, tensor, stream;
+};
+
+// The four words of indices 4 * block to 4 * block + 3.
+N2N_HD Philox words_of(const NoiseKey& key, u64 block) {
+  return philox4x32<kPhiloxRounds>(static_cast<u32>(block), static_cast<u32>(block >> 32), key.tensor, key.stream,
+                                   key.k0, key.k1);
+}
+
+// Selected rather than indexed: a run-time index would put the four words into a GPU's local memory.
+N2N_HD u32 pick_word(const Philox& p, u32 which) {
+  const u32 low = (which & 1u) ? p.word[1] : p.word[0];
+  const u32 high = (which & 1u) ? p.word[3] : p.word[2];
+  return (which & 2u) ? high : low;
+}
+
+N2N_HD u32 word_at(const NoiseKey& key, i64 index) {
+  return pick_word(words_of(key, static_cast<u64>(index) >> 2), static_cast<u32>(index) & 3u);
+}
+
 // One 32-bit word to one centred integer, nearly normal: the sum of its four bytes (Irwin-Hall of order 4, excess
 // kurtosis -0.3), refined by a 12-bit fraction hashed from the word so that two samples practically never tie (replicas
 // whose noise ties would stay alike for ever). The result is odd, |z| < 2^22, mean 0; its standard deviation is
-// NOISE_STD in n2n_kernels/rng.py. Any difference of two is below 2^23, hence exact in float.
+// NOISE_STD in n2n_kernels/rng.py.
 N2N_HD i32 noise_from_word(u32 w) {
   const u32 sum = (w & 0xFFu) + ((w >> 8) & 0xFFu) + ((w >> 16) & 0xFFu) + (w >> 24);
   const u32 fraction = (w * 0x9E3779B1u) >> 20;
   return 2 * static_cast<i32>((sum << 12) | fraction) - (2 * 510 * 4096 + 4095);
 }
 
-struct NoiseKey {
-  u32 k0, k1, tensor, stream;
-};
-
-N2N_HD i32 noise_at(const NoiseKey& key, i64 index) {
-  const u64 block = static_cast<u64>(index) >> 2;
-  const Philox p = philox4x32<kPhiloxRounds>(static_cast<u32>(block), static_cast<u32>(block >> 32), key.tensor,
-                                             key.stream, key.k0, key.k1);
-  // Selected rather than indexed: a run-time index would put the four words into a GPU's local memory.
-  const u32 which = static_cast<u32>(index) & 3u;
-  const u32 low = (which & 1u) ? p.word[1] : p.word[0];
-  const u32 high = (which & 1u) ? p.word[3] : p.word[2];
-  return noise_from_word((which & 2u) ? high : low);
+// One word to two such integers, of two bytes each, for noise that is only ever used in differences: the difference of
+// any two has the four bytes again. |z| < 2^21; the standard deviation is HALF_STD in n2n_kernels/rng.py.
+N2N_HD i32 half_noise_from_word(u32 w, u32 half) {
+  const u32 bytes = half ? w >> 16 : w;
+  const u32 sum = (bytes & 0xFFu) + ((bytes >> 8) & 0xFFu);
+  const u32 fraction = (w * (half ? 0x85EBCA77u : 0x9E3779B1u)) >> 20;
+  return 2 * static_cast<i32>((sum << 12) | fraction) - (2 * 255 * 4096 + 4095);
 }
 
 }  // namespace n2n

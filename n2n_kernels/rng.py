@@ -1,6 +1,7 @@
 """Counter-based noise, the plain-torch definition that every backend reproduces bit for bit (`csrc/philox.h`)."""
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,15 +13,21 @@ ROUNDS = 7
 #: four uniform bytes and F uniform on 0..4095.
 NOISE_STD = 2.0 * math.sqrt(4096.0**2 * 4.0 * (256.0**2 - 1.0) / 12.0 + (4096.0**2 - 1.0) / 12.0)
 
-#: No integer of `noise` reaches this magnitude.
-NOISE_BOUND = 2**22
+#: The same for `half_noise`, with two bytes.
+HALF_STD = 2.0 * math.sqrt(4096.0**2 * 2.0 * (256.0**2 - 1.0) / 12.0 + (4096.0**2 - 1.0) / 12.0)
+
+#: By the kind of noise: what an integer is divided by, and a bound of what is then added to a weight.
+_UNIT = {"replicas": NOISE_STD, "cancelling": HALF_STD}
+LARGEST = {"replicas": 2**22, "cancelling": 2**22}  # the latter of differences
 
 _MASK = 0xFFFFFFFF
 
+Number = TypeVar("Number", float, Tensor)
 
-def sigma(noise_std: float) -> float:
-    """The factor that turns the integers of `noise` into noise of standard deviation `noise_std`."""
-    return noise_std / NOISE_STD
+
+def sigma(noise_std: Number, noise: str) -> Number:
+    """The factor that turns the integers of a kind of noise into noise of standard deviation `noise_std`."""
+    return noise_std / _UNIT[noise]
 
 
 def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,18 +52,27 @@ def philox4x32(counter: list[Tensor], key: tuple[int, int], rounds: int = ROUNDS
     return [c0, c1, c2, c3]
 
 
-def noise(index: Tensor, *, seed: int, tensor_id: int, stream: int) -> Tensor:
-    """Centred integers, nearly normal with standard deviation `NOISE_STD`, at the element indices `index` (int64).
-
-    A sample depends on (seed, tensor id, stream, index) alone. The result is int64 and below `NOISE_BOUND` in
-    magnitude, so that the difference of any two is exact in float32.
-    """
+def words(index: Tensor, *, seed: int, tensor_id: int, stream: int) -> Tensor:
+    """The 32 random bits (in int64) of the indices `index` (int64): they depend on these four alone."""
     block = index >> 2
-    words = philox4x32(
+    four = philox4x32(
         [block & _MASK, block >> 32, torch.full_like(index, tensor_id), torch.full_like(index, stream)],
         (seed & _MASK, seed >> 32),
     )
-    word = torch.stack(words).gather(0, (index & 3).unsqueeze(0)).squeeze(0)
+    return torch.stack(four).gather(0, (index & 3).unsqueeze(0)).squeeze(0)
+
+
+def noise(word: Tensor) -> Tensor:
+    """Centred integers (int64), nearly normal with standard deviation `NOISE_STD`, exact in float32."""
     total = (word & 0xFF) + ((word >> 8) & 0xFF) + ((word >> 16) & 0xFF) + (word >> 24)
     _, hashed = _multiply(0x9E3779B1, word)
     return 2 * ((total << 12) | (hashed >> 20)) - (2 * 510 * 4096 + 4095)
+
+
+def half_noise(word: Tensor, half: Tensor) -> Tensor:
+    """Two such integers of each word, for noise that is used in differences: of the low half where `half` is 0, and of
+    the high half where it is 1. Standard deviation `HALF_STD`; the difference of any two is exact in float32."""
+    bits = torch.where(half == 0, word, word >> 16)
+    total = (bits & 0xFF) + ((bits >> 8) & 0xFF)
+    hashed = torch.where(half == 0, _multiply(0x9E3779B1, word)[1], _multiply(0x85EBCA77, word)[1])
+    return 2 * ((total << 12) | (hashed >> 20)) - (2 * 255 * 4096 + 4095)

@@ -16,24 +16,25 @@ ROUNDS = tl.constexpr(7)
 
 
 @triton.jit
-def load_bits(address, offset, mask, CODE: tl.constexpr):
-    """Storage bits at element `offset` of the tensor at `address`: int32, int64 or int16."""
+def pointer(address, CODE: tl.constexpr):
+    """To storage bits: int32, int64 or int16."""
     if CODE == F32:
-        return tl.load(address.to(tl.pointer_type(tl.int32)) + offset, mask=mask, other=0)
+        return address.to(tl.pointer_type(tl.int32))
     elif CODE == F64:
-        return tl.load(address.to(tl.pointer_type(tl.int64)) + offset, mask=mask, other=0)
+        return address.to(tl.pointer_type(tl.int64))
     else:
-        return tl.load(address.to(tl.pointer_type(tl.int16)) + offset, mask=mask, other=0)
+        return address.to(tl.pointer_type(tl.int16))
+
+
+@triton.jit
+def load_bits(address, offset, mask, CODE: tl.constexpr):
+    """Storage bits at element `offset` of the tensor at `address`. 0 where masked."""
+    return tl.load(pointer(address, CODE) + offset, mask=mask, other=0)
 
 
 @triton.jit
 def store_bits(address, offset, bits, mask, CODE: tl.constexpr):
-    if CODE == F32:
-        tl.store(address.to(tl.pointer_type(tl.int32)) + offset, bits, mask=mask)
-    elif CODE == F64:
-        tl.store(address.to(tl.pointer_type(tl.int64)) + offset, bits, mask=mask)
-    else:
-        tl.store(address.to(tl.pointer_type(tl.int16)) + offset, bits, mask=mask)
+    tl.store(pointer(address, CODE) + offset, bits, mask=mask)
 
 
 @triton.jit
@@ -93,15 +94,30 @@ def finish(source, w, x, CODE: tl.constexpr):
 
 
 @triton.jit
-def noise_at(index, tensor_id, stream, k0, k1):
-    """`n2n::noise_at`: a centred int32 per element index (int64)."""
+def word_at(index, tensor_id, stream, k0, k1):
+    """`n2n::word_at`: the 32 random bits of an index (int64)."""
     block = index >> 2
     c0 = block.to(tl.uint32)
     c1 = (block >> 32).to(tl.uint32)
     zero = c0 * 0
-    w0, w1, w2, w3 = tl.philox_impl(c0, c1, zero + tensor_id, zero + stream, zero + k0, zero + k1, ROUNDS)
+    w0, w1, w2, w3 = tl.philox_impl(c0, c1, zero + tensor_id, zero + stream.to(tl.uint32), zero + k0, zero + k1, ROUNDS)
     which = (index & 3).to(tl.int32)
-    w = tl.where(which < 2, tl.where(which == 0, w0, w1), tl.where(which == 2, w2, w3))
+    return tl.where(which < 2, tl.where(which == 0, w0, w1), tl.where(which == 2, w2, w3))
+
+
+@triton.jit
+def noise_at(index, tensor_id, stream, k0, k1):
+    """`n2n::noise_from_word` of an index's word: a centred int32."""
+    w = word_at(index, tensor_id, tl.full([], stream, tl.uint32), k0, k1)
     total = (w & 0xFF) + ((w >> 8) & 0xFF) + ((w >> 16) & 0xFF) + (w >> 24)
     fraction = (w * 0x9E3779B1) >> 20
     return 2 * ((total << 12) | fraction).to(tl.int32) - (2 * 510 * 4096 + 4095)
+
+
+@triton.jit
+def half_noise(w, half):
+    """`n2n::half_noise_from_word`: a centred int32 of the low half of each word where `half` is 0, else of the high."""
+    bits = tl.where(half == 0, w, w >> 16)
+    total = (bits & 0xFF) + ((bits >> 8) & 0xFF)
+    fraction = tl.where(half == 0, w * 0x9E3779B1, w * 0x85EBCA77) >> 20
+    return 2 * ((total << 12) | fraction).to(tl.int32) - (2 * 255 * 4096 + 4095)

@@ -12,15 +12,27 @@ if not torch.cuda.is_available():
 
 import n2n_kernels as nk
 from n2n_kernels.backends import ORDER
+from n2n_kernels.ops.gather_scale import native as gather_scale_native
 
 
-@pytest.fixture(params=ORDER)
-def backend(request: pytest.FixtureRequest) -> str:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        # The code of the CUDA kernel, thread by thread on the CPU.
+        emulated = ["blocks"] if metafunc.module.__name__.startswith("test_gather_scale") else []
+        metafunc.parametrize("backend", [*ORDER, *emulated], indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each backend in turn."""
-    reason = nk.backends()[request.param]
+    name = str(request.param)
+    if name == "blocks":
+        name = "cpu"
+        monkeypatch.setattr(gather_scale_native, "CPU", gather_scale_native.BLOCKS)
+    reason = nk.backends()[name]
     if reason is not None:
-        pytest.skip(f"backend {request.param}: {reason}")
-    return str(request.param)
+        pytest.skip(f"backend {name}: {reason}")
+    return name
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import n2n_kernels as nk
-from n2n_kernels.ops.gather_scale import request as requests
 
 NAN, INF = float("nan"), float("inf")
 
@@ -266,9 +265,11 @@ def test_the_kernels_never_see_a_fake_tensor() -> None:
     """The last line of defence: a fake tensor has an address, and it is wrong."""
     with FakeTensorMode():
         w = torch.ones(3, 2)
-    call = requests.Call([w], [None], [None], [None], [None], [0.0], "replicas", 0, [0])
     with pytest.raises(TypeError, match=r"srcs\[0\] \(=FakeTensor\) is a tensor subclass"):
-        requests.build(call, None)
+        nk.GatherScalePlan([w], None, None)
+    plan = nk.GatherScalePlan([torch.ones(3, 2)], None, None)
+    with pytest.raises(TypeError, match=r"srcs\[0\] \(=FakeTensor\) is a tensor subclass"):
+        plan.bind([w])
 
 
 def test_meta_tensors_give_meta_tensors() -> None:

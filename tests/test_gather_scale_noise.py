@@ -20,7 +20,7 @@ from kernel_cases import (
 from torch import Tensor
 
 import n2n_kernels as nk
-from n2n_kernels.rng import NOISE_STD
+from n2n_kernels.rng import HALF_STD, NOISE_STD
 
 CPU = torch.device("cpu")
 NOISES = ["replicas", "cancelling"]
@@ -43,6 +43,12 @@ def sample(seed: int, tensor_id: int, stream: int, element: int) -> int:
     word = philox_word(seed, tensor_id, stream, element)
     total = sum(word.to_bytes(4, "little"))
     return 2 * (4096 * total + (word * 0x9E3779B1 % 2**32 >> 20)) - (2 * 510 * 4096 + 4095)
+
+
+def half_sample(word: int, half: int) -> int:
+    """The sum of two of the word's bytes, refined by twelve bits of a hash, centred."""
+    total = sum(word.to_bytes(4, "little")[2 * half : 2 * half + 2])
+    return 2 * (4096 * total + (word * [0x9E3779B1, 0x85EBCA77][half] % 2**32 >> 20)) - (2 * 255 * 4096 + 4095)
 
 
 def ulp(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -75,8 +81,10 @@ def test_cancelling_noise_is_this_noise(backend: str, device: torch.device) -> N
     g = torch.tensor([0, 1, 0, 0])  # replicas of unit 0: columns 0, 2, 3
     u = nk.gather_scale([w], None, [g], noise_std=std, noise="cancelling", seed=9, backend=backend)[0].cpu()
     for o in range(2):
-        z = [float(sample(9, 0, 2, 4 * o + i)) for i in range(4)]
-        first, second = (z[0] - z[2]) * (std / NOISE_STD), (z[2] - z[3]) * (std / NOISE_STD)
+        # Unit 0 of the teacher's row of two: its first two replicas share a word, the third has one of the next stream.
+        words = [philox_word(9, 0, stream, 2 * o) for stream in (2, 3)]
+        z = [half_sample(words[0], 0), half_sample(words[0], 1), half_sample(words[1], 0)]
+        first, second = (z[0] - z[1]) * (std / HALF_STD), (z[1] - z[2]) * (std / HALF_STD)
         assert u[o].flatten().tolist() == [first, 0.0, second, -(first + second)]
 
 

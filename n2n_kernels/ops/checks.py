@@ -7,6 +7,7 @@ included; what needs the memory itself (addresses, overlaps) only where the memo
 import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import TypeVar
 
 import torch
@@ -36,6 +37,12 @@ def check_integer(name: str, value: object) -> None:
         raise TypeError(f"{name} (={value!r}) must be an integer")
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{name} (={value}) does not fit 64 bits")
+
+
+def number(name: str, value: object) -> float:
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} (={value!r}) must be a number")
+    return float(value)
 
 
 def check_tensor(name: str, t: Tensor, *, dims: range) -> None:

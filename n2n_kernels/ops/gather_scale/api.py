@@ -1,16 +1,17 @@
 """gather_scale: the public function, its registration with torch.library, and the choice of a backend."""
 
-from collections.abc import Iterable, Sequence
-from numbers import Real
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from n2n_kernels.backends import check_name, implementation
+from n2n_kernels.backends import check_name
 from n2n_kernels.library import LIBRARY
 from n2n_kernels.ops import checks
 from n2n_kernels.ops.gather_scale import request as requests
+from n2n_kernels.ops.gather_scale.plan import GatherScalePlan, as_call, as_stds, as_tensor_ids
+from n2n_kernels.ops.gather_scale.request import Call
 
 Axis = Sequence[Tensor | None]
 
@@ -48,8 +49,9 @@ def gather_scale(
             `z[o, i, k] - z[o, next(i), k]`, with `z` the noise and `next` the unit's next replica, cyclically; the last
             replica takes the remainder of what was stored. Columns with one replica, and weights that are not finite,
             get none.
-        seed: of the noise, in [0, 2**63). The noise of an element depends on (seed, tensor id, its index in the
-            student's contiguous order) alone: not on backend, batch or layout.
+        seed: of the noise, in [0, 2**63). The noise on replicas of an element depends on (seed, tensor id, its index in
+            the student's contiguous order) alone, cancelling noise on (seed, tensor id, student row, teacher column and
+            kernel element, which replica): neither on backend, batch or layout.
         out: tensors to write to, of the student's shapes, in any dense or strided layout that does not overlap; None
             allocates them in the teacher's memory format.
         backend: one of `n2n_kernels.backends()`, or None for the best for the tensors' device.
@@ -64,46 +66,19 @@ def gather_scale(
     Raises:
         ValueError, TypeError: naming the argument and its value, before anything is written.
     """
-    sources = checks.tensor_list("srcs", srcs)
-    n = len(sources)
-    axes = [
-        [None] * n if given is None else checks.tensor_list(name, given, optional=True)
-        for name, given in (
-            ("out_maps", out_maps), ("in_maps", in_maps), ("out_scales", out_scales), ("in_scales", in_scales),
-        )
-    ]  # fmt: skip
-    ids = list(range(n)) if tensor_ids is None else list(tensor_ids)
-    for name, value in (("seed", seed), *((f"tensor_ids[{i}]", tid) for i, tid in enumerate(ids))):
-        checks.check_integer(name, value)
+    call = as_call(srcs, out_maps, in_maps, out_scales, in_scales)
+    n = len(call.srcs)
+    ids = as_tensor_ids(tensor_ids, n)
+    checks.check_integer("seed", seed)
     requests.check_noise_name(noise)
     check_name(backend)
-    arguments = (sources, *axes, _per_tensor(noise_std, n), noise, seed, ids, backend)
+    arguments = (*call, as_stds(noise_std, n), noise, seed, ids, backend)
     with torch.no_grad():
         if out is None:
             return list(torch.ops.n2n.gather_scale(*arguments))
         targets = checks.tensor_list("out", out)
         torch.ops.n2n.gather_scale_out(*arguments, targets)
     return targets
-
-
-def _per_tensor(noise_std: float | Sequence[float], n: int) -> list[float]:
-    if isinstance(noise_std, Iterable) and not isinstance(noise_std, str):
-        return [_number(f"noise_std[{i}]", s) for i, s in enumerate(noise_std)]
-    return [_number("noise_std", noise_std)] * n
-
-
-def _number(name: str, value: object) -> float:
-    if not isinstance(value, Real):
-        raise TypeError(f"{name} (={value!r}) must be a number")
-    return float(value)
-
-
-def _run(request: requests.Request, backend: str | None) -> None:
-    if not request.items:
-        return
-    kernel = implementation("gather_scale", backend, request.items[0].src.device)
-    checks.mark_written(item.out for item in request.items)
-    kernel.run(request)
 
 
 _ARGUMENTS = (
@@ -114,29 +89,47 @@ LIBRARY.define(f"gather_scale({_ARGUMENTS}) -> Tensor[]")
 LIBRARY.define(f"gather_scale_out({_ARGUMENTS}, Tensor(a!)[] out) -> ()")
 
 
+def _check(call: Call, noise_std: list[float], noise: str, seed: int, ids: list[int], out: list[Tensor] | None) -> None:
+    """Everything that can be told from numbers, dtypes, shapes and devices, so for fake tensors too."""
+    requests.check_noise_name(noise)
+    requests.check_seed(seed)
+    requests.check_tensor_ids(ids, len(call.srcs))
+    requests.check(call)
+    requests.check_noise_stds(noise_std, noise, call.srcs)
+    if out is not None:
+        requests.check_targets(call.srcs, requests.student_shapes(call), out)
+
+
+def _run(arguments: tuple[Any, ...], out: list[Tensor] | None) -> list[Tensor]:
+    call, (noise_std, noise, seed, ids, backend) = Call(*arguments[:5]), arguments[5:]
+    _check(call, noise_std, noise, seed, ids, out)
+    srcs, out_maps, in_maps, out_scales, in_scales = call
+    plan = GatherScalePlan(
+        srcs, out_maps, in_maps, out_scales=out_scales, in_scales=in_scales, noise=noise, tensor_ids=ids,
+        backend=backend,
+    )  # fmt: skip
+    return plan.bind(call.srcs, out, noise_std=noise_std, seed=seed).run()
+
+
 @torch.library.impl(LIBRARY, "gather_scale", "CompositeExplicitAutograd")
 def _gather_scale(*arguments: Any) -> list[Tensor]:
-    *given, backend = arguments
-    request = requests.build(requests.Call(*given), None)
-    _run(request, backend)
-    return [item.out for item in request.items]
+    return _run(arguments, None)
 
 
 @torch.library.impl(LIBRARY, "gather_scale_out", "CompositeExplicitAutograd")
 def _gather_scale_out(*arguments: Any) -> None:
-    *given, backend, out = arguments
-    _run(requests.build(requests.Call(*given), out), backend)
+    *rest, out = arguments
+    _run(tuple(rest), out)
 
 
 @torch.library.register_fake("n2n::gather_scale", lib=LIBRARY)
 def _(*arguments: Any) -> list[Tensor]:
-    *given, _backend = arguments
-    call = requests.Call(*given)
-    requests.check(call, None)
+    call, (noise_std, noise, seed, ids, _) = Call(*arguments[:5]), arguments[5:]
+    _check(call, noise_std, noise, seed, ids, None)
     return requests.students_like(call)
 
 
 @torch.library.register_fake("n2n::gather_scale_out", lib=LIBRARY)
 def _(*arguments: Any) -> None:
-    *given, _backend, out = arguments
-    requests.check(requests.Call(*given), out)
+    call, (noise_std, noise, seed, ids, _, out) = Call(*arguments[:5]), arguments[5:]
+    _check(call, noise_std, noise, seed, ids, out)

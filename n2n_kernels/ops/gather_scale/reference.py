@@ -1,57 +1,59 @@
 """gather_scale in plain torch: the definition that the kernels are held to, bit for bit."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from n2n_kernels import dtypes, rng
-from n2n_kernels.ops.gather_scale.request import NOISES, Item, Request
+from n2n_kernels.ops.gather_scale.plan import BoundGatherScale, Item
+from n2n_kernels.ops.gather_scale.request import NOISES, AxisMap
 
 
-def run(request: Request) -> None:
-    for item in request.items:
-        item.out.copy_(_grown(item, request.noise, request.seed))
+def run(bound: BoundGatherScale) -> None:
+    for item in bound.items():
+        item.out.copy_(_grown(item, bound.noise, bound.seed))
 
 
 def _grown(item: Item, noise: str, seed: int) -> Tensor:
-    w = item.src
-    if item.out_map is not None:
-        w = w.index_select(0, _on(w, item.out_map.index))
-    if item.in_map is not None:
-        w = w.index_select(1, _on(w, item.in_map.index))
-    if item.sigma == 0 and item.out_scale is None and item.in_scale is None:
+    w, kind = item.src, item.kind
+    if kind.out_map is not None:
+        w = w.index_select(0, _on(w, kind.out_map.index))
+    if kind.in_map is not None:
+        w = w.index_select(1, _on(w, kind.in_map.index))
+    if item.sigma == 0 and kind.out_scale is None and kind.in_scale is None:
         return w
-    if noise == "replicas" and item.noisy_rows:
-        return _with_replica_noise(item, w, seed)
-    if noise == "cancelling" and item.noisy_columns:
-        return _with_cancelling_noise(item, w, seed)
+    if noise == "replicas" and item.sigma and kind.out_map is not None:
+        return _with_replica_noise(item, kind.out_map, w, seed)
+    if noise == "cancelling" and item.sigma and kind.in_map is not None:
+        return _with_cancelling_noise(item, kind.in_map, w, seed)
     return _finish(w, _scaled(item, w))
 
 
-def _with_replica_noise(item: Item, w: Tensor, seed: int) -> Tensor:
-    assert item.out_map is not None
+def _with_replica_noise(item: Item, out_map: AxisMap, w: Tensor, seed: int) -> Tensor:
     x = _scaled(item, w)
-    z = _noise(item, w, "replicas", seed).to(x.dtype)
-    noisy = _along(w, 0, _on(w, item.out_map.seen().astype(bool))) & w.isfinite()
+    index = torch.arange(w.numel(), dtype=torch.int64, device=w.device).view(w.shape)
+    z = rng.noise(rng.words(index, seed=seed, tensor_id=item.tensor_id, stream=NOISES["replicas"])).to(x.dtype)
+    noisy = _along(w, 0, _on(w, out_map.order > 0)) & w.isfinite()
     return _finish(w, torch.where(noisy, x + z * _number(x, item.sigma), x))
 
 
-def _with_cancelling_noise(item: Item, w: Tensor, seed: int) -> Tensor:
-    """The replicas' perturbations sum to zero; the last one takes what the others, as stored, leave of the whole."""
-    assert item.in_map is not None
-    following = item.in_map.next().astype(np.int64)
-    here = np.arange(len(following))
-    z = _noise(item, w, "cancelling", seed)
+def _with_cancelling_noise(item: Item, in_map: AxisMap, w: Tensor, seed: int) -> Tensor:
+    """A unit's replicas take z[0] - z[1], z[1] - z[2], ..., z[r-1] - z[0], which sum to zero; the last one is made of
+    what the others, as stored, leave of the whole."""
+    following, here = in_map.next, np.arange(len(in_map.index))
     x = _scaled(item, w)
-    delta = (z - z.index_select(1, _on(w, following))).to(x.dtype)
+    z, z_next = (_replica_noise(item, in_map, w, order, seed) for order in (in_map.order, in_map.order[following]))
+    delta = (z - z_next).to(x.dtype)
     perturbed = _finish(w, torch.where(w.isfinite(), x + delta * _number(x, item.sigma), x))
 
-    shares = np.ones(len(here)) if item.in_scale is None else item.in_scale
-    whole = _scaled(item, w, in_scale=item.in_map.replica_sums(shares))
+    shares = np.ones(len(here)) if item.kind.in_scale is None else item.kind.in_scale.values
+    whole = _scaled(item, w, in_scale=in_map.replica_sums(shares))
     others = torch.zeros_like(x)
     replica = following  # of each unit's last replica: walks the others, first to last
     last = following < here
-    for _ in range(item.in_map.most_replicas() - 1):
+    for _ in range(in_map.most_replicas() - 1):
         walking = _along(w, 1, _on(w, last & (replica != here)))
         others = torch.where(walking, others + perturbed.index_select(1, _on(w, replica)).to(x.dtype), others)
         replica = np.where(replica != here, following[replica], replica)
@@ -61,20 +63,30 @@ def _with_cancelling_noise(item: Item, w: Tensor, seed: int) -> Tensor:
     return torch.where(alone, _finish(w, x), result)
 
 
+def _replica_noise(item: Item, in_map: AxisMap, w: Tensor, order: np.ndarray, seed: int) -> Tensor:
+    """z of the replica number `order` of each column's unit: half a word of (student row, unit, kernel element)."""
+    units, kernel = item.src.shape[1], math.prod(w.shape[2:])
+    rows = torch.arange(w.shape[0], device=w.device).view(-1, 1, 1)
+    inside = torch.arange(kernel, device=w.device)
+    index = ((rows * units + _on(w, in_map.index).view(-1, 1)) * kernel + inside).view(w.shape)
+    z = torch.zeros_like(index)
+    for stream in range(int(order.max(initial=0)) // 2 + 1):
+        word = rng.words(index, seed=seed, tensor_id=item.tensor_id, stream=NOISES["cancelling"] + stream)
+        mine = _along(w, 1, _on(w, order // 2 == stream))
+        z = torch.where(mine, rng.half_noise(word, _along(w, 1, _on(w, order % 2)).expand_as(word)), z)
+    return z
+
+
 def _scaled(item: Item, w: Tensor, in_scale: np.ndarray | None = None) -> Tensor:
     """(w * c_in) * c_out in the compute dtype."""
     x = w.to(dtypes.TABLE[w.dtype].compute)
-    in_scale = item.in_scale if in_scale is None else in_scale
+    if in_scale is None and item.kind.in_scale is not None:
+        in_scale = item.kind.in_scale.values
     if in_scale is not None:
         x = x * _along(w, 1, _on(w, in_scale).to(x.dtype))
-    if item.out_scale is not None:
-        x = x * _along(w, 0, _on(w, item.out_scale).to(x.dtype))
+    if item.kind.out_scale is not None:
+        x = x * _along(w, 0, _on(w, item.kind.out_scale.values).to(x.dtype))
     return x
-
-
-def _noise(item: Item, w: Tensor, noise: str, seed: int) -> Tensor:
-    index = torch.arange(w.numel(), dtype=torch.int64, device=w.device).view(w.shape)
-    return rng.noise(index, seed=seed, tensor_id=item.tensor_id, stream=NOISES[noise])
 
 
 def _finish(w: Tensor, x: Tensor) -> Tensor:

@@ -1,8 +1,13 @@
-"""One call of gather_scale as data: what was asked for, checked once, in the form that every backend starts from."""
+"""What a call of gather_scale asks for: checked once, in the form that every backend starts from.
+
+Lists are long and repetitive: a network's tensors share maps, and many share shapes. So everything that depends on a
+tensor's shape, dtype, maps and scales alone is found once per `Kind`.
+"""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -13,23 +18,19 @@ from n2n_kernels import dtypes, rng
 from n2n_kernels.layout import memory_format
 from n2n_kernels.ops import checks
 
-NOISES = {"replicas": 1, "cancelling": 2}  # n2n::Noise, and the stream of the noise's counter
+NOISES = {"replicas": 1, "cancelling": 2}  # n2n::Noise, and the (first) stream of the noise's counter
 
 Optionals = Sequence[Tensor | None]
 
 
 class Call(NamedTuple):
-    """The op's arguments as they were given: those of its schema, in order, up to the backend."""
+    """The tensors and what becomes of their axes: the op's first arguments, in the order of its schema."""
 
     srcs: Sequence[Tensor]
     out_maps: Optionals
     in_maps: Optionals
     out_scales: Optionals
     in_scales: Optionals
-    noise_std: Sequence[float]
-    noise: str
-    seed: int
-    tensor_ids: Sequence[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,25 +39,47 @@ class AxisMap:
 
     index: np.ndarray  # int64 [n'], student -> teacher
 
-    def seen(self) -> np.ndarray:
-        """int32 [n']: 1 where the entry's unit has occurred before, the paper's "all but the first copy"."""
-        seen = np.ones(len(self.index), dtype=np.int32)
-        seen[np.unique(self.index, return_index=True)[1]] = 0
-        return seen
+    @cached_property
+    def prefix(self) -> int:
+        """So many first entries are 0, 1, 2, ..."""
+        other = np.flatnonzero(self.index != np.arange(len(self.index)))
+        return int(other[0]) if other.size else len(self.index)
 
+    @cached_property
+    def by_unit(self) -> np.ndarray:
+        """int64 [n']: the student's indices, sorted by the unit that they copy, the earlier replica first."""
+        return np.argsort(self.index, kind="stable")
+
+    @cached_property
+    def begins(self) -> np.ndarray:
+        """int64 [n + 1]: where each unit's replicas begin in `by_unit`."""
+        return np.concatenate([[0], np.cumsum(np.bincount(self.index))])
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """int64 [n']: how many of the unit's replicas come before."""
+        order = np.empty(len(self.index), dtype=np.int64)
+        order[self.by_unit] = np.arange(len(self.index)) - self.begins[self.index[self.by_unit]]
+        return order
+
+    @cached_property
+    def replicas(self) -> np.ndarray:
+        """int64 [n']: how many replicas the entry's unit has."""
+        return np.bincount(self.index)[self.index]
+
+    @cached_property
     def next(self) -> np.ndarray:
-        """int32 [n']: the next replica of the same unit, cyclically; itself where there is only one."""
-        order = np.argsort(self.index, kind="stable")
-        runs = np.flatnonzero(np.diff(self.index[order], prepend=-1))
-        following = np.roll(order, -1)
-        ends = np.append(runs[1:], len(order)) - 1
-        following[ends] = order[runs]
-        nxt = np.empty(len(order), dtype=np.int32)
-        nxt[order] = following
-        return nxt
+        """int64 [n']: the next replica of the same unit, cyclically; itself where there is only one."""
+        following = self.begins[self.index] + (self.order + 1) % self.replicas
+        return self.by_unit[following]
+
+    @cached_property
+    def roles(self) -> np.ndarray:
+        """int64 [n']: `n2n::Role`: 0 alone, 1 and 2 the first and the last of two, 3 one of more."""
+        return np.where(self.replicas == 1, 0, np.where(self.replicas == 2, 1 + self.order, 3))
 
     def most_replicas(self) -> int:
-        return int(np.bincount(self.index).max(initial=0))
+        return int(self.replicas.max(initial=0))
 
     def replica_sums(self, values: np.ndarray) -> np.ndarray:
         """float64 [n']: the sum of `values` over the replicas of each entry's unit, added in order."""
@@ -64,40 +87,81 @@ class AxisMap:
 
 
 @dataclass(frozen=True, eq=False)
-class Item:
-    """One tensor's part."""
+class Scale:
+    """A checked vector of factors. Tensors that share one share this object."""
 
-    src: Tensor
-    out: Tensor
-    out_map: AxisMap | None
-    in_map: AxisMap | None
-    out_scale: np.ndarray | None  # float64
-    in_scale: np.ndarray | None
-    sigma: float  # factor on the integer noise
-    tensor_id: int
-
-    @property
-    def noisy_rows(self) -> bool:
-        return self.sigma != 0 and self.out_map is not None
-
-    @property
-    def noisy_columns(self) -> bool:
-        return self.sigma != 0 and self.in_map is not None
+    values: np.ndarray  # float64
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
-    items: list[Item]
-    noise: str
-    seed: int
+class Kind:
+    """What tensors of one shape and dtype, with the same maps and scales, have in common."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    student_shape: torch.Size
+    out_map: AxisMap | None
+    in_map: AxisMap | None
+    out_scale: Scale | None
+    in_scale: Scale | None
+
+    @property
+    def empty(self) -> bool:
+        return self.student_shape.numel() == 0
 
 
-class _Maps:
+def kinds(call: Call) -> list[Kind]:
+    """The kind of each tensor, after all that can be checked of them; values are read from maps and scales."""
+    check(call)
+    values = _Values()
+    known: dict[object, Kind] = {}
+    result = []
+    for i, given in enumerate(zip(*call, strict=True)):
+        src, om, im, so, si = given
+        checks.check_memory(f"srcs[{i}]", src)
+        key = _key(*given)
+        if key not in known:
+            known[key] = Kind(
+                src.shape,
+                src.dtype,
+                _student_shape(src, om, im),
+                values.axis_map(f"out_maps[{i}]", om, src.shape[0]),
+                values.axis_map(f"in_maps[{i}]", im, src.shape[1] if src.dim() > 1 else 1),
+                values.scale(f"out_scales[{i}]", so, src.dtype),
+                values.scale(f"in_scales[{i}]", si, src.dtype),
+            )
+        result.append(known[key])
+    return result
+
+
+def rescaled(kinds: Sequence[Kind], out_scales: Optionals, in_scales: Optionals) -> list[Kind]:
+    """The same kinds with other scales."""
+    values = _Values()
+    known: dict[object, Kind] = {}
+    result = []
+    for i, (kind, so, si) in enumerate(zip(kinds, out_scales, in_scales, strict=True)):
+        key = id(kind), id(so), id(si)
+        if key not in known:
+            student = torch.empty(kind.student_shape, dtype=kind.dtype, device="meta")
+            for side, dim, scale in (("out", 0, so), ("in", 1, si)):
+                if scale is not None and scale.device.type == "meta":
+                    raise ValueError(f"{side}_scales[{i}].device (={scale.device}) has no values")
+                _check_axis(side, i, student, dim, None, scale)
+            known[key] = replace(
+                kind,
+                out_scale=values.scale(f"out_scales[{i}]", so, kind.dtype),
+                in_scale=values.scale(f"in_scales[{i}]", si, kind.dtype),
+            )
+        result.append(known[key])
+    return result
+
+
+class _Values:
     """Reads and checks maps and scales; each distinct tensor is read once, however many entries name it."""
 
     def __init__(self) -> None:
         self._maps: dict[tuple[int, int], AxisMap] = {}
-        self._scales: dict[tuple[int, torch.dtype], np.ndarray] = {}
+        self._scales: dict[tuple[int, torch.dtype], Scale] = {}
 
     def axis_map(self, name: str, given: Tensor | None, units: int) -> AxisMap | None:
         if given is None:
@@ -115,7 +179,7 @@ class _Maps:
             self._maps[key] = AxisMap(index.copy())
         return self._maps[key]
 
-    def scale(self, name: str, given: Tensor | None, dtype: torch.dtype) -> np.ndarray | None:
+    def scale(self, name: str, given: Tensor | None, dtype: torch.dtype) -> Scale | None:
         if given is None:
             return None
         key = id(given), dtype
@@ -129,71 +193,77 @@ class _Maps:
             size, compute = np.abs(values).sum(), dtypes.TABLE[dtype].compute
             if size > torch.finfo(compute).max:
                 raise ValueError(f"{name} (its magnitudes sum to {size}) is too large for {compute}")
-            self._scales[key] = values
+            self._scales[key] = Scale(values)
         return self._scales[key]
 
 
-def _student_shape(src: Tensor, out_map: Tensor | None, in_map: Tensor | None) -> list[int]:
+def _key(src: Tensor, *axes: Tensor | None) -> Hashable:
+    """Equal for tensors of which everything checked is equal."""
+    key = src.shape, src.dtype, src.device, *map(id, axes)
+    try:
+        hash(key)
+    except TypeError:  # a symbolic size, while torch.compile traces
+        return object()
+    return key
+
+
+def _student_shape(src: Tensor, out_map: Tensor | None, in_map: Tensor | None) -> torch.Size:
     shape = list(src.shape)
     if out_map is not None:
         shape[0] = out_map.shape[0]
     if in_map is not None:
         shape[1] = in_map.shape[0]
-    return shape
+    return torch.Size(shape)
 
 
 def students_like(call: Call) -> list[Tensor]:
     """Uninitialised student tensors, in the teacher's dtypes, device and memory formats."""
     return [
-        torch.empty(_student_shape(s, om, im), dtype=s.dtype, device=s.device, memory_format=memory_format(s))
-        for s, om, im in zip(call.srcs, call.out_maps, call.in_maps, strict=True)
+        empty_like(src, _student_shape(src, om, im))
+        for src, om, im in zip(call.srcs, call.out_maps, call.in_maps, strict=True)
     ]
 
 
-def build(call: Call, out: Sequence[Tensor] | None) -> Request:
-    """Checks everything, then allocates what `out` does not give. Nothing is written."""
-    check(call, out)
-    maps = _Maps()
-    parts = []
-    for i, src in enumerate(call.srcs):
-        checks.check_memory(f"srcs[{i}]", src)
-        om = maps.axis_map(f"out_maps[{i}]", call.out_maps[i], src.shape[0])
-        im = maps.axis_map(f"in_maps[{i}]", call.in_maps[i], src.shape[1] if src.dim() > 1 else 1)
-        so = maps.scale(f"out_scales[{i}]", call.out_scales[i], src.dtype)
-        si = maps.scale(f"in_scales[{i}]", call.in_scales[i], src.dtype)
-        parts.append((om, im, so, si, rng.sigma(call.noise_std[i]), call.tensor_ids[i]))
-    if out is not None:
-        for i, target in enumerate(out):
-            checks.check_memory(f"out[{i}]", target)
-        checks.check_writable("out", out)
-        checks.check_disjoint("out", out, "srcs", call.srcs)
-    else:
-        out = students_like(call)
-    items = [Item(src, target, *part) for src, target, part in zip(call.srcs, out, parts, strict=True)]
-    return Request(items, call.noise, call.seed)
+def empty_like(src: Tensor, shape: torch.Size) -> Tensor:
+    """Uninitialised, of another shape, but otherwise like the teacher's."""
+    return torch.empty(shape, dtype=src.dtype, device=src.device, memory_format=memory_format(src))
 
 
-def check(call: Call, out: Sequence[Tensor] | None) -> None:
-    """Everything that can be told from numbers, dtypes, shapes and devices, so for fake tensors too."""
-    _check_scalars(call)
-    for name in ("out_maps", "in_maps", "out_scales", "in_scales", "noise_std", "tensor_ids"):
-        checks.check_length(name, getattr(call, name), len(call.srcs), "srcs")
-    if out is not None:
-        checks.check_length("out", out, len(call.srcs), "srcs")
-    for i, src in enumerate(call.srcs):
-        checks.check_tensor(f"srcs[{i}]", src, dims=range(1, 6))
-        _check_noise_fits(f"noise_std[{i}]", call.noise_std[i], f"srcs[{i}]", src)
-        _check_axis("out", i, src, 0, call.out_maps[i], call.out_scales[i])
-        _check_axis("in", i, src, 1, call.in_maps[i], call.in_scales[i])
-        shape = _student_shape(src, call.out_maps[i], call.in_maps[i])
-        if math.prod(shape[1:]) >= 2**31:
-            raise ValueError(
-                f"srcs[{i}] would have rows of {math.prod(shape[1:])} elements; fewer than 2**31 are supported"
-            )
-        if out is not None:
-            _check_target(i, out[i], src, tuple(shape))
+def check(call: Call) -> None:
+    """Everything that can be told from dtypes, shapes and devices, so for fake tensors too."""
+    for name, given in zip(Call._fields[1:], call[1:], strict=True):
+        checks.check_length(name, given, len(call.srcs), "srcs")
+    seen = set()
+    for i, given in enumerate(zip(*call, strict=True)):
+        key = _key(*given)
+        if key not in seen:
+            seen.add(key)
+            src, om, im, so, si = given
+            checks.check_tensor(f"srcs[{i}]", src, dims=range(1, 6))
+            _check_axis("out", i, src, 0, om, so)
+            _check_axis("in", i, src, 1, im, si)
+            row = math.prod(_student_shape(src, om, im)[1:])
+            if row >= 2**31:
+                raise ValueError(f"srcs[{i}] would have rows of {row} elements; fewer than 2**31 are supported")
     if call.srcs:
         checks.check_one_device("srcs", call.srcs)
+
+
+def check_targets(srcs: Sequence[Tensor], shapes: Sequence[torch.Size], out: Sequence[Tensor]) -> None:
+    """The same for tensors to write to."""
+    checks.check_length("out", out, len(srcs), "srcs")
+    for i, (target, src, shape) in enumerate(zip(out, srcs, shapes, strict=True)):
+        checks.check_tensor(f"out[{i}]", target, dims=range(1, 6))
+        if target.shape != shape:
+            raise ValueError(f"out[{i}].shape (={tuple(target.shape)}) must be {tuple(shape)}")
+        if target.dtype != src.dtype:
+            raise ValueError(f"out[{i}].dtype (={target.dtype}) must be {src.dtype}")
+        if target.device != src.device:
+            raise ValueError(f"out[{i}].device (={target.device}) must be {src.device}")
+
+
+def student_shapes(call: Call) -> list[torch.Size]:
+    return [_student_shape(*given) for given in zip(call.srcs, call.out_maps, call.in_maps, strict=True)]
 
 
 def check_noise_name(noise: object) -> None:
@@ -201,22 +271,27 @@ def check_noise_name(noise: object) -> None:
         raise ValueError(f"noise (={noise!r}) must be one of {', '.join(map(repr, NOISES))}")
 
 
-def _check_scalars(call: Call) -> None:
-    check_noise_name(call.noise)
-    if not 0 <= call.seed < 2**63:
-        raise ValueError(f"seed (={call.seed}) must be in [0, 2**63)")
-    for i, std in enumerate(call.noise_std):
-        if not (math.isfinite(std) and std >= 0):
-            raise ValueError(f"noise_std[{i}] (={std}) must be finite and not negative")
-    for i, tid in enumerate(call.tensor_ids):
+def check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed (={seed}) must be in [0, 2**63)")
+
+
+def check_tensor_ids(tensor_ids: Sequence[int], count: int) -> None:
+    checks.check_length("tensor_ids", tensor_ids, count, "srcs")
+    for i, tid in enumerate(tensor_ids):
         if not 0 <= tid < 2**32:
             raise ValueError(f"tensor_ids[{i}] (={tid}) must be in [0, 2**32)")
 
 
-def _check_noise_fits(name: str, std: float, src_name: str, src: Tensor) -> None:
-    # The largest perturbation is a difference of two samples. Infinities would not cancel.
-    if rng.sigma(std) * 2 * rng.NOISE_BOUND > torch.finfo(src.dtype).max:
-        raise ValueError(f"{name} (={std}) is too large for {src_name}, which is {src.dtype}")
+def check_noise_stds(noise_std: Sequence[float], noise: str, srcs: Sequence[Tensor]) -> None:
+    checks.check_length("noise_std", noise_std, len(srcs), "srcs")
+    limits = {dtype: torch.finfo(dtype).max for dtype in dtypes.TABLE}
+    for i, (std, src) in enumerate(zip(noise_std, srcs, strict=True)):
+        if not (math.isfinite(std) and std >= 0):
+            raise ValueError(f"noise_std[{i}] (={std}) must be finite and not negative")
+        # Infinities would not cancel.
+        if rng.sigma(std, noise) * rng.LARGEST[noise] > limits[src.dtype]:
+            raise ValueError(f"noise_std[{i}] (={std}) is too large for srcs[{i}], which is {src.dtype}")
 
 
 def _check_axis(side: str, i: int, src: Tensor, dim: int, index: Tensor | None, scale: Tensor | None) -> None:
@@ -234,6 +309,8 @@ def _check_axis(side: str, i: int, src: Tensor, dim: int, index: Tensor | None, 
     if index is not None:
         if index.dtype != torch.int64:
             raise TypeError(f"{side}_maps[{i}].dtype (={index.dtype}) must be torch.int64")
+        if index.shape[0] >= 2**31:
+            raise ValueError(f"{side}_maps[{i}] has {index.shape[0]} entries; fewer than 2**31 are supported")
         length = index.shape[0]
     if scale is not None:
         if not scale.is_floating_point():
@@ -242,14 +319,3 @@ def _check_axis(side: str, i: int, src: Tensor, dim: int, index: Tensor | None, 
             raise ValueError(
                 f"{side}_scales[{i}] has {scale.shape[0]} entries, but the student's axis {dim} has {length}"
             )
-
-
-def _check_target(i: int, target: Tensor, src: Tensor, shape: tuple[int, ...]) -> None:
-    checks.check_tensor(f"out[{i}]", target, dims=range(1, 6))
-    for what, given, expected in (
-        ("shape", tuple(target.shape), shape),
-        ("dtype", target.dtype, src.dtype),
-        ("device", target.device, src.device),
-    ):
-        if given != expected:
-            raise ValueError(f"out[{i}].{what} (={given}) must be {expected}")

@@ -1,14 +1,20 @@
-"""The task table of gather_scale, as `n2n::Task` of `csrc/gather_scale.h` lays it out."""
+"""The tables of gather_scale: tasks and tiles, as `csrc/gather_scale.h` lays them out.
 
+A task is one tensor's row of int64 words, a tile a piece of its work. How tensors are cut into tiles is decided here,
+for all backends alike.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum, auto
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from n2n_kernels import dtypes, table
-from n2n_kernels.layout import is_aligned, layout_of
-from n2n_kernels.ops.gather_scale.request import Item
+from n2n_kernels import dtypes
+from n2n_kernels.layout import Layout
+from n2n_kernels.ops.gather_scale.request import AxisMap, Kind, Scale
+from n2n_kernels.table import TILE, Arena
 
 
 class Column(IntEnum):
@@ -18,14 +24,21 @@ class Column(IntEnum):
     DST = auto()
     OUT_MAP = auto()
     IN_MAP = auto()
+    ROW_BEGIN = auto()
+    ROW_LIST = auto()
     OUT_SCALE = auto()
     IN_SCALE = auto()
     OUT_SEEN = auto()
     IN_NEXT = auto()
+    IN_ORDER = auto()
+    IN_ROLE = auto()
     IN_TOTAL = auto()
+    SIGMA = auto()
     O = auto()  # noqa: E741
     I = auto()  # noqa: E741
     K = auto()
+    SRC_O = auto()
+    SRC_I = auto()
     SRC_STRIDE_O = auto()
     SRC_STRIDE_I = auto()
     SRC_STRIDE_K = auto()
@@ -33,57 +46,206 @@ class Column(IntEnum):
     DST_STRIDE_I = auto()
     DST_STRIDE_K = auto()
     K_OUTER = auto()
+    IN_PREFIX = auto()
+    ROWS = auto()
+    TILE_ROWS = auto()
+    TILE_COLUMNS = auto()
+    STAGED = auto()
+    LANES_LOG2 = auto()
+    MAGIC = auto()
+    SHIFT = auto()
     TENSOR_ID = auto()
-    SIGMA = auto()
-    FIRST_TILE = auto()
 
 
-_POINTERS = [Column(c) for c in range(Column.OUT_MAP, Column.IN_TOTAL + 1)]
+POINTERS = slice(Column.OUT_MAP, Column.IN_TOTAL + 1)
+
+#: Bytes that a 16-byte access moves, and threads of a block; `n2n::kVectorBytes` and `n2n::kBlockThreads`.
+VECTOR_BYTES, THREADS = 16, 256
+
+#: Shared memory for the teacher rows of a tile, at most: a row of 2048 channels of 3x3 in float32 fits, and three
+#: blocks fit a multiprocessor of an H100 or H200 (228 KB, of which each block takes 1 KB more).
+STAGE_BYTES = 74 * 1024
+
+#: What a tile writes, about: small enough that the last tiles of a launch do not leave a GPU idle for long
+#: (`_TILES_WANTED` is eight for each block that an H200 holds), large enough that a block's beginning does not count.
+_TILE_BYTES = (8 * 1024, 32 * 1024)
+_TILES_WANTED = 8 * 6 * 132
 
 
-def pack(items: list[Item], noise: str, device: torch.device) -> tuple[table.Table, list[Tensor]]:
-    """The table for items of one dtype, none of them empty, and copies of sources that the kernels cannot read as they
-    lie; both must outlive the launch."""
-    builder = table.Builder()
-    rows = np.zeros((len(items), len(Column)), dtype=np.int64)
-    copies = []
-    for row, item in zip(rows, items, strict=True):
-        src = item.src
-        # Kernel dimensions that do not fold, or a view of bytes at an odd address: not worth a case in the kernels.
-        if layout_of(src) is None or not is_aligned(src):
-            src = src.clone(memory_format=torch.contiguous_format)
-            copies.append(src)
-        _fill(row, src, item, noise, builder)
-    elements = rows[:, Column.O] * rows[:, Column.I] * rows[:, Column.K]
-    return builder.build(rows, elements, list(_POINTERS), Column.FIRST_TILE, device), copies
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """The tensors of one dtype, and what a launch needs but for the tensors' addresses.
+
+    `tasks` has 0 for addresses of tensors and of sigma, and handles of the arena for those of tables.
+    """
+
+    dtype: torch.dtype
+    members: np.ndarray  # int64 [tasks]: positions in the call's lists
+    tasks: np.ndarray  # int64 [tasks, words]
+    tiles: np.ndarray  # int32 [tiles, 4]
+    stage_bytes: int
+    output_bytes: int
+    most_replicas: int
 
 
-def _fill(row: np.ndarray, src: Tensor, item: Item, noise: str, builder: table.Builder) -> None:
-    compute = dtypes.TABLE[src.dtype].compute_numpy
-    source, target = layout_of(src), layout_of(item.out)
-    assert source is not None
-    assert target is not None
-    row[Column.SRC], row[Column.DST] = src.data_ptr(), item.out.data_ptr()
+def launches(
+    kinds: Sequence[Kind],
+    sources: Sequence[Layout],
+    targets: Sequence[Layout],
+    noise: str,
+    tensor_ids: Sequence[int],
+    arena: Arena,
+) -> list[Launch]:
+    """One launch per dtype, for tensors of these kinds and layouts. Empty tensors need none."""
+    result = []
+    for dtype in {kind.dtype: None for kind in kinds}:
+        members = [i for i, kind in enumerate(kinds) if kind.dtype == dtype and not kind.empty]
+        if not members:
+            continue
+        # Tensors of one kind and one layout differ in nothing but their ids.
+        forms: dict[object, int] = {}
+        rows: list[np.ndarray] = []
+        which = np.empty(len(members), dtype=np.int64)
+        for n, i in enumerate(members):
+            key = id(kinds[i]), sources[i], targets[i]
+            if key not in forms:
+                forms[key] = len(rows)
+                rows.append(_row(kinds[i], sources[i], targets[i], noise, arena))
+            which[n] = forms[key]
+        tasks = np.stack(rows)
+        count = np.bincount(which)
+        sizes = tasks[:, Column.O] * tasks[:, Column.I] * tasks[:, Column.K] * dtype.itemsize
+        output_bytes = int((sizes * count).sum())
+        stage_bytes = _cut(tasks, dtype.itemsize, output_bytes)
+        tasks = tasks[which]
+        tasks[:, Column.TENSOR_ID] = [tensor_ids[i] for i in members]
+        most = max((kinds[i].in_map.most_replicas() for i in members if kinds[i].in_map), default=1)  # type: ignore[union-attr]
+        result.append(Launch(dtype, np.array(members), tasks, _tiles(tasks), stage_bytes, output_bytes, most))
+    return result
+
+
+def _row(kind: Kind, source: Layout, target: Layout, noise: str, arena: Arena) -> np.ndarray:
+    row = np.zeros(len(Column), dtype=np.int64)
     row[Column.O : Column.K + 1] = target[:3]
+    row[[Column.SRC_O, Column.SRC_I]] = source[:2]
     row[Column.SRC_STRIDE_O : Column.SRC_STRIDE_K + 1] = source[3:]
     row[Column.DST_STRIDE_O : Column.DST_STRIDE_K + 1] = target[3:]
     # Walk the output in the order of its memory.
-    row[Column.K_OUTER] = target.K > 1 and target.I > 1 and target.stride_i < target.stride_k
-    row[Column.TENSOR_ID] = item.tensor_id
-    row[Column.SIGMA : Column.SIGMA + 1].view(np.float64)[0] = item.sigma
+    k_outer = target.K > 1 and target.I > 1 and target.stride_i < target.stride_k
+    row[Column.K_OUTER] = k_outer
+    row[Column.ROWS] = (
+        target.I * target.K > 1
+        and source.O < 2**31  # teacher rows are counted in 32 bits
+        and _dense(target, k_outer)
+        and _dense(source, k_outer)
+    )
+    row[Column.IN_PREFIX] = kind.in_map.prefix if kind.in_map is not None else target.I
+    row[Column.MAGIC], row[Column.SHIFT] = reciprocal(target.I if k_outer else target.K)
+    _point(row, kind, noise, arena)
+    return row
 
-    for column, axis in ((Column.OUT_MAP, item.out_map), (Column.IN_MAP, item.in_map)):
-        if axis is not None:
-            row[column] = builder.add((axis, "index"), axis.index.astype(np.int32))
-    for column, scale in ((Column.OUT_SCALE, item.out_scale), (Column.IN_SCALE, item.in_scale)):
+
+def _dense(layout: Layout, k_outer: bool) -> bool:
+    """Whether the elements of each o lie one after the other, in the order of [K, I] or of [I, K]."""
+    inner, outer = ("i", "k") if k_outer else ("k", "i")
+    extent = {"i": layout.I, "k": layout.K}
+    stride = {"i": layout.stride_i, "k": layout.stride_k}
+    return (extent[inner] == 1 or stride[inner] == 1) and (extent[outer] == 1 or stride[outer] == extent[inner])
+
+
+def reciprocal(divisor: int) -> tuple[int, int]:
+    """(magic, shift) with n // divisor == n * magic >> shift for 0 <= n < 2**31 (Granlund and Montgomery, "Division
+    by invariant integers using multiplication", PLDI 1994, theorem 4.2)."""
+    shift = 31 + (divisor - 1).bit_length()
+    return -(-(1 << shift) // divisor), shift
+
+
+def _point(row: np.ndarray, kind: Kind, noise: str, arena: Arena) -> None:
+    """Handles of the arrays that the task points to."""
+    compute = dtypes.TABLE[kind.dtype].compute_numpy
+
+    def integers(axis: AxisMap, what: str) -> int:
+        return arena.add((axis, what), lambda: getattr(axis, what).astype(np.int32))
+
+    if (out_map := kind.out_map) is not None:
+        row[Column.OUT_MAP] = integers(out_map, "index")
+        row[Column.ROW_BEGIN] = integers(out_map, "begins")
+        row[Column.ROW_LIST] = integers(out_map, "by_unit")
+        if noise == "replicas":
+            row[Column.OUT_SEEN] = integers(out_map, "order")
+    if (in_map := kind.in_map) is not None:
+        row[Column.IN_MAP] = integers(in_map, "index")
+        if noise == "cancelling":
+            row[Column.IN_NEXT] = integers(in_map, "next")
+            row[Column.IN_ORDER] = integers(in_map, "order")
+            row[Column.IN_ROLE] = integers(in_map, "roles")
+            shares = kind.in_scale.values if kind.in_scale is not None else np.ones(len(in_map.index))
+            row[Column.IN_TOTAL] = arena.add(
+                (in_map, kind.in_scale, compute), lambda: in_map.replica_sums(shares).astype(compute)
+            )
+    for column, scale in ((Column.OUT_SCALE, kind.out_scale), (Column.IN_SCALE, kind.in_scale)):
         if scale is not None:
-            row[column] = builder.add(id(scale), scale.astype(compute))
-    if noise == "replicas" and item.noisy_rows:
-        assert item.out_map is not None
-        row[Column.OUT_SEEN] = builder.add((item.out_map, "seen"), item.out_map.seen())
-    if noise == "cancelling" and item.noisy_columns:
-        assert item.in_map is not None
-        row[Column.IN_NEXT] = builder.add((item.in_map, "next"), item.in_map.next())
-        shares = np.ones(target.I) if item.in_scale is None else item.in_scale
-        totals = item.in_map.replica_sums(shares).astype(compute)
-        row[Column.IN_TOTAL] = builder.add((item.in_map, "total", id(item.in_scale)), totals)
+            row[column] = _add_scale(arena, scale, compute)
+
+
+def _add_scale(arena: Arena, scale: Scale, compute: type) -> int:
+    return arena.add((scale, compute), lambda: scale.values.astype(compute))
+
+
+def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int) -> int:
+    """Decides the tiles' sizes, into `tasks`; the shared memory that the launch needs."""
+    dense = tasks[:, Column.ROWS] != 0
+    if not dense.any():
+        return 0
+    per_vector = VECTOR_BYTES // itemsize
+    row = tasks[:, Column.I] * tasks[:, Column.K]
+    teacher_row = tasks[:, Column.SRC_I] * tasks[:, Column.K]
+    # A staged row begins at a multiple of a vector.
+    staged_bytes = -(-teacher_row // per_vector) * VECTOR_BYTES
+    rows = np.maximum(tasks[:, Column.SRC_O], 1)
+    made = row * itemsize * (tasks[:, Column.O] / rows)  # bytes made of one teacher row, on average
+    wanted = min(max(output_bytes // _TILES_WANTED, _TILE_BYTES[0]), _TILE_BYTES[1])
+    tile_rows = np.clip((wanted / made).astype(np.int64), 1, rows)
+    fits = np.minimum(tile_rows, np.maximum(STAGE_BYTES // staged_bytes, 1))
+    staged = staged_bytes <= STAGE_BYTES
+    tile_rows = np.where(staged, fits, 1)
+    # Of a row that does not fit, a tile makes a part.
+    columns = np.maximum((wanted / made * row).astype(np.int64) // per_vector * per_vector, per_vector)
+    tasks[:, Column.TILE_ROWS] = np.where(dense, tile_rows, 0)
+    tasks[:, Column.TILE_COLUMNS] = np.where(dense, np.where(staged, row, np.minimum(columns, row)), 0)
+    tasks[:, Column.STAGED] = dense & staged
+    tasks[:, Column.LANES_LOG2] = np.where(dense, _lanes(tasks, itemsize), 0)
+    return int((tile_rows * staged_bytes)[dense & staged].max(initial=0))
+
+
+def _lanes(tasks: np.ndarray, itemsize: int) -> np.ndarray:
+    """log2 of the threads that go along a row: as many as leave the fewest threads idle, rather more than fewer."""
+    row = tasks[:, Column.I] * tasks[:, Column.K]
+    per_vector = np.where(row * itemsize % VECTOR_BYTES == 0, VECTOR_BYTES // itemsize, 1)
+    vectors = np.minimum(row, tasks[:, Column.TILE_COLUMNS]) // per_vector
+    rows = tasks[:, Column.TILE_ROWS]
+    best = np.zeros(len(tasks), dtype=np.int64)
+    score = np.full(len(tasks), np.inf)
+    for log2 in range(THREADS.bit_length()):
+        lanes = 1 << log2
+        rounds = -(-vectors // lanes) * -(-rows // (THREADS // lanes))
+        better = rounds <= score
+        best, score = np.where(better, log2, best), np.where(better, rounds, score)
+    return best
+
+
+def _tiles(tasks: np.ndarray) -> np.ndarray:
+    """int32 [tiles, 4]: task, first, column, 0."""
+    row = tasks[:, Column.I] * tasks[:, Column.K]
+    dense = tasks[:, Column.ROWS] != 0
+    tile_rows, tile_columns = (np.maximum(tasks[:, c], 1) for c in (Column.TILE_ROWS, Column.TILE_COLUMNS))
+    per_row = np.where(dense, -(-row // tile_columns), 1)
+    down = np.where(dense, -(-tasks[:, Column.SRC_O] // tile_rows), -(-tasks[:, Column.O] * row // TILE))
+    count = down * per_row
+    task = np.repeat(np.arange(len(tasks)), count)
+    number = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    tiles = np.zeros((len(task), 4), dtype=np.int32)
+    tiles[:, 0] = task
+    tiles[:, 1] = number // per_row[task] * tile_rows[task]
+    tiles[:, 2] = number % per_row[task] * tile_columns[task]
+    return tiles

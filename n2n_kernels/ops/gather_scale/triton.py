@@ -1,84 +1,197 @@
-"""gather_scale in Triton: one launch per dtype over the same task table as the compiled backends."""
+"""gather_scale in Triton: one launch per dtype over the same tables as the compiled backends.
+
+A program has one tile. Tiles of teacher rows are made a block of columns at a time: where the columns come from is
+found once, then each teacher row's values are gathered (through the caches: Triton has no indexed access to shared
+memory) and written for every replica of the row. Tiles of elements go element by element.
+"""
 
 import triton
 import triton.language as tl
 
 from n2n_kernels import dtypes, native
-from n2n_kernels.ops.gather_scale.request import NOISES, Request
-from n2n_kernels.ops.gather_scale.tasks import Column, pack
+from n2n_kernels.ops.gather_scale.plan import BoundGatherScale
+from n2n_kernels.ops.gather_scale.request import NOISES
+from n2n_kernels.ops.gather_scale.tasks import VECTOR_BYTES, Column
 from n2n_kernels.table import TILE
 from n2n_kernels.triton_common import (
     as_compute,
     finish,
+    half_noise,
     load_bits,
     load_compute,
     load_int,
     noise_at,
+    pointer,
     store_bits,
     to_compute,
+    word_at,
 )
 
 # Columns of the table, as compile-time constants.
 SRC, DST = tl.constexpr(int(Column.SRC)), tl.constexpr(int(Column.DST))
 OUT_MAP, IN_MAP = tl.constexpr(int(Column.OUT_MAP)), tl.constexpr(int(Column.IN_MAP))
+ROW_BEGIN, ROW_LIST = tl.constexpr(int(Column.ROW_BEGIN)), tl.constexpr(int(Column.ROW_LIST))
 OUT_SCALE, IN_SCALE = tl.constexpr(int(Column.OUT_SCALE)), tl.constexpr(int(Column.IN_SCALE))
 OUT_SEEN, IN_NEXT = tl.constexpr(int(Column.OUT_SEEN)), tl.constexpr(int(Column.IN_NEXT))
-IN_TOTAL = tl.constexpr(int(Column.IN_TOTAL))
-EXTENT = tl.constexpr(int(Column.O))
+IN_ORDER, IN_TOTAL = tl.constexpr(int(Column.IN_ORDER)), tl.constexpr(int(Column.IN_TOTAL))
+EXTENT, SRC_O, SRC_I = tl.constexpr(int(Column.O)), tl.constexpr(int(Column.SRC_O)), tl.constexpr(int(Column.SRC_I))
 SRC_STRIDE, DST_STRIDE = tl.constexpr(int(Column.SRC_STRIDE_O)), tl.constexpr(int(Column.DST_STRIDE_O))
-K_OUTER, TENSOR_ID = tl.constexpr(int(Column.K_OUTER)), tl.constexpr(int(Column.TENSOR_ID))
-SIGMA, FIRST_TILE = tl.constexpr(int(Column.SIGMA)), tl.constexpr(int(Column.FIRST_TILE))
+K_OUTER, ROWS = tl.constexpr(int(Column.K_OUTER)), tl.constexpr(int(Column.ROWS))
+TILE_ROWS, TILE_COLUMNS = tl.constexpr(int(Column.TILE_ROWS)), tl.constexpr(int(Column.TILE_COLUMNS))
+SIGMA, TENSOR_ID = tl.constexpr(int(Column.SIGMA)), tl.constexpr(int(Column.TENSOR_ID))
 WORDS = tl.constexpr(len(Column))
-
-#: Elements that a program has in hand at once, by the code of the noise. Each of its 128 threads holds its share in
-#: registers, of which cancelling noise takes about 40 an element; beyond 255 a thread spills to memory.
-BLOCKS = {0: 512, NOISES["replicas"]: 512, NOISES["cancelling"]: 256}
 
 REPLICAS, CANCELLING = tl.constexpr(NOISES["replicas"]), tl.constexpr(NOISES["cancelling"])
 
+#: Elements that a program has in hand at once, by the code of the noise. Each of its 128 threads holds its share in
+#: registers, of which cancelling noise takes about 40 an element; beyond 255 a thread spills to memory.
+BLOCKS = {0: 1024, NOISES["replicas"]: 512, NOISES["cancelling"]: 256}
+
 
 @triton.jit
-def scaled(task, w, o, c_in, has_in, mask, CODE: tl.constexpr):
-    """(w * c_in) * c_out; a factor that is absent is not multiplied at all."""
+def sigma_of(task, NOISE: tl.constexpr, CODE: tl.constexpr):
+    """Bits of the factor on the integer noise (float64); a launch with noise has one for every task."""
+    if NOISE == 0:  # noqa: SIM108
+        bits = tl.full([], 0, tl.int64)
+    else:
+        bits = tl.load(tl.load(task + SIGMA).to(tl.pointer_type(tl.int64)))
+    return bits
+
+
+@triton.jit
+def scaled(task, w, o, rows, c_in, has_in, CODE: tl.constexpr):
+    """(w * c_in) * c_out; a factor that is absent is not multiplied at all. `rows` masks `o`, which may be one row."""
     x = tl.where(has_in, w * c_in, w)
     out_scale = tl.load(task + OUT_SCALE)
     has_out = out_scale != 0
-    return tl.where(has_out, x * load_compute(out_scale, o, mask & has_out, CODE), x)
+    return tl.where(has_out, x * load_compute(out_scale, o, rows & has_out, CODE), x)
 
 
 @triton.jit
-def share(task, w, o, i, mask, CODE: tl.constexpr):
+def share(task, w, o, rows, i, mask, CODE: tl.constexpr):
     in_scale = tl.load(task + IN_SCALE)
     has_in = in_scale != 0
-    return scaled(task, w, o, load_compute(in_scale, i, mask & has_in, CODE), has_in, mask, CODE)
+    return scaled(task, w, o, rows, load_compute(in_scale, i, mask & has_in, CODE), has_in, CODE)
 
 
 @triton.jit
-def perturbed(task, source, w, o, i, following, k, mask, sigma, k0, k1, CODE: tl.constexpr):
-    """Bits of a replica's share plus sigma * (z[i] - z[next])."""
-    I, K = tl.load(task + EXTENT + 1), tl.load(task + EXTENT + 2)  # noqa: E741
+def replica_noise(index, order, tensor_id, k0, k1):
+    """`n2n::Element::replica_noise`: of replica number `order` of a unit."""
+    return half_noise(word_at(index, tensor_id, (order >> 1) + CANCELLING, k0, k1), order & 1)
+
+
+@triton.jit
+def perturbed(task, source, w, o, rows, i, following, index, mask, sigma, k0, k1, CODE: tl.constexpr):
+    """Bits of a replica's share plus sigma * (z[its order] - z[the next one's])."""
+    orders = tl.load(task + IN_ORDER)
     tensor_id = tl.load(task + TENSOR_ID).to(tl.uint32)
-    z = noise_at((o * I + i) * K + k, tensor_id, CANCELLING, k0, k1)
-    z = z - noise_at((o * I + following) * K + k, tensor_id, CANCELLING, k0, k1)
-    return finish(source, w, share(task, w, o, i, mask, CODE) + as_compute(z, CODE) * sigma, CODE)
+    z = replica_noise(index, load_int(orders, i, mask), tensor_id, k0, k1)
+    z = z - replica_noise(index, load_int(orders, following, mask), tensor_id, k0, k1)
+    return finish(
+        source,
+        w,
+        share(task, w, o, rows, i, mask, CODE)
+        + as_compute(z, CODE) * as_compute(sigma.to(tl.float64, bitcast=True), CODE),
+        CODE,
+    )
 
 
-@triton.jit(do_not_specialize=["k0", "k1", "most_replicas"])
-def gather_scale_kernel(
-    tasks, tile_task, k0, k1, most_replicas,
+@triton.jit
+def made(
+    task, source, o, rows, i, unit, k, mask, sigma, k0, k1, most_replicas,
+    CODE: tl.constexpr, NOISE: tl.constexpr,
+):  # fmt: skip
+    """Bits of the elements (o, i, k) of the student, from `source`, those of the teacher's elements."""
+    I, K = tl.load(task + EXTENT + 1), tl.load(task + EXTENT + 2)  # noqa: E741
+    w = to_compute(source, CODE)
+    x = share(task, w, o, rows, i, mask, CODE)
+    if NOISE == REPLICAS:
+        seen = tl.load(task + OUT_SEEN)
+        noisy = (sigma << 1 != 0) & (load_int(seen, o, rows & (seen != 0)) != 0) & (w - w == 0)
+        z = noise_at((o * I + i) * K + k, tl.load(task + TENSOR_ID).to(tl.uint32), REPLICAS, k0, k1)
+        x = tl.where(noisy, x + as_compute(z, CODE) * as_compute(sigma.to(tl.float64, bitcast=True), CODE), x)
+    bits = finish(source, w, x, CODE)
+    if NOISE == CANCELLING:
+        index = (o * tl.load(task + SRC_I) + unit) * K + k
+        nexts = tl.load(task + IN_NEXT)
+        linked = mask & (sigma << 1 != 0) & (nexts != 0) & (w - w == 0)
+        following = tl.where(linked, load_int(nexts, i, linked), i)
+        one = perturbed(task, source, w, o, rows, i, following, index, linked, sigma, k0, k1, CODE)
+        bits = tl.where(following > i, one, bits)
+        # The last replica takes what the others, as stored, leave of the unit's whole weight.
+        last = following < i
+        others = tl.zeros_like(w)
+        j = following
+        for _ in range(1, most_replicas):
+            walking = last & (j != i)
+            after = load_int(nexts, j, walking)
+            other = perturbed(task, source, w, o, rows, j, after, index, walking, sigma, k0, k1, CODE)
+            others = tl.where(walking, others + to_compute(other, CODE), others)
+            j = tl.where(walking, after, j)
+        total = load_compute(tl.load(task + IN_TOTAL), i, last, CODE)
+        whole = scaled(task, w, o, rows, total, last, CODE)
+        bits = tl.where(last, finish(source, w, whole - others, CODE), bits)
+    return bits
+
+
+@triton.jit
+def rows_tile(
+    task, first, column, k0, k1, most_replicas,
+    CODE: tl.constexpr, NOISE: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """A tile of teacher rows. VECTOR: so many elements from a multiple of so many lie in one 16-byte piece of a row."""
+    src, dst = tl.load(task + SRC), tl.load(task + DST)
+    in_map = tl.load(task + IN_MAP)
+    row_begin, row_list = tl.load(task + ROW_BEGIN), tl.load(task + ROW_LIST)
+    I, K = tl.load(task + EXTENT + 1), tl.load(task + EXTENT + 2)  # noqa: E741
+    units = tl.load(task + SRC_I).to(tl.uint32)
+    kernel = K.to(tl.uint32)
+    k_outer = tl.load(task + K_OUTER) != 0
+    inner = tl.where(k_outer, I, K).to(tl.uint32)
+    src_row, dst_row = tl.load(task + SRC_STRIDE), tl.load(task + DST_STRIDE)
+    sigma = sigma_of(task, NOISE, CODE)
+    row = I * K
+    end = tl.minimum(column + tl.load(task + TILE_COLUMNS), row)
+    last = tl.minimum(first + tl.load(task + TILE_ROWS), tl.load(task + SRC_O))
+    for at in range(column, end, BLOCK):
+        e = at + tl.arange(0, BLOCK)
+        # A whole vector is inside or outside: Triton stores it at once only if it knows.
+        mask = (e // VECTOR) * VECTOR < end
+        outer = e.to(tl.uint32) // inner
+        within = e.to(tl.uint32) - outer * inner
+        i = tl.where(k_outer, within, outer).to(tl.int64)
+        k = tl.where(k_outer, outer, within)
+        unit = tl.where(in_map != 0, load_int(in_map, i, mask & (in_map != 0)), i)
+        u = unit.to(tl.uint32)
+        offset = tl.where(k_outer, k * units + u, u * kernel + k).to(tl.int64)
+        for r in range(first, last):
+            source = load_bits(src, r * src_row + offset, mask, CODE)
+            begin = tl.where(row_begin != 0, load_int(row_begin, r, row_begin != 0), r)
+            stop = tl.where(row_begin != 0, load_int(row_begin, r + 1, row_begin != 0), r + 1)
+            for n in range(begin, stop):
+                o = tl.where(row_begin != 0, load_int(row_list, n, row_begin != 0), n)
+                bits = made(
+                    task, source, o, o >= 0, i, unit, k.to(tl.int64), mask, sigma, k0, k1, most_replicas, CODE, NOISE
+                )
+                to = pointer(dst, CODE) + o * dst_row + e
+                if VECTOR > 1:
+                    to = tl.multiple_of(to, 16)
+                    to = tl.max_contiguous(to, VECTOR)
+                tl.store(to, bits, mask=mask)
+
+
+@triton.jit
+def elements_tile(
+    task, number, k0, k1, most_replicas,
     CODE: tl.constexpr, NOISE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    tile = tl.program_id(0).to(tl.int64)
-    task = tasks + tl.load(tile_task + tile).to(tl.int64) * WORDS
-    k0 = k0.to(tl.uint32)
-    k1 = k1.to(tl.uint32)
     src, dst = tl.load(task + SRC), tl.load(task + DST)
     out_map, in_map = tl.load(task + OUT_MAP), tl.load(task + IN_MAP)
     O, I, K = tl.load(task + EXTENT), tl.load(task + EXTENT + 1), tl.load(task + EXTENT + 2)  # noqa: E741
     k_outer = tl.load(task + K_OUTER) != 0
-    sigma = as_compute(tl.load(task + SIGMA).to(tl.float64, bitcast=True), CODE)
+    sigma = sigma_of(task, NOISE, CODE)
     # The tile's place is found once in 64 bits; inside it, 32 bits suffice, since a row is shorter than 2**31.
-    begin = (tile - tl.load(task + FIRST_TILE)) * TILE
+    begin = number * TILE
     row = I * K
     first_o = begin // row
     first_rest = (begin - first_o * row).to(tl.uint32)
@@ -94,69 +207,61 @@ def gather_scale_kernel(
         o = first_o + rows.to(tl.int64)
         i = tl.where(k_outer, within, outer).to(tl.int64)
         k = tl.where(k_outer, outer, within).to(tl.int64)
-
         from_o = tl.where(out_map != 0, load_int(out_map, o, mask & (out_map != 0)), o)
-        from_i = tl.where(in_map != 0, load_int(in_map, i, mask & (in_map != 0)), i)
+        unit = tl.where(in_map != 0, load_int(in_map, i, mask & (in_map != 0)), i)
         at_src = (
             from_o * tl.load(task + SRC_STRIDE)
-            + from_i * tl.load(task + SRC_STRIDE + 1)
+            + unit * tl.load(task + SRC_STRIDE + 1)
             + k * tl.load(task + SRC_STRIDE + 2)
         )
         source = load_bits(src, at_src, mask, CODE)
-        w = to_compute(source, CODE)
-        x = share(task, w, o, i, mask, CODE)
-        if NOISE == REPLICAS:
-            seen = tl.load(task + OUT_SEEN)
-            noisy = (load_int(seen, o, mask & (seen != 0)) != 0) & (w - w == 0)
-            z = noise_at((o * I + i) * K + k, tl.load(task + TENSOR_ID).to(tl.uint32), REPLICAS, k0, k1)
-            x = tl.where(noisy, x + as_compute(z, CODE) * sigma, x)
-        bits = finish(source, w, x, CODE)
-        if NOISE == CANCELLING:
-            nexts = tl.load(task + IN_NEXT)
-            linked = mask & (nexts != 0) & (w - w == 0)
-            following = tl.where(linked, load_int(nexts, i, linked), i)
-            noisy = perturbed(task, source, w, o, i, following, k, mask, sigma, k0, k1, CODE)
-            bits = tl.where(following > i, noisy, bits)
-            # The last replica takes what the others, as stored, leave of the unit's whole weight.
-            last = following < i
-            others = tl.zeros_like(w)
-            j = following
-            for _ in range(1, most_replicas):
-                walking = last & (j != i)
-                after = load_int(nexts, j, walking)
-                other = perturbed(task, source, w, o, j, after, k, walking, sigma, k0, k1, CODE)
-                others = tl.where(walking, others + to_compute(other, CODE), others)
-                j = tl.where(walking, after, j)
-            total = load_compute(tl.load(task + IN_TOTAL), i, last, CODE)
-            whole = scaled(task, w, o, total, last, mask, CODE)
-            bits = tl.where(last, finish(source, w, whole - others, CODE), bits)
+        bits = made(task, source, o, mask, i, unit, k, mask, sigma, k0, k1, most_replicas, CODE, NOISE)
         at_dst = (
             o * tl.load(task + DST_STRIDE) + i * tl.load(task + DST_STRIDE + 1) + k * tl.load(task + DST_STRIDE + 2)
         )
         store_bits(dst, at_dst, bits, mask, CODE)
 
 
-def run(request: Request) -> None:
-    for dtype in {item.src.dtype: None for item in request.items}:
-        items = [item for item in request.items if item.src.dtype == dtype and item.out.numel()]
-        if not items:
-            continue
-        device = items[0].src.device
-        table, _copies = pack(items, request.noise, device)
-        noise = NOISES[request.noise] if any(item.sigma for item in items) else 0
-        most = max((item.in_map.most_replicas() for item in items if item.in_map is not None), default=1)
-        interpreted = device.type == "cpu"
+@triton.jit(do_not_specialize=["k0", "k1", "most_replicas"])
+def gather_scale_kernel(
+    tasks, tiles, k0, k1, most_replicas,
+    CODE: tl.constexpr, NOISE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    tile = tiles + tl.program_id(0).to(tl.int64) * 4
+    task = tasks + tl.load(tile).to(tl.int64) * WORDS
+    first = tl.load(tile + 1).to(tl.int64)
+    column = tl.load(tile + 2).to(tl.int64)
+    k0 = k0.to(tl.uint32)
+    k1 = k1.to(tl.uint32)
+    if tl.load(task + ROWS) != 0:
+        # Rows of whole vectors, all of them aligned? Then so is every vector of every row.
+        row = tl.load(task + EXTENT + 1) * tl.load(task + EXTENT + 2)
+        uneven = tl.load(task + DST) | ((row | tl.load(task + DST_STRIDE)) * (16 // VECTOR))
+        if uneven % 16 == 0:
+            rows_tile(task, first, column, k0, k1, most_replicas, CODE, NOISE, BLOCK, VECTOR)
+        else:
+            rows_tile(task, first, column, k0, k1, most_replicas, CODE, NOISE, BLOCK, 1)
+    else:
+        elements_tile(task, first, k0, k1, most_replicas, CODE, NOISE, TILE, BLOCK)
+
+
+def run(bound: BoundGatherScale) -> None:
+    for part in bound.parts:
+        launch = part.prepared.launch
+        noise = NOISES[bound.noise] if bound.has_noise else 0
+        device = bound.out[0].device
         with native.launching_on(device):
-            gather_scale_kernel[(table.tiles,)](
-                table.tasks,
-                table.tile_task,
-                request.seed & 0xFFFFFFFF,
-                request.seed >> 32,
-                most,
-                CODE=dtypes.TABLE[dtype].code,
+            gather_scale_kernel[(part.prepared.tiles.shape[0],)](
+                part.tasks,
+                part.prepared.tiles,
+                bound.seed & 0xFFFFFFFF,
+                bound.seed >> 32,
+                launch.most_replicas,
+                CODE=dtypes.TABLE[launch.dtype].code,
                 NOISE=noise,
                 TILE=TILE,
-                BLOCK=TILE if interpreted else BLOCKS[noise],
+                BLOCK=TILE if device.type == "cpu" else BLOCKS[noise],
+                VECTOR=VECTOR_BYTES // launch.dtype.itemsize,
                 # A fused multiply-add rounds once where every other backend rounds twice.
                 enable_fp_fusion=False,
             )

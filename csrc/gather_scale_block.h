@@ -1,0 +1,241 @@
+// gather_scale as a block of GPU threads does it: what each thread does between barriers.
+//
+// A tile of teacher rows goes in two phases. `stage`: the block reads the rows once, with 16-byte loads, into its shared
+// memory. Barrier. `emit`: each thread takes a few neighbouring columns of the output, finds once where they come from,
+// and then makes them for every teacher row and every replica of it, with 16-byte stores. So a weight is read from
+// memory once however often it is copied, and no division is left in the loop over rows. Rows too long for the stage are
+// read where they lie, through the caches. Whatever is not made of dense rows goes element by element.
+//
+// These are host-device functions of a thread's number, so that tests run all threads of all blocks on a CPU.
+#pragma once
+
+#include "gather_scale.h"
+#include "vector.h"
+
+namespace n2n {
+
+constexpr int kBlockThreads = 256;
+
+// V neighbouring elements of a row of the output, from position e: where each comes from and its input scale.
+template <class S, Noise N, int V>
+struct Columns {
+  using C = typename Scalar<S>::compute;
+
+  u32 offset[V];   // within the teacher's row
+  C scale[V];
+  u32 i[V];        // student columns
+  u32 logical[V];  // what the noise is counted by: the place in the student's row, or in the teacher's (cancelling)
+  bool adjacent;   // the offsets are consecutive, and the first one is a multiple of V
+  bool counted;    // `logical` is consecutive
+
+  N2N_HD static Columns of(const Task& t, u32 e) {
+    Columns c;
+    const u32 inner = static_cast<u32>(t.k_outer ? t.I : t.K);
+    const u32 units = static_cast<u32>(t.src_I), kernel = static_cast<u32>(t.K);
+    u32 outer = divide(e, static_cast<u32>(t.magic), static_cast<u32>(t.shift));
+    u32 within = e - outer * inner;
+    const u32 prefix = static_cast<u32>(t.in_prefix);
+    // In the map's identity prefix nothing is looked up, and a vector's elements lie side by side.
+    if (t.k_outer) {
+      c.adjacent = within + V <= prefix && (outer * units + within) % V == 0;
+    } else {
+      c.adjacent = e + V <= prefix * kernel;
+    }
+    c.counted = !t.k_outer && (N != Noise::kCancelling || c.adjacent);
+    i64 unit = 0;
+    for (int j = 0; j < V; ++j) {
+      const u32 i = t.k_outer ? within : outer;
+      const u32 k = t.k_outer ? outer : within;
+      if (j == 0 || t.k_outer || within == 0) unit = !c.adjacent && t.in_map ? table<i32>(t.in_map, i) : i;
+      const u32 u = static_cast<u32>(unit);
+      c.offset[j] = t.k_outer ? k * units + u : u * kernel + k;
+      c.scale[j] = t.in_scale ? table<C>(t.in_scale, i) : C(1);
+      c.i[j] = i;
+      c.logical[j] = N == Noise::kCancelling ? u * kernel + k : i * kernel + k;
+      if (++within == inner) within = 0, ++outer;
+    }
+    return c;
+  }
+
+  // From a teacher row whose beginning is aligned to a vector where `aligned` says so.
+  N2N_HD Vector<S, V> load(const S* row, bool aligned) const {
+    if (adjacent && aligned) return load_vector<S, V>(row + offset[0]);
+    Vector<S, V> s;
+    for (int j = 0; j < V; ++j) s.e[j] = row[offset[j]];
+    return s;
+  }
+
+  // The noise's words, `base` being the index of the row's beginning. Four come from one computation.
+  N2N_HD void words(const NoiseKey& key, i64 base, u32 (&w)[V]) const {
+    constexpr int kTogether = V < 4 ? V : 4;
+    if (counted && (base + logical[0]) % kTogether == 0) {
+      for (int j = 0; j < V; j += kTogether) {
+        const i64 index = base + logical[j];
+        const Philox p = words_of(key, static_cast<u64>(index) >> 2);
+        const u32 first = kTogether == 4 ? 0 : static_cast<u32>(index) & 3u;
+        for (int q = 0; q < kTogether; ++q) w[j + q] = pick_word(p, first + static_cast<u32>(q));
+      }
+    } else {
+      for (int j = 0; j < V; ++j) w[j] = word_at(key, base + logical[j]);
+    }
+  }
+};
+
+// Row o of the output at these columns, from `s`, what the teacher's row has there, and `x`, that times the input scale.
+template <class S, Noise N, int V>
+N2N_HD Vector<S, V> made(const Element<S>& element, const Columns<S, N, V>& columns, const Vector<S, V>& s,
+                         const typename Scalar<S>::compute (&x)[V], i64 o) {
+  using C = typename Scalar<S>::compute;
+  const Task& t = element.t;
+  Vector<S, V> u;
+  for (int j = 0; j < V; ++j) u.e[j] = finish<S>(s.e[j], element.times_out(x[j], o));
+  if (N == Noise::kReplicas && element.noisy && t.out_seen && table<i32>(t.out_seen, o)) {
+    u32 w[V];
+    columns.words(element.key, o * t.I * t.K, w);
+    for (int j = 0; j < V; ++j) {
+      const C share = element.times_out(x[j], o);
+      if (is_finite(Scalar<S>::load(s.e[j]))) u.e[j] = element.on_replica(s.e[j], share, w[j]);
+    }
+  }
+  if (N == Noise::kCancelling && element.noisy && t.in_next) {
+    i32 role[V];
+    i32 any = 0;
+    for (int j = 0; j < V; ++j) any |= role[j] = table<i32>(t.in_role, columns.i[j]);
+    if (any != 0) {
+      u32 word[V];
+      columns.words(element.key, o * t.src_I * t.K, word);
+      for (int j = 0; j < V; ++j) {
+        const C w = Scalar<S>::load(s.e[j]);
+        if (role[j] == kAlone || !is_finite(w)) continue;
+        if (role[j] == kOneOfMore) {
+          const i64 unit = element.unit(columns.i[j]);
+          u.e[j] = element.cancelling(s.e[j], w, o, columns.i[j], columns.logical[j] - unit * t.K);
+        } else {
+          u.e[j] = element.one_of_two(s.e[j], w, o, columns.i[j], role[j], word[j]);
+        }
+      }
+    }
+  }
+  return u;
+}
+
+// A tile as its block sees it.
+template <class S, Noise N>
+struct BlockTile {
+  using C = typename Scalar<S>::compute;
+
+  const GatherScaleArgs& args;
+  Tile tile;
+  const Task& t;
+
+  N2N_HD static BlockTile of(const GatherScaleArgs& args, i64 number) {
+    const Tile tile = args.tiles[number];
+    return BlockTile{args, tile, args.tasks[tile.task]};
+  }
+
+  N2N_HD i64 rows() const { return t.tile_rows < t.src_O - tile.first ? t.tile_rows : t.src_O - tile.first; }
+  N2N_HD u32 teacher_row() const { return static_cast<u32>(t.src_I * t.K); }
+  N2N_HD u32 student_row() const { return static_cast<u32>(t.I * t.K); }
+  // Elements from one staged row to the next: each begins at a multiple of a vector.
+  N2N_HD u32 pitch() const { return (teacher_row() + kVector<S> - 1) / kVector<S> * kVector<S>; }
+
+  N2N_HD const S* source(i64 row) const {
+    return reinterpret_cast<const S*>(t.src) + (tile.first + row) * t.src_stride_o;
+  }
+
+  N2N_HD static bool aligned(i64 address, i64 stride, i64 row) {
+    const i64 size = static_cast<i64>(sizeof(S));
+    return is_vector_aligned(address | (stride * size) | (row * size));
+  }
+  N2N_HD bool source_aligned() const { return aligned(t.src, t.src_stride_o, teacher_row()); }
+  N2N_HD bool target_aligned() const { return aligned(t.dst, t.dst_stride_o, student_row()); }
+
+  // The first phase, of a block's thread number `thread`.
+  N2N_HD void stage(S* shared, int thread) const {
+    if (!t.rows || !t.staged) return;
+    if (source_aligned()) {
+      copy_in<kVector<S>>(shared, thread);
+    } else {
+      copy_in<1>(shared, thread);
+    }
+  }
+
+  // The second, after a barrier.
+  N2N_HD void emit(const S* shared, int thread, u64 seed) const {
+    const Element<S> element = Element<S>::template of<N>(t, seed);
+    if (!t.rows) {
+      emit_elements(element, thread);
+    } else if (!target_aligned()) {
+      if (t.staged) {
+        emit_rows<1, true>(element, shared, thread);
+      } else {
+        emit_rows<1, false>(element, shared, thread);
+      }
+    } else if (t.staged) {
+      emit_rows<kVector<S>, true>(element, shared, thread);
+    } else {
+      emit_rows<kVector<S>, false>(element, shared, thread);
+    }
+  }
+
+  template <int V>
+  N2N_HD void copy_in(S* shared, int thread) const {
+    const u32 per_row = teacher_row() / V;
+    const u32 line = pitch();
+    if (t.src_stride_o == teacher_row() && line == teacher_row()) {
+      // The rows are one piece of memory.
+      const u32 count = per_row * static_cast<u32>(rows());
+      for (u32 v = static_cast<u32>(thread); v < count; v += kBlockThreads) {
+        store_vector<S, V>(shared + v * V, load_vector<S, V>(source(0) + v * V, args.streaming), false);
+      }
+      return;
+    }
+    for (i64 r = 0; r < rows(); ++r) {
+      for (u32 v = static_cast<u32>(thread); v < per_row; v += kBlockThreads) {
+        store_vector<S, V>(shared + r * line + v * V, load_vector<S, V>(source(r) + v * V, args.streaming), false);
+      }
+    }
+  }
+
+  // 2^lanes_log2 threads go along a row, and the block's threads beyond take other rows.
+  template <int V, bool Staged>
+  N2N_HD void emit_rows(const Element<S>& element, const S* shared, int thread) const {
+    const u32 lanes = 1u << t.lanes_log2;
+    const u32 lane = static_cast<u32>(thread) & (lanes - 1u);
+    const i64 line = thread >> t.lanes_log2, lines = kBlockThreads >> t.lanes_log2;
+    const u32 begin = static_cast<u32>(tile.column);
+    const u32 end = begin + t.tile_columns < student_row() ? begin + static_cast<u32>(t.tile_columns) : student_row();
+    const bool from_aligned = Staged || source_aligned();
+    const i64 count = rows();
+    for (u32 e = begin + lane * V; e < end; e += lanes * V) {
+      const auto columns = Columns<S, N, V>::of(t, e);
+      for (i64 r = line; r < count; r += lines) {
+        const Vector<S, V> s = columns.load(Staged ? shared + r * pitch() : source(r), from_aligned);
+        C x[V];
+        for (int j = 0; j < V; ++j) x[j] = Scalar<S>::load(s.e[j]) * columns.scale[j];
+        const i64 row = tile.first + r;
+        const i64 first = t.row_begin ? table<i32>(t.row_begin, row) : row;
+        const i64 last = t.row_begin ? table<i32>(t.row_begin, row + 1) : row + 1;
+        for (i64 n = first; n < last; ++n) {
+          const i64 o = t.row_begin ? table<i32>(t.row_list, n) : n;
+          S* const to = reinterpret_cast<S*>(t.dst) + o * t.dst_stride_o + e;
+          store_vector<S, V>(to, element.plain ? s : made<S, N, V>(element, columns, s, x, o), args.streaming);
+        }
+      }
+    }
+  }
+
+  // Neighbouring threads take neighbouring elements, so that stores of a dense output fill whole lines.
+  N2N_HD void emit_elements(const Element<S>& element, int thread) const {
+    const i64 begin = tile.first * kTile;
+    const i64 left = t.O * t.I * t.K - begin;
+    const int count = static_cast<int>(left < kTile ? left : kTile);
+    const TileStart start = TileStart::of(t, begin);
+    for (int e = thread; e < count; e += kBlockThreads) {
+      const Cursor c = start.at(static_cast<u32>(e));
+      *element.destination(c) = element.template compute<N>(c);
+    }
+  }
+};
+
+}  // namespace n2n

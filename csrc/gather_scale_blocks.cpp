@@ -1,0 +1,38 @@
+// The GPU's kernel, thread by thread on the CPU: slow, and the proof that its code is right where there is no GPU.
+#include <cstring>
+#include <memory>
+
+#include "dispatch.h"
+#include "gather_scale_block.h"
+#include "kernels.h"
+
+namespace n2n {
+namespace {
+
+template <class S, Noise N>
+void run_blocks(const GatherScaleArgs& args) {
+  // Exactly as large as what the launch asks for, so that a sanitizer sees an element too far.
+  const std::size_t vectors = static_cast<std::size_t>((args.stage_bytes + kVectorBytes - 1) / kVectorBytes);
+  const std::unique_ptr<Vector<S, kVector<S>>[]> stage(new Vector<S, kVector<S>>[vectors]);
+  S* const shared = reinterpret_cast<S*>(stage.get());
+  for (i64 number = 0; number < args.count; ++number) {
+    const auto tile = BlockTile<S, N>::of(args, number);
+    for (int thread = 0; thread < kBlockThreads; ++thread) tile.stage(shared, thread);
+    for (int thread = 0; thread < kBlockThreads; ++thread) tile.emit(shared, thread, args.seed);
+  }
+}
+
+}  // namespace
+
+void gather_scale_blocks(DType dtype, const GatherScaleArgs& args) {
+  dispatch(dtype, [&](auto type) {
+    using S = typename decltype(type)::storage;
+    switch (args.noise) {
+      case Noise::kNone: return run_blocks<S, Noise::kNone>(args);
+      case Noise::kReplicas: return run_blocks<S, Noise::kReplicas>(args);
+      case Noise::kCancelling: return run_blocks<S, Noise::kCancelling>(args);
+    }
+  });
+}
+
+}  // namespace n2n

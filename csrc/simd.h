@@ -1,0 +1,50 @@
+// What the CPU backend needs of a processor's vector unit, without asking the user which processor that is.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+
+#include "common.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+// Marks a function with a loop that the compiler vectorises: it is compiled twice, and the processor at hand chooses.
+// Not under sanitizers, whose runtime is not up yet when that choice is made.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
+    !defined(__SANITIZE_THREAD__)
+#define N2N_CLONES __attribute__((target_clones("avx2", "default")))
+#else
+#define N2N_CLONES
+#endif
+
+namespace n2n {
+
+// Copies to memory that is not read again soon. Ordinary stores would first read the lines that they fill.
+inline void stream_copy(void* to, const void* from, std::size_t bytes) {
+#if defined(__SSE2__)
+  constexpr std::size_t kWidth = 16;
+  auto* d = static_cast<unsigned char*>(to);
+  const auto* s = static_cast<const unsigned char*>(from);
+  const std::size_t head = std::min(bytes, (kWidth - reinterpret_cast<std::uintptr_t>(d) % kWidth) % kWidth);
+  std::memcpy(d, s, head);
+  d += head, s += head, bytes -= head;
+  for (; bytes >= kWidth; bytes -= kWidth, d += kWidth, s += kWidth) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(d), _mm_loadu_si128(reinterpret_cast<const __m128i*>(s)));
+  }
+  std::memcpy(d, s, bytes);
+#else
+  std::memcpy(to, from, bytes);
+#endif
+}
+
+// Makes what `stream_copy` wrote visible to other threads. Once per thread, at its end.
+inline void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+}  // namespace n2n
