@@ -14,6 +14,16 @@
 #define N2N_HD inline
 #endif
 
+// Before a loop over the elements of a vector: on a GPU they must all be in registers, which have no run-time index.
+// N2N_ROLL is for a loop whose body is long.
+#if defined(__CUDA_ARCH__)
+#define N2N_UNROLL _Pragma("unroll")
+#define N2N_ROLL _Pragma("unroll 1")
+#else
+#define N2N_UNROLL
+#define N2N_ROLL
+#endif
+
 namespace n2n {
 
 using i64 = std::int64_t;
@@ -67,8 +77,14 @@ struct Scalar<bf16> {
   N2N_HD static float load(bf16 s) { return bit_cast<float>(static_cast<u32>(s.bits) << 16); }
   // For numbers and infinities. NaN never gets here (see `finish` below): the carry would turn it into infinity.
   N2N_HD static bf16 store(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    u16 bits;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bf16{bits};
+#else
     const u32 u = bit_cast<u32>(x);
     return bf16{static_cast<u16>((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16)};
+#endif
   }
   N2N_HD static bf16 quiet_nan() { return bf16{0x7FC0}; }
 };
@@ -80,13 +96,14 @@ struct Scalar<f16> {
 #if defined(__CUDA_ARCH__)
     return __half2float(__ushort_as_half(s.bits));
 #else
+    // Selects rather than branches, so that compilers can vectorise it.
     const u32 sign = static_cast<u32>(s.bits & 0x8000u) << 16;
     const u32 rest = s.bits & 0x7FFFu;
-    if (rest >= 0x7C00u) return bit_cast<float>(sign | 0x7F800000u | ((rest & 0x3FFu) << 13));
-    if (rest >= 0x0400u) return bit_cast<float>(sign | ((rest << 13) + (112u << 23)));
+    const u32 normal = (rest << 13) + (112u << 23);
     // Subnormal halves are multiples of 2^-24, which float holds exactly.
-    const float magnitude = static_cast<float>(rest) * bit_cast<float>(u32{103u << 23});
-    return bit_cast<float>(sign | bit_cast<u32>(magnitude));
+    const u32 subnormal = bit_cast<u32>(static_cast<float>(static_cast<i32>(rest)) * bit_cast<float>(u32{103u << 23}));
+    const u32 special = 0x7F800000u | ((rest & 0x3FFu) << 13);
+    return bit_cast<float>(sign | (rest >= 0x7C00u ? special : rest >= 0x0400u ? normal : subnormal));
 #endif
   }
   N2N_HD static f16 store(float x) {
@@ -94,18 +111,16 @@ struct Scalar<f16> {
     return f16{__half_as_ushort(__float2half_rn(x))};
 #else
     const u32 u = bit_cast<u32>(x);
-    const u16 sign = static_cast<u16>((u >> 16) & 0x8000u);
+    const u32 sign = (u >> 16) & 0x8000u;
     const u32 mag = u & 0x7FFFFFFFu;
-    if (mag >= 0x47800000u) return f16{static_cast<u16>(sign | 0x7C00u)};  // 2^16 and more, infinity too
-    if (mag < 0x38800000u) {
-      // Below 2^-14 the half is subnormal. Adding 0.5 aligns its last bit with float's, so that the addition itself
-      // rounds to nearest even.
-      const float shifted = bit_cast<float>(mag) + 0.5f;
-      return f16{static_cast<u16>(sign | (bit_cast<u32>(shifted) - 0x3F000000u))};
-    }
     // Rebias the exponent and round; a carry out of the largest half gives infinity, as it should.
-    const u32 rounded = mag - (112u << 23) + 0xFFFu + ((mag >> 13) & 1u);
-    return f16{static_cast<u16>(sign | (rounded >> 13))};
+    const u32 normal = (mag - (112u << 23) + 0xFFFu + ((mag >> 13) & 1u)) >> 13;
+    // Below 2^-14 the half is subnormal. Adding 0.5 aligns its last bit with float's, so that the addition itself rounds
+    // to nearest even.
+    const u32 subnormal = bit_cast<u32>(bit_cast<float>(mag) + 0.5f) - 0x3F000000u;
+    // 2^16 and more, infinity too, becomes infinity.
+    const u32 half = mag >= 0x47800000u ? 0x7C00u : mag < 0x38800000u ? subnormal : normal;
+    return f16{static_cast<u16>(sign | half)};
 #endif
   }
   N2N_HD static f16 quiet_nan() { return f16{0x7E00}; }

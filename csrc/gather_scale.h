@@ -134,12 +134,11 @@ struct Element {
     return remainder(s, w, o, i, others);
   }
 
-  // The same for a unit of two replicas, whose noise is one word.
-  N2N_HD S one_of_two(S s, C w, i64 o, i64 i, i32 role, u32 word) const {
+  // The same for a unit of two replicas, whose noise is one word: from the first one's scale and the sum of both.
+  N2N_HD S one_of_two(S s, C w, i64 o, bool last, C first_scale, C total, u32 word) const {
     const i32 z = half_noise_from_word(word, 0) - half_noise_from_word(word, 1);
-    const i64 first = role == kFirstOfTwo ? i : table<i32>(t.in_next, i);
-    const S p = finish<S>(s, share(w, o, first) + static_cast<C>(z) * sigma);
-    return role == kFirstOfTwo ? p : remainder(s, w, o, i, C(0) + Scalar<S>::load(p));
+    const S first = finish<S>(s, times_out(w * first_scale, o) + static_cast<C>(z) * sigma);
+    return last ? finish<S>(s, times_out(w * total, o) - (C(0) + Scalar<S>::load(first))) : first;
   }
 
   template <Noise N>

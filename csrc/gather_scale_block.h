@@ -16,17 +16,21 @@ namespace n2n {
 
 constexpr int kBlockThreads = 256;
 
-// V neighbouring elements of a row of the output, from position e: where each comes from and its input scale.
+// V neighbouring elements of a row of the output, from position e: where they come from and what they are scaled by.
 template <class S, Noise N, int V>
 struct Columns {
   using C = typename Scalar<S>::compute;
 
   u32 offset[V];   // within the teacher's row
   C scale[V];
-  u32 i[V];        // student columns
-  u32 logical[V];  // what the noise is counted by: the place in the student's row, or in the teacher's (cancelling)
   bool adjacent;   // the offsets are consecutive, and the first one is a multiple of V
+  // For noise only.
+  u32 logical[V];  // what it is counted by: the place in the student's row, or in the teacher's (cancelling)
   bool counted;    // `logical` is consecutive
+  i32 role[V];     // for cancelling noise, as are the others
+  C first[V];      // the scale of the unit's first replica
+  C total[V];      // and of all together
+  bool crowded;    // a unit has more than two replicas
 
   N2N_HD static Columns of(const Task& t, u32 e) {
     Columns c;
@@ -42,16 +46,26 @@ struct Columns {
       c.adjacent = e + V <= prefix * kernel;
     }
     c.counted = !t.k_outer && (N != Noise::kCancelling || c.adjacent);
-    i64 unit = 0;
+    c.crowded = false;
+    u32 unit = 0;
+    N2N_UNROLL
     for (int j = 0; j < V; ++j) {
       const u32 i = t.k_outer ? within : outer;
       const u32 k = t.k_outer ? outer : within;
-      if (j == 0 || t.k_outer || within == 0) unit = !c.adjacent && t.in_map ? table<i32>(t.in_map, i) : i;
-      const u32 u = static_cast<u32>(unit);
-      c.offset[j] = t.k_outer ? k * units + u : u * kernel + k;
+      if (j == 0 || t.k_outer || within == 0) {
+        unit = !c.adjacent && t.in_map ? static_cast<u32>(table<i32>(t.in_map, i)) : i;
+      }
+      c.offset[j] = t.k_outer ? k * units + unit : unit * kernel + k;
       c.scale[j] = t.in_scale ? table<C>(t.in_scale, i) : C(1);
-      c.i[j] = i;
-      c.logical[j] = N == Noise::kCancelling ? u * kernel + k : i * kernel + k;
+      if (N == Noise::kReplicas) c.logical[j] = i * kernel + k;
+      if (N == Noise::kCancelling) {
+        c.logical[j] = unit * kernel + k;
+        c.role[j] = t.in_next ? table<i32>(t.in_role, i) : kAlone;
+        c.crowded = c.crowded || c.role[j] == kOneOfMore;
+        const bool last = c.role[j] == kLastOfTwo;
+        c.first[j] = last && t.in_scale ? table<C>(t.in_scale, table<i32>(t.in_next, i)) : c.scale[j];
+        c.total[j] = last ? table<C>(t.in_total, i) : C(0);
+      }
       if (++within == inner) within = 0, ++outer;
     }
     return c;
@@ -61,6 +75,7 @@ struct Columns {
   N2N_HD Vector<S, V> load(const S* row, bool aligned) const {
     if (adjacent && aligned) return load_vector<S, V>(row + offset[0]);
     Vector<S, V> s;
+    N2N_UNROLL
     for (int j = 0; j < V; ++j) s.e[j] = row[offset[j]];
     return s;
   }
@@ -69,13 +84,16 @@ struct Columns {
   N2N_HD void words(const NoiseKey& key, i64 base, u32 (&w)[V]) const {
     constexpr int kTogether = V < 4 ? V : 4;
     if (counted && (base + logical[0]) % kTogether == 0) {
+      N2N_UNROLL
       for (int j = 0; j < V; j += kTogether) {
         const i64 index = base + logical[j];
         const Philox p = words_of(key, static_cast<u64>(index) >> 2);
         const u32 first = kTogether == 4 ? 0 : static_cast<u32>(index) & 3u;
+        N2N_UNROLL
         for (int q = 0; q < kTogether; ++q) w[j + q] = pick_word(p, first + static_cast<u32>(q));
       }
     } else {
+      N2N_UNROLL
       for (int j = 0; j < V; ++j) w[j] = word_at(key, base + logical[j]);
     }
   }
@@ -85,34 +103,32 @@ struct Columns {
 template <class S, Noise N, int V>
 N2N_HD Vector<S, V> made(const Element<S>& element, const Columns<S, N, V>& columns, const Vector<S, V>& s,
                          const typename Scalar<S>::compute (&x)[V], i64 o) {
-  using C = typename Scalar<S>::compute;
   const Task& t = element.t;
   Vector<S, V> u;
+  N2N_UNROLL
   for (int j = 0; j < V; ++j) u.e[j] = finish<S>(s.e[j], element.times_out(x[j], o));
   if (N == Noise::kReplicas && element.noisy && t.out_seen && table<i32>(t.out_seen, o)) {
-    u32 w[V];
-    columns.words(element.key, o * t.I * t.K, w);
+    u32 word[V];
+    columns.words(element.key, o * t.I * t.K, word);
+    N2N_UNROLL
     for (int j = 0; j < V; ++j) {
-      const C share = element.times_out(x[j], o);
-      if (is_finite(Scalar<S>::load(s.e[j]))) u.e[j] = element.on_replica(s.e[j], share, w[j]);
+      const S noisy = element.on_replica(s.e[j], element.times_out(x[j], o), word[j]);
+      if (is_finite(Scalar<S>::load(s.e[j]))) u.e[j] = noisy;
     }
   }
   if (N == Noise::kCancelling && element.noisy && t.in_next) {
-    i32 role[V];
     i32 any = 0;
-    for (int j = 0; j < V; ++j) any |= role[j] = table<i32>(t.in_role, columns.i[j]);
+    N2N_UNROLL
+    for (int j = 0; j < V; ++j) any |= columns.role[j];
     if (any != 0) {
       u32 word[V];
       columns.words(element.key, o * t.src_I * t.K, word);
+      N2N_UNROLL
       for (int j = 0; j < V; ++j) {
-        const C w = Scalar<S>::load(s.e[j]);
-        if (role[j] == kAlone || !is_finite(w)) continue;
-        if (role[j] == kOneOfMore) {
-          const i64 unit = element.unit(columns.i[j]);
-          u.e[j] = element.cancelling(s.e[j], w, o, columns.i[j], columns.logical[j] - unit * t.K);
-        } else {
-          u.e[j] = element.one_of_two(s.e[j], w, o, columns.i[j], role[j], word[j]);
-        }
+        const auto w = Scalar<S>::load(s.e[j]);
+        const bool last = columns.role[j] == kLastOfTwo;
+        const S noisy = element.one_of_two(s.e[j], w, o, last, columns.first[j], columns.total[j], word[j]);
+        if (columns.role[j] != kAlone && is_finite(w)) u.e[j] = noisy;
       }
     }
   }
@@ -212,16 +228,35 @@ struct BlockTile {
       for (i64 r = line; r < count; r += lines) {
         const Vector<S, V> s = columns.load(Staged ? shared + r * pitch() : source(r), from_aligned);
         C x[V];
+        N2N_UNROLL
         for (int j = 0; j < V; ++j) x[j] = Scalar<S>::load(s.e[j]) * columns.scale[j];
         const i64 row = tile.first + r;
         const i64 first = t.row_begin ? table<i32>(t.row_begin, row) : row;
         const i64 last = t.row_begin ? table<i32>(t.row_begin, row + 1) : row + 1;
         for (i64 n = first; n < last; ++n) {
           const i64 o = t.row_begin ? table<i32>(t.row_list, n) : n;
-          S* const to = reinterpret_cast<S*>(t.dst) + o * t.dst_stride_o + e;
-          store_vector<S, V>(to, element.plain ? s : made<S, N, V>(element, columns, s, x, o), args.streaming);
+          if (N == Noise::kCancelling && element.noisy && columns.crowded) {
+            one_by_one(element, o, e, V);
+          } else {
+            S* const to = reinterpret_cast<S*>(t.dst) + o * t.dst_stride_o + e;
+              Vector<S, V> u = s;
+            if (!element.plain) u = made<S, N, V>(element, columns, s, x, o);
+            store_vector<S, V>(reinterpret_cast<S*>(t.dst) + o * t.dst_stride_o + e, u, args.streaming);
+          }
         }
       }
+    }
+  }
+
+  // The definition, for the columns of units that have more than two replicas.
+  N2N_HD void one_by_one(const Element<S>& element, i64 o, u32 e, int count) const {
+    const u32 inner = static_cast<u32>(t.k_outer ? t.I : t.K);
+    N2N_ROLL
+    for (const u32 end = e + static_cast<u32>(count); e < end; ++e) {
+      const u32 outer = divide(e, static_cast<u32>(t.magic), static_cast<u32>(t.shift));
+      const u32 within = e - outer * inner;
+      const Cursor c = t.k_outer ? Cursor{o, within, outer} : Cursor{o, outer, within};
+      *element.destination(c) = element.template compute<N>(c);
     }
   }
 

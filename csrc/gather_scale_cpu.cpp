@@ -380,8 +380,20 @@ class Worker {
   void elements(const Element<S>& element, const Tile& tile) const {
     const Task& t = element.t;
     const i64 begin = tile.first * kTile, end = std::min(begin + kTile, t.O * t.I * t.K);
+    if (N == Noise::kNone && t.I * t.K == 1) return vector(element, begin, end);
     Cursor c = TileStart::of(t, begin).at(0);
     for (i64 e = begin; e < end; ++e, c.step(t)) *element.destination(c) = element.template compute<N>(c);
+  }
+
+  // A bias or a norm's parameter: no columns to find.
+  void vector(const Element<S>& element, i64 begin, i64 end) const {
+    const Task& t = element.t;
+    const S* const src = reinterpret_cast<const S*>(t.src);
+    S* const dst = reinterpret_cast<S*>(t.dst);
+    for (i64 o = begin; o < end; ++o) {
+      const S s = src[element.teacher_row(o) * t.src_stride_o];
+      dst[o * t.dst_stride_o] = element.plain ? s : finish<S>(s, element.share(Scalar<S>::load(s), o, 0));
+    }
   }
 
   const GatherScaleArgs& args_;

@@ -6,8 +6,12 @@
 namespace n2n {
 namespace {
 
+// Blocks that a multiprocessor shall hold at least, which bounds a thread's registers: noise needs many, and what does
+// not fit is spilled to memory. A stage of the largest size leaves room for three blocks.
+constexpr int kBlocks[] = {4, 2, 1};
+
 template <class S, Noise N>
-__global__ void __launch_bounds__(kBlockThreads) gather_scale_kernel(const __grid_constant__ GatherScaleArgs args) {
+__global__ void __launch_bounds__(kBlockThreads, kBlocks[static_cast<int>(N)]) gather_scale_kernel(const __grid_constant__ GatherScaleArgs args) {
   extern __shared__ __align__(16) unsigned char stage[];
   S* const shared = reinterpret_cast<S*>(stage);
   for (i64 number = blockIdx.x; number < args.count; number += gridDim.x) {
