@@ -238,7 +238,6 @@ struct BlockTile {
           if (N == Noise::kCancelling && element.noisy && columns.crowded) {
             one_by_one(element, o, e, V);
           } else {
-            S* const to = reinterpret_cast<S*>(t.dst) + o * t.dst_stride_o + e;
               Vector<S, V> u = s;
             if (!element.plain) u = made<S, N, V>(element, columns, s, x, o);
             store_vector<S, V>(reinterpret_cast<S*>(t.dst) + o * t.dst_stride_o + e, u, args.streaming);

@@ -17,6 +17,7 @@ void run_blocks(const GatherScaleArgs& args) {
   S* const shared = reinterpret_cast<S*>(stage.get());
   for (i64 number = 0; number < args.count; ++number) {
     const auto tile = BlockTile<S, N>::of(args, number);
+    std::memset(static_cast<void*>(shared), 0xFF, vectors * kVectorBytes);  // what is not staged must not be read
     for (int thread = 0; thread < kBlockThreads; ++thread) tile.stage(shared, thread);
     for (int thread = 0; thread < kBlockThreads; ++thread) tile.emit(shared, thread, args.seed);
   }

@@ -25,8 +25,9 @@ def compile_and_run(folder: Path, sanitizers: str, rounds: int) -> str:
     probe.write_text("int main() { return 0; }\n")
     if subprocess.run([compiler, *flags, str(probe), "-o", str(folder / "probe")], capture_output=True).returncode:
         pytest.skip(f"{compiler} cannot build with -fsanitize={sanitizers}")
-    sources = [ROOT / "tests" / "native" / "fuzz_kernels.cpp", *sorted((ROOT / "csrc").glob("*_cpu.cpp"))]
-    assert len(sources) == 4
+    kernels = [path for pattern in ("*_cpu.cpp", "*_blocks.cpp") for path in sorted((ROOT / "csrc").glob(pattern))]
+    assert len(kernels) >= 4
+    sources = [ROOT / "tests" / "native" / "fuzz_kernels.cpp", *kernels]
     program = folder / "fuzz_kernels"
     subprocess.run([compiler, *flags, f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(program)], check=True)
     done = subprocess.run([str(program), str(rounds), "1"], capture_output=True, text=True, timeout=300)

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "gather_scale_block.h"
 #include "kernels.h"
 
 namespace {
@@ -123,7 +124,7 @@ S random_scalar() {
 
 // The noise once more, from the definition in philox.h.
 
-i64 noise_once_more(u64 seed, u32 tensor, u32 stream, u64 index) {
+u64 word_once_more(u64 seed, u32 tensor, u32 stream, u64 index) {
   u64 c[4] = {(index / 4) % (u64{1} << 32), (index / 4) >> 32, tensor, stream};
   u64 k[2] = {seed % (u64{1} << 32), seed >> 32};
   constexpr u64 kWord = 0xFFFFFFFF;
@@ -134,10 +135,19 @@ i64 noise_once_more(u64 seed, u32 tensor, u32 stream, u64 index) {
     k[0] = (k[0] + 0x9E3779B9) & kWord;
     k[1] = (k[1] + 0xBB67AE85) & kWord;
   }
-  const u64 w = c[index % 4];
+  return c[index % 4];
+}
+
+i64 noise_once_more(u64 w) {
   const u64 sum = w % 256 + (w >> 8) % 256 + (w >> 16) % 256 + (w >> 24);
-  const u64 hash = (w * 0x9E3779B1 & kWord) >> 20;
+  const u64 hash = (w * 0x9E3779B1 % (u64{1} << 32)) >> 20;
   return 2 * static_cast<i64>(4096 * sum + hash) - (2 * 510 * 4096 + 4095);
+}
+
+i64 half_noise_once_more(u64 w, bool second) {
+  const u64 half = second ? w / 65536 : w % 65536;
+  const u64 hash = (w * (second ? 0x85EBCA77 : 0x9E3779B1) % (u64{1} << 32)) >> 20;
+  return 2 * static_cast<i64>(4096 * (half % 256 + half / 256) + hash) - (2 * 255 * 4096 + 4095);
 }
 
 // Three extents with strides in a random order, some with gaps. Returns the elements that they span.
@@ -154,17 +164,27 @@ i64 random_strides(const i64 (&extent)[3], i64 (&stride)[3]) {
   return last + 1;
 }
 
+// The same for rows that are dense: [I, K] or [K, I] within each o.
+i64 dense_strides(const i64 (&extent)[3], bool k_outer, i64 gap, i64 (&stride)[3]) {
+  stride[1] = k_outer ? 1 : extent[2];
+  stride[2] = k_outer ? extent[1] : 1;
+  stride[0] = extent[1] * extent[2] + gap;
+  return (extent[0] - 1) * stride[0] + extent[1] * extent[2];
+}
+
 // One tensor of a launch, with everything that its task points to.
 template <class S>
 struct Tensor {
   using C = typename Scalar<S>::compute;
 
   i64 teacher[3], student[3], src_stride[3], dst_stride[3];
+  i64 src_begin, dst_begin;  // elements of the allocation before the tensor: an address that is not aligned to a vector
   std::unique_ptr<Exactly<S>> src, dst;
   std::vector<i64> map[2];  // empty: the identity
   std::vector<C> scale[2];  // empty: none
-  std::vector<i32> index[2], seen, next;
+  std::vector<i32> index[2], row_begin, row_list, seen, next, order, role;
   std::vector<C> total;
+  double sigma = 0;
   Task task{};
 
   explicit Tensor(Noise noise, bool large) {
@@ -174,88 +194,163 @@ struct Tensor {
       if (flip()) continue;
       student[d] = teacher[d] + pick(0, 6);
       for (i64 u = 0; u < student[d]; ++u) map[d].push_back(u < teacher[d] ? u : pick(0, teacher[d] - 1));
-      std::shuffle(map[d].begin(), map[d].end(), rng);
+      if (flip()) std::shuffle(map[d].begin(), map[d].end(), rng);
       index[d].assign(map[d].begin(), map[d].end());
     }
     for (int d = 0; d < 2; ++d) {
       if (flip()) continue;
       for (i64 u = 0; u < student[d]; ++u) scale[d].push_back(static_cast<C>(uniform(-2, 2)));
     }
-    src = std::make_unique<Exactly<S>>(random_strides(teacher, src_stride));
-    dst = std::make_unique<Exactly<S>>(random_strides(student, dst_stride));
+    task.k_outer = flip();
+    task.rows = pick(0, 3) != 0;
+    // Of every second dense tensor the rows lie at multiples of a vector.
+    const i64 step = flip() ? kVector<S> : 1;
+    const auto gap = [&](i64 row) { return step > 1 ? (step - row % step) % step : flip() * pick(0, 3); };
+    const i64 src_size = task.rows ? dense_strides(teacher, task.k_outer != 0, gap(teacher[1] * teacher[2]), src_stride)
+                                   : random_strides(teacher, src_stride);
+    const i64 dst_size = task.rows ? dense_strides(student, task.k_outer != 0, gap(student[1] * student[2]), dst_stride)
+                                   : random_strides(student, dst_stride);
+    src_begin = pick(0, 2) * step, dst_begin = pick(0, 2) * step;
+    src = std::make_unique<Exactly<S>>(src_begin + src_size);
+    dst = std::make_unique<Exactly<S>>(dst_begin + dst_size);
     for (i64 i = 0; i < src->size; ++i) (*src)[i] = random_scalar<S>();
     fill_task(noise);
+    if (task.rows) cut();
   }
 
   i64 elements() const { return student[0] * student[1] * student[2]; }
   i64 unit(int d, i64 u) const { return map[d].empty() ? u : map[d][static_cast<std::size_t>(u)]; }
-  S& at(i64 o, i64 i, i64 k) { return (*dst)[o * dst_stride[0] + i * dst_stride[1] + k * dst_stride[2]]; }
+  S& at(i64 o, i64 i, i64 k) {
+    return (*dst)[dst_begin + o * dst_stride[0] + i * dst_stride[1] + k * dst_stride[2]];
+  }
+
+  // Any way to cut the rows into tiles must do; so many bytes of stage are needed.
+  void cut() {
+    const i64 row = student[1] * student[2];
+    const i64 inner = task.k_outer ? student[1] : student[2];
+    for (task.shift = 31; (i64{1} << (task.shift - 31)) < inner; ++task.shift) {
+    }
+    task.magic = ((i64{1} << task.shift) + inner - 1) / inner;
+    task.in_prefix = 0;
+    while (task.in_prefix < student[1] && unit(1, task.in_prefix) == task.in_prefix) ++task.in_prefix;
+    task.tile_rows = pick(1, teacher[0]);
+    task.tile_columns = flip() ? row : std::min(row, pick(1, 6) * kVector<S>);
+    task.staged = flip();
+    task.lanes_log2 = pick(0, 8);
+  }
+
+  i64 stage_bytes() const {
+    const i64 vectors = (teacher[1] * teacher[2] + kVector<S> - 1) / kVector<S>;
+    return task.rows && task.staged ? task.tile_rows * vectors * kVectorBytes : 0;
+  }
+
+  std::vector<Tile> tiles(i32 number) const {
+    std::vector<Tile> made;
+    if (!task.rows) {
+      for (i64 first = 0; first * kTile < elements(); ++first) made.push_back({number, static_cast<i32>(first), 0, 0});
+      return made;
+    }
+    for (i64 row = 0; row < teacher[0]; row += task.tile_rows) {
+      for (i64 column = 0; column < student[1] * student[2]; column += task.tile_columns) {
+        made.push_back({number, static_cast<i32>(row), static_cast<i32>(column), 0});
+      }
+    }
+    return made;
+  }
 
   void fill_task(Noise noise) {
-    task.src = src->address();
-    task.dst = dst->address();
+    task.src = src->address() + src_begin * static_cast<i64>(sizeof(S));
+    task.dst = dst->address() + dst_begin * static_cast<i64>(sizeof(S));
     task.O = student[0], task.I = student[1], task.K = student[2];
+    task.src_O = teacher[0], task.src_I = teacher[1];
     task.src_stride_o = src_stride[0], task.src_stride_i = src_stride[1], task.src_stride_k = src_stride[2];
     task.dst_stride_o = dst_stride[0], task.dst_stride_i = dst_stride[1], task.dst_stride_k = dst_stride[2];
-    task.k_outer = flip();
     task.tensor_id = pick(0, 0xFFFFFFFF);
-    task.sigma = pick(0, 3) ? uniform(0, 1e-6) : 0.0;
+    sigma = pick(0, 3) ? uniform(0, 1e-6) : 0.0;
+    if (sigma != 0 || flip()) task.sigma = reinterpret_cast<i64>(&sigma);
+    for (i64 u = 0; u < teacher[0]; ++u) {
+      row_begin.push_back(static_cast<i32>(row_list.size()));
+      for (i64 o = 0; o < student[0]; ++o) {
+        if (unit(0, o) == u) row_list.push_back(static_cast<i32>(o));
+      }
+    }
+    row_begin.push_back(static_cast<i32>(row_list.size()));
+    if (!map[0].empty()) {
+      task.row_begin = reinterpret_cast<i64>(row_begin.data());
+      task.row_list = reinterpret_cast<i64>(row_list.data());
+    }
     if (!map[0].empty()) task.out_map = reinterpret_cast<i64>(index[0].data());
     if (!map[1].empty()) task.in_map = reinterpret_cast<i64>(index[1].data());
     if (!scale[0].empty()) task.out_scale = reinterpret_cast<i64>(scale[0].data());
     if (!scale[1].empty()) task.in_scale = reinterpret_cast<i64>(scale[1].data());
-    if (noise == Noise::kReplicas && !map[0].empty() && task.sigma != 0) {
+    if (noise == Noise::kReplicas && !map[0].empty()) {
       for (i64 o = 0; o < student[0]; ++o) {
         seen.push_back(std::count(map[0].begin(), map[0].begin() + o, unit(0, o)) > 0);
       }
       task.out_seen = reinterpret_cast<i64>(seen.data());
     }
-    if (noise == Noise::kCancelling && !map[1].empty() && task.sigma != 0) {
+    if (noise == Noise::kCancelling && !map[1].empty()) {
       for (i64 i = 0; i < student[1]; ++i) {
         i64 j = i;
         double sum = 0;
         do j = (j + 1) % student[1];
         while (unit(1, j) != unit(1, i));
+        i32 before = 0, replicas = 0;
         for (i64 u = 0; u < student[1]; ++u) {
-          if (unit(1, u) == unit(1, i)) sum += static_cast<double>(factor(1, u));
+          if (unit(1, u) != unit(1, i)) continue;
+          sum += static_cast<double>(factor(1, u));
+          before += u < i;
+          ++replicas;
         }
         next.push_back(static_cast<i32>(j));
+        order.push_back(before);
+        role.push_back(replicas == 1 ? kAlone : replicas > 2 ? kOneOfMore : before == 0 ? kFirstOfTwo : kLastOfTwo);
         total.push_back(static_cast<C>(sum));
       }
       task.in_next = reinterpret_cast<i64>(next.data());
+      task.in_order = reinterpret_cast<i64>(order.data());
+      task.in_role = reinterpret_cast<i64>(role.data());
       task.in_total = reinterpret_cast<i64>(total.data());
     }
   }
 
   double weight(i64 o, i64 i, i64 k) const {
-    return value((*src)[unit(0, o) * src_stride[0] + unit(1, i) * src_stride[1] + k * src_stride[2]]);
+    return value((*src)[src_begin + unit(0, o) * src_stride[0] + unit(1, i) * src_stride[1] + k * src_stride[2]]);
   }
 
   C factor(int d, i64 u) const { return scale[d].empty() ? C(1) : scale[d][static_cast<std::size_t>(u)]; }
 
   double times(double x, C c) const { return in_compute<C>(x * static_cast<double>(c)); }
 
-  double noise_of(u64 seed, Noise noise, i64 o, i64 i, i64 k) const {
-    const i64 element = (o * student[1] + i) * student[2] + k;
-    return static_cast<double>(noise_once_more(seed, static_cast<u32>(task.tensor_id), static_cast<u32>(noise),
-                                               static_cast<u64>(element)));
+  u64 word_of(u64 seed, i64 stream, i64 element) const {
+    return word_once_more(seed, static_cast<u32>(task.tensor_id), static_cast<u32>(stream), static_cast<u64>(element));
+  }
+
+  // Of replica number `m` of the unit of column i.
+  double replica_noise(u64 seed, i64 o, i64 i, i64 k, i32 m) const {
+    const i64 element = (o * teacher[1] + unit(1, i)) * student[2] + k;
+    return static_cast<double>(half_noise_once_more(word_of(seed, 2 + m / 2, element), m % 2 == 1));
   }
 
   // share + z * sigma, each product and sum rounded.
   double plus_noise(double share, double z) const {
-    const double delta = in_compute<C>(z * static_cast<double>(static_cast<C>(task.sigma)));
+    const double delta = in_compute<C>(z * static_cast<double>(static_cast<C>(sigma)));
     return in_compute<C>(share + delta);
   }
 
-  double expected(u64 seed, Noise noise, i64 o, i64 i, i64 k) const {
+  double expected(u64 seed, i64 o, i64 i, i64 k) const {
     const double w = weight(o, i, k);
     const auto share = [&](i64 column) { return times(times(w, factor(1, column)), factor(0, o)); };
     double x = share(i);
-    if (!seen.empty() && seen[static_cast<std::size_t>(o)]) x = plus_noise(x, noise_of(seed, noise, o, i, k));
-    if (!next.empty()) {
+    if (sigma != 0 && !seen.empty() && seen[static_cast<std::size_t>(o)]) {
+      const u64 word = word_of(seed, 1, (o * student[1] + i) * student[2] + k);
+      x = plus_noise(x, static_cast<double>(noise_once_more(word)));
+    }
+    if (sigma != 0 && !next.empty()) {
       const auto perturbed = [&](i64 column) {
-        const double z = noise_of(seed, noise, o, column, k);
-        const double z_next = noise_of(seed, noise, o, next[static_cast<std::size_t>(column)], k);
+        const auto at = static_cast<std::size_t>(column);
+        const double z = replica_noise(seed, o, column, k, order[at]);
+        const double z_next = replica_noise(seed, o, column, k, order[static_cast<std::size_t>(next[at])]);
         return rounded(plus_noise(share(column), z - z_next), format<S>());
       };
       std::vector<i64> replicas;  // in the order of their columns
@@ -311,39 +406,67 @@ void check_writes(T task, const RunTile& run_tile, const At& at) {
   for (const int n : writes) require(n == 1, "an element is written " + std::to_string(n) + " times");
 }
 
+// Each tile alone: together they write every element once, and nothing but elements.
+template <class S, class Run>
+void check_tiles(Tensor<S>& t, const std::vector<Tile>& tiles, const Run& run) {
+  std::vector<int> writes(static_cast<std::size_t>(t.dst->size), 0);
+  for (const Tile& tile : tiles) {
+    run(&tile, 1);
+    for (i64 e = 0; e < t.dst->size; ++e) {
+      writes[static_cast<std::size_t>(e)] += !is_poison((*t.dst)[e]);
+      poison((*t.dst)[e]);
+    }
+  }
+  i64 once = 0;
+  for (const int n : writes) {
+    require(n <= 1, "an element is written " + std::to_string(n) + " times");
+    once += n;
+  }
+  require(once == t.elements(), "not every element is written");
+}
+
 template <class S>
 i64 fuzz_gather_scale(DType dtype) {
   const Noise noise = static_cast<Noise>(pick(0, 2));
   const u64 seed = rng() >> 1;
   std::vector<std::unique_ptr<Tensor<S>>> tensors;
   std::vector<Task> tasks;
-  std::vector<i32> tile_task;
+  std::vector<Tile> tiles;
+  i64 stage_bytes = 0, output_bytes = 0;
+  const bool streaming = flip();
   const i64 count = pick(1, 4);
+  // The CPU backend, or the CUDA kernel's code.
+  const auto run = [&](bool blocks, const Tile* first, i64 n) {
+    const GatherScaleArgs args{tasks.data(), first, n, seed, noise, stage_bytes, output_bytes, streaming};
+    if (blocks) {
+      gather_scale_blocks(dtype, args);
+    } else {
+      gather_scale_cpu(dtype, args, static_cast<int>(pick(1, 3)));
+    }
+  };
   for (i64 i = 0; i < count; ++i) {
     tensors.push_back(std::make_unique<Tensor<S>>(noise, pick(0, 7) == 0));
-    Task task = tensors.back()->task;
-    task.first_tile = static_cast<i64>(tile_task.size());
-    tasks.push_back(task);
-    check_walk(task);
-    check_writes(
-        task,
-        [&](const Task& t) {
-          const i32 first = 0;
-          gather_scale_cpu(dtype, {&t, &first, 1, seed, noise}, 1);
-        },
-        [&](i64 o, i64 i, i64 k) -> S& { return tensors.back()->at(o, i, k); });
-    tile_task.insert(tile_task.end(), static_cast<std::size_t>((tensors.back()->elements() + kTile - 1) / kTile),
-                     static_cast<i32>(i));
+    Tensor<S>& t = *tensors.back();
+    tasks.push_back(t.task);
+    check_walk(t.task);
+    stage_bytes = std::max(stage_bytes, t.stage_bytes());
+    output_bytes += pick(0, 1) * (1 << 20);
+    const std::vector<Tile> mine = t.tiles(static_cast<i32>(i));
+    tiles.insert(tiles.end(), mine.begin(), mine.end());
+    for (const bool blocks : {false, true}) {
+      check_tiles(t, mine, [&](const Tile* tile, i64 n) { run(blocks, tile, n); });
+    }
   }
-  gather_scale_cpu(dtype, {tasks.data(), tile_task.data(), static_cast<i64>(tile_task.size()), seed, noise},
-                   static_cast<int>(pick(1, 3)));
+  std::shuffle(tiles.begin(), tiles.end(), rng);
+  const bool blocks = flip();
+  run(blocks, tiles.data(), static_cast<i64>(tiles.size()));
   i64 elements = 0;
   for (auto& t : tensors) {
     for (i64 o = 0; o < t->student[0]; ++o) {
       for (i64 i = 0; i < t->student[1]; ++i) {
         for (i64 k = 0; k < t->student[2]; ++k) {
-          const double got = value(t->at(o, i, k)), wanted = t->expected(seed, noise, o, i, k);
-          require(same(got, wanted), "gather_scale: dtype " + std::to_string(static_cast<int>(dtype)) + ", noise " +
+          const double got = value(t->at(o, i, k)), wanted = t->expected(seed, o, i, k);
+          require(same(got, wanted), std::string("gather_scale") + (blocks ? " in blocks" : "") + ": dtype " + std::to_string(static_cast<int>(dtype)) + ", noise " +
                                          std::to_string(static_cast<int>(noise)) + ": got " + std::to_string(got) +
                                          ", expected " + std::to_string(wanted));
           poison(t->at(o, i, k));
@@ -456,7 +579,12 @@ i64 check_noise() {
     const u32 tensor = static_cast<u32>(rng()), stream = static_cast<u32>(pick(1, 2));
     const i64 index = static_cast<i64>(rng() >> pick(2, 62));
     const NoiseKey key{static_cast<u32>(seed), static_cast<u32>(seed >> 32), tensor, stream};
-    require(noise_at(key, index) == noise_once_more(seed, tensor, stream, static_cast<u64>(index)), "the noise");
+    const u32 word = word_at(key, index);
+    require(word == word_once_more(seed, tensor, stream, static_cast<u64>(index)), "the noise's words");
+    require(noise_from_word(word) == noise_once_more(word), "the noise");
+    for (const u32 half : {0u, 1u}) {
+      require(half_noise_from_word(word, half) == half_noise_once_more(word, half == 1), "the noise of halves");
+    }
   }
   return 20000;
 }
