@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 from cases import SIZES
-from measurements import Measurement, measurements
+from measurements import Measurement, left_out, measurements
 from net2net.environment import environment
-from ours import BACKENDS, unusable
 from timing import clock
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -84,11 +83,8 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], o
         "threads": torch.get_num_threads(),
         "load": LOAD,  # of the machine before the run: above 1 or so, something else disturbed it
     }
-    output_json["skipped"] = _skipped + [
-        {"what": f"backend {backend}", "reason": reason}
-        for backend in BACKENDS
-        if (reason := unusable(backend, DEVICE)) is not None
-    ]
+    absent = left_out(size_of(config), DEVICE)
+    output_json["skipped"] = [{"what": name, "reason": reason} for name, reason in absent.items()] + _skipped
 
 
 @pytest.fixture

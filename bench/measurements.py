@@ -45,23 +45,31 @@ def measurements(size: str, only: str, device: torch.device) -> list[Measurement
         wanted = re.compile(only)
     except re.error as error:
         raise ValueError(f"only (={only!r}) is no regular expression: {error}") from error
-    found = [m for case in cases(size, device) for m in _of(case, device) if wanted.search(m.id)]
+    found = [m for case in cases(size, device) for m in _of(case, size, device) if wanted.search(m.id)]
     if not found:
         raise ValueError(f"only (={only!r}) leaves nothing to measure: it occurs in no 'op: case: contender call'")
     rooflines = dict.fromkeys([*ALWAYS, *(m.roofline for m in found)])
     return [_roofline(roofline) for roofline in rooflines] + found
 
 
-def _of(case: Case, device: torch.device) -> list[Measurement]:
+def left_out(size: str, device: torch.device) -> dict[str, str]:
+    """Contenders by name, with the reason why a run does not have them."""
+    reasons = {backend: reason for backend in BACKENDS if (reason := unusable(backend, device)) is not None}
+    return reasons | ({"compiled": "a check has no time to compile"} if size == "check" else {})
+
+
+def _of(case: Case, size: str, device: torch.device) -> list[Measurement]:
+    absent = left_out(size, device)
     roofline = roofline_of(case.read, case.written)
     contenders: list[tuple[str, str, bool, Contender]] = [
         (backend, call, True, calls)
         for backend in BACKENDS
-        if unusable(backend, device) is None
+        if backend not in absent
         for call, calls in OURS[case.op](backend, device).items()
     ]
     if not (isinstance(case, Growth) and case.noise):  # torch has no such noise to compare with
         contenders += [(name, call, False, calls) for (name, call), calls in PEERS[case.op](device).items()]
+    contenders = [contender for contender in contenders if contender[0] not in absent]
     return [
         Measurement(case.op, case, case.name, name, call, ours, calls, roofline)
         for name, call, ours, calls in contenders

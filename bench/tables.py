@@ -45,7 +45,10 @@ def markdown(result: dict[str, Any]) -> str:
                 lines.append(heads + _cells(row))
         parts += [f"## {op}", table(COLUMNS, lines)]
     if result["skipped"]:
-        parts += ["## Not measured", "\n".join(f"- {s['what']}: {s['reason']}" for s in result["skipped"])]
+        reasons: dict[str, list[str]] = {}
+        for skipped in result["skipped"]:
+            reasons.setdefault(skipped["reason"], []).append(skipped["what"])
+        parts += ["## Not measured", "\n".join(f"- {reason}: {'; '.join(what)}" for reason, what in reasons.items())]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

@@ -23,7 +23,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 FLUSH_BYTES = 256 * 2**20
 
 #: How long the rounds of a measurement may take, and how many there are at least and at most.
-SECONDS = {"cuda": 0.4, "cpu": 0.5}
+SECONDS = {"cuda": 0.25, "cpu": 0.5}
 ROUNDS = {"cuda": (5, 20), "cpu": (3, 20)}
 
 
