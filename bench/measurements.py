@@ -53,23 +53,36 @@ def measurements(size: str, only: str, device: torch.device) -> list[Measurement
 
 
 def left_out(size: str, device: torch.device) -> dict[str, str]:
-    """Contenders by name, with the reason why a run does not have them."""
+    """What a run does not have, with the reason."""
     reasons = {backend: reason for backend in BACKENDS if (reason := unusable(backend, device)) is not None}
-    return reasons | ({"compiled": "a check has no time to compile"} if size == "check" else {})
+    return reasons | ({"compiled": UNCOMPILED[size]} if size in UNCOMPILED else {})
+
+
+#: Compiling takes seconds for each case.
+UNCOMPILED = {
+    "check": "a check compiles nothing",
+    "quick": "a quick run compiles for the main cases of one shape alone",
+}
+
+
+def _compiles(size: str, case: Case) -> bool:
+    return size == "full" or (size == "quick" and case.check and len(case.shapes) == 1)
 
 
 def _of(case: Case, size: str, device: torch.device) -> list[Measurement]:
-    absent = left_out(size, device)
     roofline = roofline_of(case.read, case.written)
     contenders: list[tuple[str, str, bool, Contender]] = [
         (backend, call, True, calls)
         for backend in BACKENDS
-        if backend not in absent
+        if unusable(backend, device) is None
         for call, calls in OURS[case.op](backend, device).items()
     ]
     if not (isinstance(case, Growth) and case.noise):  # torch has no such noise to compare with
-        contenders += [(name, call, False, calls) for (name, call), calls in PEERS[case.op](device).items()]
-    contenders = [contender for contender in contenders if contender[0] not in absent]
+        contenders += [
+            (name, call, False, calls)
+            for (name, call), calls in PEERS[case.op](device).items()
+            if name != "compiled" or _compiles(size, case)
+        ]
     return [
         Measurement(case.op, case, case.name, name, call, ours, calls, roofline)
         for name, call, ours, calls in contenders
