@@ -33,9 +33,7 @@ test-big: $(STAMP)
 	$(BIN)/python -m pytest -m big
 
 bench: $(STAMP)
-	mkdir -p runs/bench
-	$(BIN)/python -m pytest bench -q --benchmark-quiet --benchmark-json=runs/bench/pytest-benchmark.json
-	$(BIN)/python bench/report.py runs/bench/pytest-benchmark.json runs/bench
+	$(BIN)/net2net bench --out runs/bench
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
