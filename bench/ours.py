@@ -39,11 +39,13 @@ def gather_scale(backend: str, device: torch.device) -> dict[str, Contender]:
     `first` has nothing prepared; `plan` has maps and scales checked and on the device; `run` has its outputs and
     addresses there too, so it is the launch alone.
     """
-    contenders: dict[str, Contender] = {"first": partial(_first, backend)}
-    if hasattr(nk, "GatherScalePlan"):
-        contenders |= {"plan": partial(_plan, backend), "run": partial(_run, backend)}
-        if device.type == "cuda":
-            contenders["graph"] = partial(_graph, backend)
+    contenders: dict[str, Contender] = {
+        "first": partial(_first, backend),
+        "plan": partial(_plan, backend),
+        "run": partial(_run, backend),
+    }
+    if device.type == "cuda":
+        contenders["graph"] = partial(_graph, backend)
     return contenders
 
 
@@ -62,9 +64,8 @@ def _first(backend: str, inputs: GrowthInputs) -> Iterator[Call]:
         yield partial(nk.gather_scale, srcs, inputs.out_maps, inputs.in_maps, **how)
 
 
-def _prepared(backend: str, inputs: GrowthInputs) -> Any:
-    plan: Any = nk.GatherScalePlan
-    return plan(inputs.sets[0], inputs.out_maps, inputs.in_maps, **_what(inputs), backend=backend)
+def _prepared(backend: str, inputs: GrowthInputs) -> nk.GatherScalePlan:
+    return nk.GatherScalePlan(inputs.sets[0], inputs.out_maps, inputs.in_maps, **_what(inputs), backend=backend)
 
 
 def _plan(backend: str, inputs: GrowthInputs) -> Iterator[Call]:

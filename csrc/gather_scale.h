@@ -134,13 +134,6 @@ struct Element {
     return remainder(s, w, o, i, others);
   }
 
-  // The same for a unit of two replicas, whose noise is one word: from the first one's scale and the sum of both.
-  N2N_HD S one_of_two(S s, C w, i64 o, bool last, C first_scale, C total, u32 word) const {
-    const i32 z = half_noise_from_word(word, 0) - half_noise_from_word(word, 1);
-    const S first = finish<S>(s, times_out(w * first_scale, o) + static_cast<C>(z) * sigma);
-    return last ? finish<S>(s, times_out(w * total, o) - (C(0) + Scalar<S>::load(first))) : first;
-  }
-
   template <Noise N>
   N2N_HD S compute(const Cursor& c) const {
     const i64 at = teacher_row(c.o) * t.src_stride_o + unit(c.i) * t.src_stride_i + c.k * t.src_stride_k;

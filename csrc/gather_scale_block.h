@@ -30,7 +30,8 @@ struct Columns {
   i32 role[V];     // for cancelling noise, as are the others
   C first[V];      // the scale of the unit's first replica
   C total[V];      // and of all together
-  bool crowded;    // a unit has more than two replicas
+  bool linked;     // a unit has more than one replica
+  bool crowded;    // a unit has more than two
 
   N2N_HD static Columns of(const Task& t, u32 e) {
     Columns c;
@@ -46,7 +47,7 @@ struct Columns {
       c.adjacent = e + V <= prefix * kernel;
     }
     c.counted = !t.k_outer && (N != Noise::kCancelling || c.adjacent);
-    c.crowded = false;
+    c.linked = c.crowded = false;
     u32 unit = 0;
     N2N_UNROLL
     for (int j = 0; j < V; ++j) {
@@ -61,6 +62,7 @@ struct Columns {
       if (N == Noise::kCancelling) {
         c.logical[j] = unit * kernel + k;
         c.role[j] = t.in_next ? table<i32>(t.in_role, i) : kAlone;
+        c.linked = c.linked || c.role[j] != kAlone;
         c.crowded = c.crowded || c.role[j] == kOneOfMore;
         const bool last = c.role[j] == kLastOfTwo;
         c.first[j] = last && t.in_scale ? table<C>(t.in_scale, table<i32>(t.in_next, i)) : c.scale[j];
@@ -99,40 +101,45 @@ struct Columns {
   }
 };
 
-// Row o of the output at these columns, from `s`, what the teacher's row has there, and `x`, that times the input scale.
-template <class S, Noise N, int V>
-N2N_HD Vector<S, V> made(const Element<S>& element, const Columns<S, N, V>& columns, const Vector<S, V>& s,
-                         const typename Scalar<S>::compute (&x)[V], i64 o) {
-  const Task& t = element.t;
-  Vector<S, V> u;
+// Rounds x to storage. False if there is a NaN among them, which asks for the care of `finish`.
+template <class S, int V>
+N2N_HD bool round_all(const typename Scalar<S>::compute (&x)[V], Vector<S, V>& u) {
+  bool numbers = true;
   N2N_UNROLL
-  for (int j = 0; j < V; ++j) u.e[j] = finish<S>(s.e[j], element.times_out(x[j], o));
-  if (N == Noise::kReplicas && element.noisy && t.out_seen && table<i32>(t.out_seen, o)) {
-    u32 word[V];
-    columns.words(element.key, o * t.I * t.K, word);
-    N2N_UNROLL
-    for (int j = 0; j < V; ++j) {
-      const S noisy = element.on_replica(s.e[j], element.times_out(x[j], o), word[j]);
-      if (is_finite(Scalar<S>::load(s.e[j]))) u.e[j] = noisy;
+  for (int j = 0; j < V; ++j) {
+    numbers = numbers && x[j] == x[j];
+    u.e[j] = Scalar<S>::store(x[j]);
+  }
+  return numbers;
+}
+
+// Adds the noise of row o to the shares x of the elements `s` of the teacher's row. False, as above, if `u` is not good.
+template <class S, Noise N, int V>
+N2N_HD bool add_noise(const Element<S>& element, const Columns<S, N, V>& columns, const Vector<S, V>& s,
+                      const typename Scalar<S>::compute (&x)[V], typename Scalar<S>::compute c_out, i64 o,
+                      Vector<S, V>& u) {
+  using C = typename Scalar<S>::compute;
+  const Task& t = element.t;
+  u32 word[V];
+  columns.words(element.key, o * (N == Noise::kReplicas ? t.I : t.src_I) * t.K, word);
+  C y[V];
+  bool numbers = true;
+  N2N_UNROLL
+  for (int j = 0; j < V; ++j) {
+    const C w = Scalar<S>::load(s.e[j]);
+    if (N == Noise::kReplicas) {
+      const C noisy = x[j] + static_cast<C>(noise_from_word(word[j])) * element.sigma;
+      y[j] = is_finite(w) ? noisy : x[j];
+    } else {
+      const i32 z = half_noise_from_word(word[j], 0) - half_noise_from_word(word[j], 1);
+      const C first = w * columns.first[j] * c_out + static_cast<C>(z) * element.sigma;
+      const C rest = w * columns.total[j] * c_out - (C(0) + Scalar<S>::load(Scalar<S>::store(first)));
+      const bool noisy = columns.role[j] != kAlone && is_finite(w);
+      y[j] = !noisy ? x[j] : columns.role[j] == kLastOfTwo ? rest : first;
+      numbers = numbers && first == first;
     }
   }
-  if (N == Noise::kCancelling && element.noisy && t.in_next) {
-    i32 any = 0;
-    N2N_UNROLL
-    for (int j = 0; j < V; ++j) any |= columns.role[j];
-    if (any != 0) {
-      u32 word[V];
-      columns.words(element.key, o * t.src_I * t.K, word);
-      N2N_UNROLL
-      for (int j = 0; j < V; ++j) {
-        const auto w = Scalar<S>::load(s.e[j]);
-        const bool last = columns.role[j] == kLastOfTwo;
-        const S noisy = element.one_of_two(s.e[j], w, o, last, columns.first[j], columns.total[j], word[j]);
-        if (columns.role[j] != kAlone && is_finite(w)) u.e[j] = noisy;
-      }
-    }
-  }
-  return u;
+  return round_all<S, V>(y, u) && numbers;
 }
 
 // A tile as its block sees it.
@@ -142,7 +149,7 @@ struct BlockTile {
 
   const GatherScaleArgs& args;
   Tile tile;
-  const Task& t;
+  Task t;  // a copy, so that stores to the output do not make a GPU read it again
 
   N2N_HD static BlockTile of(const GatherScaleArgs& args, i64 number) {
     const Tile tile = args.tiles[number];
@@ -230,24 +237,44 @@ struct BlockTile {
         C x[V];
         N2N_UNROLL
         for (int j = 0; j < V; ++j) x[j] = Scalar<S>::load(s.e[j]) * columns.scale[j];
+        // What every replica has that has neither a scale of its own nor noise.
+        Vector<S, V> same = s;
+        const bool numbers = element.plain || round_all<S, V>(x, same);
         const i64 row = tile.first + r;
-        const i64 first = t.row_begin ? table<i32>(t.row_begin, row) : row;
-        const i64 last = t.row_begin ? table<i32>(t.row_begin, row + 1) : row + 1;
-        for (i64 n = first; n < last; ++n) {
-          const i64 o = t.row_begin ? table<i32>(t.row_list, n) : n;
-          if (N == Noise::kCancelling && element.noisy && columns.crowded) {
-            one_by_one(element, o, e, V);
-          } else {
-              Vector<S, V> u = s;
-            if (!element.plain) u = made<S, N, V>(element, columns, s, x, o);
+        const i32 first = t.row_begin ? table<i32>(t.row_begin, row) : 0;
+        const i32 last = t.row_begin ? table<i32>(t.row_begin, row + 1) : 1;
+        for (i32 n = first; n < last; ++n) {
+          const i64 o = t.row_begin ? table<i32>(t.row_list, n) : row;
+          const C c_out = t.out_scale ? table<C>(t.out_scale, o) : C(1);
+          Vector<S, V> u = same;
+          bool good = numbers;
+          if (t.out_scale || (N != Noise::kNone && has_noise(element, columns, o))) {
+            C y[V];
+            N2N_UNROLL
+            for (int j = 0; j < V; ++j) y[j] = x[j] * c_out;
+            if (N != Noise::kNone && has_noise(element, columns, o)) {
+              good = !columns.crowded && add_noise<S, N, V>(element, columns, s, y, c_out, o, u);
+            } else {
+              good = round_all<S, V>(y, u);
+            }
+          }
+          if (good) {
             store_vector<S, V>(reinterpret_cast<S*>(t.dst) + o * t.dst_stride_o + e, u, args.streaming);
+          } else {
+            one_by_one(element, o, e, V);
           }
         }
       }
     }
   }
 
-  // The definition, for the columns of units that have more than two replicas.
+  template <int V>
+  N2N_HD bool has_noise(const Element<S>& element, const Columns<S, N, V>& columns, i64 o) const {
+    if (!element.noisy) return false;
+    return N == Noise::kReplicas ? t.out_seen && table<i32>(t.out_seen, o) : columns.linked;
+  }
+
+  // The definition, where a NaN is made and for the columns of units that have more than two replicas.
   N2N_HD void one_by_one(const Element<S>& element, i64 o, u32 e, int count) const {
     const u32 inner = static_cast<u32>(t.k_outer ? t.I : t.K);
     N2N_ROLL

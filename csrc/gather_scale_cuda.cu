@@ -8,7 +8,7 @@ namespace {
 
 // Blocks that a multiprocessor shall hold at least, which bounds a thread's registers: noise needs many, and what does
 // not fit is spilled to memory. A stage of the largest size leaves room for three blocks.
-constexpr int kBlocks[] = {4, 2, 1};
+constexpr int kBlocks[] = {2, 2, 1};
 
 template <class S, Noise N>
 __global__ void __launch_bounds__(kBlockThreads, kBlocks[static_cast<int>(N)]) gather_scale_kernel(const __grid_constant__ GatherScaleArgs args) {

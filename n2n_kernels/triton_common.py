@@ -48,8 +48,8 @@ def load_compute(address, offset, mask, CODE: tl.constexpr):
 
 @triton.jit
 def load_int(address, offset, mask):
-    """An element of an int32 table, as int64. 0 where masked."""
-    return tl.load(address.to(tl.pointer_type(tl.int32)) + offset, mask=mask, other=0).to(tl.int64)
+    """An element of an int32 table. 0 where masked."""
+    return tl.load(address.to(tl.pointer_type(tl.int32)) + offset, mask=mask, other=0)
 
 
 @triton.jit

@@ -28,6 +28,7 @@ moments = importlib.import_module("n2n_kernels.ops.channel_moments.triton")
 
 #: Triton's names of the dtypes, by the kernels' code.
 ELEMENTS = ["fp32", "fp64", "bf16", "fp16"]
+ITEM_BYTES = [4, 8, 2, 2]
 
 
 def sources(codes: list[int], noises: list[int]) -> Iterator[tuple[str, ASTSource]]:
@@ -39,8 +40,14 @@ def sources(codes: list[int], noises: list[int]) -> Iterator[tuple[str, ASTSourc
                 f"gather_scale {name} noise {noise}",
                 source(
                     gather_scale.gather_scale_kernel,
-                    {"tasks": "*i64", "tile_task": "*i32", "k0": "i64", "k1": "i32", "most_replicas": "i32"},
-                    {"CODE": code, "NOISE": noise, "TILE": gather_scale.TILE, "BLOCK": gather_scale.BLOCKS[noise]},
+                    {"tasks": "*i64", "tiles": "*i32", "k0": "i64", "k1": "i32", "most_replicas": "i32"},
+                    {
+                        "CODE": code,
+                        "NOISE": noise,
+                        "TILE": gather_scale.TILE,
+                        "BLOCK": gather_scale.BLOCKS[noise],
+                        "VECTOR": 16 // ITEM_BYTES[code],
+                    },
                 ),
             )
         yield (

@@ -44,8 +44,12 @@ WORDS = tl.constexpr(len(Column))
 REPLICAS, CANCELLING = tl.constexpr(NOISES["replicas"]), tl.constexpr(NOISES["cancelling"])
 
 #: Elements that a program has in hand at once, by the code of the noise. Each of its 128 threads holds its share in
-#: registers, of which cancelling noise takes about 40 an element; beyond 255 a thread spills to memory.
+#: registers, of which noise takes many; without noise a share is a 16-byte store's worth, or two.
 BLOCKS = {0: 1024, NOISES["replicas"]: 512, NOISES["cancelling"]: 256}
+
+#: A fused multiply-add would round once where every other backend rounds twice. The bound on registers is more than any
+#: of the kernels needs: without it the assembler aims lower, and spills.
+OPTIONS = {"enable_fp_fusion": False, "maxnreg": 168}
 
 
 @triton.jit
@@ -144,8 +148,8 @@ def rows_tile(
     in_map = tl.load(task + IN_MAP)
     row_begin, row_list = tl.load(task + ROW_BEGIN), tl.load(task + ROW_LIST)
     I, K = tl.load(task + EXTENT + 1), tl.load(task + EXTENT + 2)  # noqa: E741
-    units = tl.load(task + SRC_I).to(tl.uint32)
-    kernel = K.to(tl.uint32)
+    units = tl.load(task + SRC_I).to(tl.int32)
+    kernel = K.to(tl.int32)
     k_outer = tl.load(task + K_OUTER) != 0
     inner = tl.where(k_outer, I, K).to(tl.uint32)
     src_row, dst_row = tl.load(task + SRC_STRIDE), tl.load(task + DST_STRIDE)
@@ -153,30 +157,30 @@ def rows_tile(
     row = I * K
     end = tl.minimum(column + tl.load(task + TILE_COLUMNS), row)
     last = tl.minimum(first + tl.load(task + TILE_ROWS), tl.load(task + SRC_O))
-    for at in range(column, end, BLOCK):
-        e = at + tl.arange(0, BLOCK)
-        # A whole vector is inside or outside: Triton stores it at once only if it knows.
-        mask = (e // VECTOR) * VECTOR < end
+    # Triton stores a vector at once where it can tell that all of it is inside, and aligned: hence the odd forms.
+    begin = column // VECTOR
+    for at in range(0, end - column, BLOCK):
+        # Within a row 32 bits suffice.
+        e = (begin * VECTOR).to(tl.int32) + at.to(tl.int32) + tl.arange(0, BLOCK)
+        mask = e // VECTOR < tl.cdiv(end, VECTOR).to(tl.int32)
         outer = e.to(tl.uint32) // inner
         within = e.to(tl.uint32) - outer * inner
-        i = tl.where(k_outer, within, outer).to(tl.int64)
-        k = tl.where(k_outer, outer, within)
+        i = tl.where(k_outer, within, outer).to(tl.int32)
+        k = tl.where(k_outer, outer, within).to(tl.int32)
         unit = tl.where(in_map != 0, load_int(in_map, i, mask & (in_map != 0)), i)
-        u = unit.to(tl.uint32)
-        offset = tl.where(k_outer, k * units + u, u * kernel + k).to(tl.int64)
+        offset = tl.where(k_outer, k * units + unit, unit * kernel + k)
         for r in range(first, last):
-            source = load_bits(src, r * src_row + offset, mask, CODE)
-            begin = tl.where(row_begin != 0, load_int(row_begin, r, row_begin != 0), r)
-            stop = tl.where(row_begin != 0, load_int(row_begin, r + 1, row_begin != 0), r + 1)
-            for n in range(begin, stop):
-                o = tl.where(row_begin != 0, load_int(row_list, n, row_begin != 0), n)
+            source = tl.load(pointer(src, CODE) + r * src_row + offset, mask=mask, other=0)
+            start = tl.where(row_begin != 0, load_int(row_begin, r, row_begin != 0).to(tl.int64), r)
+            stop = tl.where(row_begin != 0, load_int(row_begin, r + 1, row_begin != 0).to(tl.int64), r + 1)
+            for n in range(start, stop):
+                o = tl.where(row_begin != 0, load_int(row_list, n, row_begin != 0).to(tl.int64), n)
                 bits = made(
-                    task, source, o, o >= 0, i, unit, k.to(tl.int64), mask, sigma, k0, k1, most_replicas, CODE, NOISE
+                    task, source, o, o >= 0, i, unit, k, mask, sigma, k0, k1, most_replicas, CODE, NOISE
                 )
-                to = pointer(dst, CODE) + o * dst_row + e
+                to = pointer(dst, CODE) + dst_row // VECTOR * o * VECTOR + e
                 if VECTOR > 1:
                     to = tl.multiple_of(to, 16)
-                    to = tl.max_contiguous(to, VECTOR)
                 tl.store(to, bits, mask=mask)
 
 
@@ -205,9 +209,9 @@ def elements_tile(
         outer = rest // inner
         within = rest - outer * inner
         o = first_o + rows.to(tl.int64)
-        i = tl.where(k_outer, within, outer).to(tl.int64)
-        k = tl.where(k_outer, outer, within).to(tl.int64)
-        from_o = tl.where(out_map != 0, load_int(out_map, o, mask & (out_map != 0)), o)
+        i = tl.where(k_outer, within, outer).to(tl.int32)
+        k = tl.where(k_outer, outer, within).to(tl.int32)
+        from_o = tl.where(out_map != 0, load_int(out_map, o, mask & (out_map != 0)).to(tl.int64), o)
         unit = tl.where(in_map != 0, load_int(in_map, i, mask & (in_map != 0)), i)
         at_src = (
             from_o * tl.load(task + SRC_STRIDE)
@@ -262,6 +266,5 @@ def run(bound: BoundGatherScale) -> None:
                 TILE=TILE,
                 BLOCK=TILE if device.type == "cpu" else BLOCKS[noise],
                 VECTOR=VECTOR_BYTES // launch.dtype.itemsize,
-                # A fused multiply-add rounds once where every other backend rounds twice.
-                enable_fp_fusion=False,
+                **OPTIONS,
             )
