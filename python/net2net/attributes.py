@@ -27,24 +27,35 @@ def _update_convolution(module: _ConvNd) -> None:
     if out == module.out_channels and per_group * groups == module.in_channels:
         return
     if groups == module.in_channels == module.out_channels and per_group == 1 and groups > 1:
-        module.groups = groups = out  # depthwise: one group per channel
-    module.out_channels, module.in_channels = out, per_group * groups
+        groups = out  # depthwise: one group per channel
+        _set(module, "groups", groups)
+    _set(module, "out_channels", out)
+    _set(module, "in_channels", per_group * groups)
 
 
 def _update_linear(module: nn.Linear) -> None:
     if module.weight.dim() == 2:
-        module.out_features, module.in_features = module.weight.shape
+        for name, size in zip(("out_features", "in_features"), module.weight.shape, strict=True):
+            _set(module, name, size)
 
 
 def _update_norm(module: _NormBase) -> None:
     for t in (module.running_mean, module.weight):
         if t is not None:
-            module.num_features = t.shape[0]
+            _set(module, "num_features", t.shape[0])
             return
 
 
 def _update_prelu(module: nn.PReLU) -> None:
-    module.num_parameters = module.weight.shape[0]
+    _set(module, "num_parameters", module.weight.shape[0])
+
+
+def _set(module: nn.Module, name: str, value: int) -> None:
+    """`setattr`, without the search of `nn.Module.__setattr__` for parameters, buffers and children of that name."""
+    if type(module).__setattr__ is nn.Module.__setattr__:
+        object.__setattr__(module, name, value)
+    else:
+        setattr(module, name, value)
 
 
 _UPDATERS: dict[type[nn.Module], Callable[[Any], None]] = {
