@@ -8,19 +8,16 @@ namespace {
 
 // Blocks that a multiprocessor shall hold at least, which bounds a thread's registers: noise needs many, and what does
 // not fit is spilled to memory. A stage of the largest size leaves room for three blocks.
-constexpr int kBlocks[] = {2, 2, 1};
+constexpr int kBlocks[] = {3, 2, 1};
 
 template <class S, Noise N>
 __global__ void __launch_bounds__(kBlockThreads, kBlocks[static_cast<int>(N)]) gather_scale_kernel(const __grid_constant__ GatherScaleArgs args) {
   extern __shared__ __align__(16) unsigned char stage[];
   S* const shared = reinterpret_cast<S*>(stage);
-  for (i64 number = blockIdx.x; number < args.count; number += gridDim.x) {
-    const auto tile = BlockTile<S, N>::of(args, number);
-    tile.stage(shared, static_cast<int>(threadIdx.x));
-    __syncthreads();
-    tile.emit(shared, static_cast<int>(threadIdx.x), args.seed);
-    __syncthreads();  // all have read the stage before the next tile fills it
-  }
+  const auto tile = BlockTile<S, N>::of(args, blockIdx.x);
+  tile.stage(shared, static_cast<int>(threadIdx.x));
+  __syncthreads();
+  tile.emit(shared, static_cast<int>(threadIdx.x), args.seed);
 }
 
 template <class S, Noise N>
@@ -33,7 +30,7 @@ void launch(const GatherScaleArgs& args, cudaStream_t stream) {
           "asking for the shared memory of gather_scale");
   }
   gather_scale_kernel<S, N>
-      <<<grid_for(args.count), kBlockThreads, static_cast<std::size_t>(args.stage_bytes), stream>>>(args);
+      <<<static_cast<unsigned>(args.count), kBlockThreads, static_cast<std::size_t>(args.stage_bytes), stream>>>(args);
 }
 
 }  // namespace

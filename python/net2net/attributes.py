@@ -1,5 +1,8 @@
 """Attributes that modules keep beside their parameters, brought in line with grown parameters."""
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -7,23 +10,57 @@ from torch.nn.modules.conv import _ConvNd
 
 def update(model: nn.Module) -> None:
     """Sets `out_channels`, `num_features` and the like from the shapes of the parameters, for torch's own modules."""
+    updaters: dict[type, Callable[[Any], None] | None] = {}
     for module in model.modules():
-        if isinstance(module, _ConvNd) and not module.transposed:
-            _update_convolution(module)
-        elif isinstance(module, nn.Linear) and module.weight.dim() == 2:
-            module.out_features, module.in_features = module.weight.shape
-        elif isinstance(module, _NormBase):
-            for t in (module.weight, module.running_mean):
-                if t is not None:
-                    module.num_features = t.shape[0]
-        elif isinstance(module, nn.PReLU):
-            module.num_parameters = module.weight.shape[0]
+        kind = type(module)
+        if kind not in updaters:
+            updaters[kind] = next((update for base, update in _UPDATERS.items() if issubclass(kind, base)), None)
+        if (updater := updaters[kind]) is not None:
+            updater(module)
 
 
 def _update_convolution(module: _ConvNd) -> None:
-    out, per_group = module.weight.shape[:2]
-    if out == module.out_channels and per_group * module.groups == module.in_channels:
+    if module.transposed:
         return
-    if module.groups == module.in_channels == module.out_channels and per_group == 1 and module.groups > 1:
-        module.groups = out  # depthwise: one group per channel
-    module.out_channels, module.in_channels = out, per_group * module.groups
+    out, per_group = module.weight.shape[:2]
+    groups = module.groups
+    if out == module.out_channels and per_group * groups == module.in_channels:
+        return
+    if groups == module.in_channels == module.out_channels and per_group == 1 and groups > 1:
+        groups = out  # depthwise: one group per channel
+        _set(module, "groups", groups)
+    _set(module, "out_channels", out)
+    _set(module, "in_channels", per_group * groups)
+
+
+def _update_linear(module: nn.Linear) -> None:
+    if module.weight.dim() == 2:
+        for name, size in zip(("out_features", "in_features"), module.weight.shape, strict=True):
+            _set(module, name, size)
+
+
+def _update_norm(module: _NormBase) -> None:
+    for t in (module.running_mean, module.weight):
+        if t is not None:
+            _set(module, "num_features", t.shape[0])
+            return
+
+
+def _update_prelu(module: nn.PReLU) -> None:
+    _set(module, "num_parameters", module.weight.shape[0])
+
+
+def _set(module: nn.Module, name: str, value: int) -> None:
+    """`setattr`, without the search of `nn.Module.__setattr__` for parameters, buffers and children of that name."""
+    if type(module).__setattr__ is nn.Module.__setattr__:
+        object.__setattr__(module, name, value)
+    else:
+        setattr(module, name, value)
+
+
+_UPDATERS: dict[type[nn.Module], Callable[[Any], None]] = {
+    _ConvNd: _update_convolution,
+    nn.Linear: _update_linear,
+    _NormBase: _update_norm,
+    nn.PReLU: _update_prelu,
+}

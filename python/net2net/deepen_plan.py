@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from n2n_kernels import gather_scale, identity_
+from n2n_kernels import identity_
+from net2net.launches import Entry, Law
 from net2net.plan import GrowthPlan, Inventory, Skipped
 
 CONVOLUTIONS: dict[int, type[_ConvNd]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -85,13 +86,11 @@ class DeepenPlan(GrowthPlan):
         lines += [f"  left alone: {s}" for s in self.skipped]
         return "\n".join(lines)
 
-    def _grown(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        flat = [t.reshape(1) if t.dim() == 0 else t for t in tensors.values()]
-        grown = gather_scale(flat, None, None)
-        return {n: g.view(t.shape) if t.dim() == 0 else g for (n, t), g in zip(tensors.items(), grown, strict=True)}
+    def student_shape(self, name: str) -> tuple[int, ...]:
+        return self.shapes[name]
 
-    def _grown_state(self, states: list[tuple[str, Tensor, int]]) -> list[Tensor]:
-        return gather_scale([value for _, value, _ in states], None, None)
+    def _law(self, entry: Entry) -> Law:
+        return Law()
 
     def _finish(self, student: nn.Module) -> None:
         new: dict[str, nn.Module] = {}

@@ -10,6 +10,7 @@ stay.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ from torch.optim import (
     RAdam,
     RMSprop,
 )
+
+from net2net.tree import deepcopy
 
 #: For each optimizer, the power of the output split that each state tensor takes. A subclass may do anything with its
 #: state, so only these very classes count.
@@ -63,14 +66,17 @@ def laws_for(optimizer: Optimizer) -> dict[str, int]:
     return laws
 
 
-def state_tensors(optimizer: Optimizer, names: dict[Tensor, str], laws: dict[str, int]) -> list[StateTensor]:
-    """All state of the parameters' shapes. TypeError if there is a tensor without a law."""
+def state_tensors(
+    optimizer: Optimizer, names: dict[Tensor, str], laws: dict[str, int], shapes: Mapping[str, tuple[int, ...]]
+) -> list[StateTensor]:
+    """All state of the parameters' shapes (`shapes`, by name). TypeError if there is a tensor without a law."""
     found = []
     for p, entries in optimizer.state.items():
+        shape = shapes.get(names.get(p, ""))
         for key, value in entries.items():
             if not isinstance(value, Tensor) or value.dim() == 0:
                 continue  # a step count
-            if key not in laws or value.shape != p.shape:
+            if key not in laws or value.shape != shape:
                 raise TypeError(
                     f"optimizer (={type(optimizer).__name__}) has state {key!r} of shape {tuple(value.shape)} for "
                     f"{names.get(p, 'an unknown parameter')}, whose law under growth is not known"
@@ -93,6 +99,7 @@ def rebuild(
     # change places while it is made, so nothing large is copied.
     memo: dict[int, object] = {id(old): new for old, new in replaced.items()}
     memo.update({id(state.value): value for state, value in zip(moving, values, strict=True)})
+    deepcopy(list(optimizer.state.values()), memo)  # most of it, and faster so
     grown = copy.deepcopy(optimizer, memo)
     for name, parameter, near in fresh:
         for old_group, group in zip(optimizer.param_groups, grown.param_groups, strict=True):

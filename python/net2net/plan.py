@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -21,9 +21,13 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
+from n2n_kernels import GatherScalePlan
 from net2net import optimizer as optim
+from net2net.chunks import Part, cut, hand_over, placeholder
 from net2net.files import write_atomically
-from net2net.skeleton import check_model, movable, named_tensors, rebuild
+from net2net.launches import Entry, Launches, Law, run
+from net2net.skeleton import Tensors, check_model, in_place_of, movable, rebuild
+from net2net.spent import check_not_spent, spend
 
 FORMAT = "net2net.GrowthPlan"
 VERSION = 1
@@ -58,20 +62,19 @@ class Inventory:
 
     @staticmethod
     def of(model: nn.Module) -> Inventory:
-        tensors = dict(named_tensors(model))
-        first = {id(t): name for name, t in tensors.items()}
-        every = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        tensors = Tensors.of(model)
         return Inventory(
-            {name: tuple(t.shape) for name, t in tensors.items()},
-            {name: first[id(t)] for name, t in every if first[id(t)] != name},
+            {name: tuple(t.shape) for name, t in tensors.by_name.items()},
+            tensors.aliases,
             frozenset(k for k, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)),
         )
 
-    def check_model(self, model: nn.Module) -> None:
-        """ValueError if the tensors of `model` are not these."""
-        given = Inventory.of(model)
-        self._check_shapes(given.shapes, "model", set(self.shapes))
-        if given.aliases != self.aliases:
+    def check_tensors(self, tensors: Tensors) -> None:
+        """ValueError if the tensors of a model are not these."""
+        shapes = {name: t.shape for name, t in tensors.by_name.items()}
+        if shapes != self.shapes:
+            self._check_shapes({name: tuple(s) for name, s in shapes.items()}, "model", set(self.shapes))
+        if tensors.aliases != self.aliases:
             raise ValueError("model shares other parameters among its modules than the one this plan was made for")
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -90,6 +93,14 @@ class Inventory:
                 raise ValueError(f"{what}'s {name} has shape {shape}, but this plan was made for {self.shapes[name]}")
 
 
+class _Students(WeakKeyDictionary[nn.Module, dict[int, tuple["ref[Tensor]", str]]]):
+    """Per student, its teacher's parameters: how an optimizer's parameters are recognised later. Weak on both sides,
+    and of this process: a plan is pickled without."""
+
+    def __reduce__(self) -> tuple[type[_Students], tuple[()]]:
+        return _Students, ()
+
+
 class GrowthPlan(ABC):
     """One growth step. Make one with `plan_widen` or `plan_deepen`, or load one.
 
@@ -99,14 +110,20 @@ class GrowthPlan(ABC):
     """
 
     kind: ClassVar[str]
+
+    #: Which noise `_noise_stds` is of, and its seed.
+    _noise = "replicas"
+    _seed = 0
+
     _kinds: ClassVar[dict[str, type[GrowthPlan]]] = {}
 
     def __init__(self, inventory: Inventory, skipped: list[Skipped]) -> None:
         self.inventory = inventory
         self.shapes = inventory.shapes
         self.skipped = skipped
-        # Per student, its teacher's parameters: how an optimizer's parameters are recognised later. Weak on both sides.
-        self._teachers: WeakKeyDictionary[nn.Module, dict[int, tuple[ref[Tensor], str]]] = WeakKeyDictionary()
+        self._teachers = _Students()
+        self._launches = Launches()
+        self._ids = {name: i for i, name in enumerate(self.shapes)}
 
     def __init_subclass__(cls) -> None:
         GrowthPlan._kinds[cls.kind] = cls
@@ -118,13 +135,17 @@ class GrowthPlan(ABC):
         """The plan as a table to read."""
 
     @abstractmethod
-    def _grown(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The student's values of these teacher tensors, under the teacher's names, in one launch per dtype."""
+    def student_shape(self, name: str) -> tuple[int, ...]:
+        """The student's shape of a teacher tensor."""
 
     @abstractmethod
-    def _grown_state(self, states: list[tuple[str, Tensor, int]]) -> list[Tensor]:
-        """The student's values of optimizer state: (parameter's name, state tensor, power of the output split),
-        likewise."""
+    def _law(self, entry: Entry) -> Law:
+        """What becomes of a tensor, or of the optimizer's state of it."""
+
+    def _noise_stds(self, names: list[str], tensors: list[Tensor]) -> Tensor | float:
+        """The standard deviation of the noise on each of these teacher tensors, float64 on their device; 0.0 for
+        none."""
+        return 0.0
 
     @abstractmethod
     def _finish(self, student: nn.Module) -> None:
@@ -153,23 +174,76 @@ class GrowthPlan(ABC):
 
     # -- growing -----------------------------------------------------------------------------------------------------
 
-    def apply(self, model: nn.Module) -> nn.Module:
+    def apply(self, model: nn.Module, *, consume: bool = False) -> nn.Module:
         """The student: a new object of the same classes, with grown parameters, buffers and attributes.
 
-        All weights move in one launch per dtype. `model` is not touched, and nothing is shared with it.
+        All weights move in one launch per dtype. `model` is not touched, and nothing is shared with it. What can be
+        prepared for a device and for dtypes is kept, so a plan's later applications take less time than its first.
+
+        Args:
+            model: the teacher.
+            consume: use the teacher up, where teacher and student do not fit into memory together. Its tensors (and
+                their gradients) are grown a chunk at a time and freed at once, so that there is never more than the
+                student and a chunk: the largest tensor, or a 32nd of the teacher. The student is the same, bit for bit.
+                Afterwards the teacher is spent: to run it raises a RuntimeError, to grow it a ValueError. All checks
+                come before that; but if memory runs out midway, teacher and student are lost. Memory that something
+                else holds too (a tensor that is a view into a larger one, an autograd graph) is not freed.
 
         Raises:
             ValueError: if the parameters of `model` are not those that the plan was made for.
         """
-        check_model(model)
-        self.inventory.check_model(model)
-        tensors = dict(named_tensors(model))
+        tensors = check_model(model)
+        self.inventory.check_tensors(tensors)
+        moving = {name: t for name, t in tensors.by_name.items() if movable(t)}
         with torch.no_grad():
-            moving = {name: t.detach() for name, t in tensors.items() if movable(t)}
-            student = rebuild(model, self._grown(moving))
-            self._finish(student)
-        self._teachers[student] = {id(t): (ref(t), name) for name, t in tensors.items() if isinstance(t, nn.Parameter)}
+            if consume:
+                student = self._used_up(model, tensors, moving)
+            else:
+                student = rebuild(model, self._grown(moving), tensors)
+                self._finish(student)
+        self._teachers[student] = {
+            id(p): (ref(p), name) for name, p in tensors.parameters.items() if name not in tensors.aliases
+        }
         return student
+
+    def _grown(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The student's values of these teacher tensors, under the teacher's names, in one launch per dtype."""
+        if not tensors:
+            return {}
+        old = list(tensors.values())
+        launch = self._launch(_entries(tensors), old)
+        grown = run(launch, old, self._noise_stds(list(tensors), old), self._seed)
+        return dict(zip(tensors, grown, strict=True))
+
+    def _used_up(self, model: nn.Module, tensors: Tensors, moving: dict[str, Tensor]) -> nn.Module:
+        """The student, for which `model` is used up."""
+        old = list(moving.values())
+        parts = self._parts(_entries(moving), old)
+        stds = self._noise_stds(list(moving), old)
+        # The student is made first, without its data: what the model holds beside its tensors may turn out not to be
+        # such that it can be copied.
+        new = {name: in_place_of(t, placeholder(t, self.student_shape(name))) for name, t in moving.items()}
+        student = rebuild(model, new, tensors)
+        kept = {id(t) for t in Tensors.of(student).by_name.values()}
+        for name, t in moving.items():
+            if id(t) in kept:
+                raise ValueError(
+                    f"model cannot be consumed: {name} is in its copies too, which some __deepcopy__ wants"
+                )
+        self._finish(student)
+        spend(model)
+        hand_over(parts, old, list(new.values()), stds, self._seed)
+        return student
+
+    def _launch(self, entries: Sequence[Entry], tensors: Sequence[Tensor]) -> GatherScalePlan:
+        return self._launches.get(entries, tensors, self._law, self._noise, self._ids)
+
+    def _parts(self, entries: list[Entry], tensors: list[Tensor]) -> list[Part]:
+        """The same in chunks. What cannot be launched raises here."""
+        if not tensors:
+            return []
+        self._launch(entries, tensors)  # chunks derive from it
+        return [(self._launch(entries[part], tensors[part]), part) for part in cut(tensors)]
 
     def grow_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The student's state dict, from the teacher's. The given one is not touched.
@@ -180,7 +254,8 @@ class GrowthPlan(ABC):
         self.inventory.check_state_dict(state_dict)
         first = {k: self.inventory.aliases.get(k, k) for k, t in state_dict.items() if isinstance(t, Tensor)}
         with torch.no_grad():
-            moving = {first[k]: state_dict[k] for k in first if movable(state_dict[k])}
+            given = {first[k]: state_dict[k] for k in first if movable(state_dict[k])}
+            moving = {name: given[name] for name in self.shapes if name in given}  # in the order of a model's tensors
             grown = self._grown(moving)
             student = {
                 self._renamed(k): grown[first[k]] if first.get(k) in grown else copy.deepcopy(t)
@@ -190,7 +265,9 @@ class GrowthPlan(ABC):
                 student.update(self._new_tensors(moving))
         return student
 
-    def grow_optimizer(self, optimizer: torch.optim.Optimizer, student: nn.Module) -> torch.optim.Optimizer:
+    def grow_optimizer(
+        self, optimizer: torch.optim.Optimizer, student: nn.Module, *, consume: bool = False
+    ) -> torch.optim.Optimizer:
         """An optimizer of the same class for `student`, with the state of `optimizer` carried along.
 
         State moves by the laws of the gradients (see `net2net.optimizer`): the student's state is what it would have
@@ -199,7 +276,9 @@ class GrowthPlan(ABC):
 
         Args:
             optimizer: an optimizer over the parameters of the model that this plan was applied to.
-            student: what `apply` returned.
+            student: what `apply` returned, with or without `consume`.
+            consume: use the optimizer's state up, as `apply` does a model: it is grown a chunk at a time and freed at
+                once. Afterwards `optimizer` is spent, and its `step` raises a RuntimeError.
 
         Raises:
             ValueError: if `student` does not come from this plan, or `optimizer` holds other parameters than its
@@ -208,6 +287,7 @@ class GrowthPlan(ABC):
         """
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer (={type(optimizer).__name__}) must be a torch.optim.Optimizer")
+        check_not_spent("optimizer", optimizer)
         origin = self._teachers.get(student)
         if origin is None:
             raise ValueError("student was not made by this plan's apply()")
@@ -222,18 +302,27 @@ class GrowthPlan(ABC):
                     )
                 names[cast(Tensor, p)] = name
         laws = optim.laws_for(optimizer)
-        moving = optim.state_tensors(optimizer, names, laws)
-        with torch.no_grad():
-            values = self._grown_state([(names[m.parameter], m.value, m.power) for m in moving])
-        parameters = dict(student.named_parameters(remove_duplicate=False))
+        moving = optim.state_tensors(optimizer, names, laws, self.shapes)
+        entries = [Entry(names[m.parameter], m.power) for m in moving]
+        old = [m.value for m in moving]
+        parameters = Tensors.of(student).parameters
         replaced = {p: parameters[self._renamed(name)] for p, name in names.items()}
         held = {name: p for p, name in names.items()}
         fresh = []
         for new, neighbours in self._neighbours().items():
-            near = next((old for old in neighbours if old in held), None)
+            near = next((name for name in neighbours if name in held), None)
             if new in parameters and near is not None:
                 fresh.append((new, parameters[new], held[near]))
-        return optim.rebuild(optimizer, replaced, moving, values, fresh)
+        with torch.no_grad():
+            if not consume:
+                values = run(self._launch(entries, old), old) if old else []
+                return optim.rebuild(optimizer, replaced, moving, values, fresh)
+            parts = self._parts(entries, old)
+            values = [placeholder(m.value, self.student_shape(e.name)) for e, m in zip(entries, moving, strict=True)]
+            grown = optim.rebuild(optimizer, replaced, moving, values, fresh)
+            spend(optimizer)
+            hand_over(parts, old, values)
+        return grown
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -286,6 +375,10 @@ def _digest(document: dict[str, Any]) -> str:
     """Of everything but the digest itself."""
     rest = {k: v for k, v in document.items() if k != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _entries(names: Iterable[str]) -> list[Entry]:
+    return [Entry(name, None) for name in names]
 
 
 def _nothing() -> None:

@@ -1,22 +1,68 @@
 """Copies of a model that share nothing with it: the one way in which this package makes one module tree of another."""
 
 import contextlib
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, ItemsView, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from n2n_kernels import dtypes
+from net2net.spent import check_not_spent
+from net2net.tree import deepcopy
 
 
-def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """A model's parameters and buffers.
+
+    Attributes:
+        by_name: each distinct tensor once, under the first of its names; parameters come first.
+        aliases: the other names of tensors that are shared -> the first.
+        parameters: name -> parameter, by all of their names.
+    """
+
+    by_name: dict[str, Tensor]
+    aliases: dict[str, str]
+    parameters: dict[str, nn.Parameter]
+
+    @staticmethod
+    def of(model: nn.Module) -> "Tensors":
+        parameters, buffers = _members(model)
+        by_name: dict[str, Tensor] = {}
+        aliases: dict[str, str] = {}
+        first: dict[int, str] = {}
+        for name, t in [*parameters.items(), *buffers]:
+            known = first.setdefault(id(t), name)
+            if known is name:
+                by_name[name] = t
+            elif known != name:
+                aliases[name] = known
+        return Tensors(by_name, aliases, parameters)
+
+
+def _members(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[tuple[str, Tensor]]]:
+    """`named_parameters` and `named_buffers`, duplicates too, in one walk over the modules."""
+    kind = type(model)
+    for method in ("named_parameters", "named_buffers", "_named_members"):
+        if getattr(kind, method) is not getattr(nn.Module, method):
+            parameters = dict(model.named_parameters(remove_duplicate=False))
+            return parameters, list(model.named_buffers(remove_duplicate=False))
+    parameters, buffers = {}, []
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = path + "." if path else ""
+        for name, p in module._parameters.items():
+            if p is not None:
+                parameters[prefix + name] = p
+        for name, b in module._buffers.items():
+            if b is not None:
+                buffers.append((prefix + name, b))
+    return parameters, buffers
+
+
+def named_tensors(model: nn.Module) -> ItemsView[str, Tensor]:
     """Parameters and buffers by name, each distinct tensor once, under the first of its names."""
-    seen: set[int] = set()
-    for name, t in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
-        if id(t) not in seen:
-            seen.add(id(t))
-            yield name, t
+    return Tensors.of(model).by_name.items()
 
 
 def movable(t: Tensor) -> bool:
@@ -32,8 +78,8 @@ def own_random_state(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def check_model(model: object) -> None:
-    """Raises if `model` is not a module that can be grown, before anything is done with it."""
+def check_model(model: object) -> Tensors:
+    """Raises if `model` is not a module that can be grown, before anything is done with it. Its tensors."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model (={type(model).__name__}) must be a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
@@ -42,33 +88,34 @@ def check_model(model: object) -> None:
         raise ValueError(
             f"model (={type(model).__name__}) is a wrapper: grow model.module, then wrap the student again"
         )
-    for name, t in named_tensors(model):
+    check_not_spent("model", model)
+    tensors = Tensors.of(model)
+    for name, t in tensors.by_name.items():
+        if type(t) in (Tensor, nn.Parameter, nn.Buffer):
+            continue
         if isinstance(t, nn.UninitializedParameter | nn.UninitializedBuffer):
             raise ValueError(f"{name} is not initialised yet: run the model once before growing it")
-        if type(t) not in (Tensor, nn.Parameter, nn.Buffer):
-            raise TypeError(
-                f"{name} is a {type(t).__name__}: grow the model before it is sharded, quantised or otherwise wrapped"
-            )
+        raise TypeError(
+            f"{name} is a {type(t).__name__}: grow the model before it is sharded, quantised or otherwise wrapped"
+        )
+    return tensors
 
 
-def rebuild(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+def rebuild(model: nn.Module, tensors: dict[str, Tensor], given: Tensors | None = None) -> nn.Module:
     """A copy of `model`, of the same classes, in which the named parameters and buffers are these tensors.
 
     Tensors not named are copied. Sharing among parameters is kept, and `model` is not touched. No weight that is named
-    is ever
-    copied: the new tensors take the old ones' places while the tree is being copied.
+    is ever copied: the new tensors take the old ones' places while the tree is being copied.
+
+    Args:
+        given: the tensors of `model`, if they are at hand.
     """
     memo: dict[int, object] = {}
-    for name, old in named_tensors(model):
+    for name, old in (given or Tensors.of(model)).by_name.items():
         if name in tensors:
-            memo[id(old)] = _in_place_of(old, tensors[name])
-    # Tensors with a history, kept as attributes (a computed weight, the last activation), cannot be deep-copied as
-    # such.
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo.setdefault(id(value), value.detach().clone())
-    return copy.deepcopy(model, memo)
+            memo[id(old)] = in_place_of(old, tensors[name])
+    student: nn.Module = deepcopy(model, memo)
+    return student
 
 
 def aside(model: nn.Module) -> nn.Module:
@@ -76,8 +123,9 @@ def aside(model: nn.Module) -> nn.Module:
     return rebuild(model, {n: t.detach() for n, t in named_tensors(model) if isinstance(t, nn.Parameter)})
 
 
-def _in_place_of(old: Tensor, new: Tensor) -> Tensor:
-    if not isinstance(old, nn.Parameter):
+def in_place_of(old: Tensor, new: Tensor) -> Tensor:
+    """`new` as what `old` is: a parameter or a buffer."""
+    if type(new) is nn.Parameter or not (type(old) is nn.Parameter or isinstance(old, nn.Parameter)):
         return new
     return nn.Parameter(new, requires_grad=old.requires_grad)
 

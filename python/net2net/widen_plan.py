@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from n2n_kernels import gather_scale
 from net2net import attributes, mapping
 from net2net.groups import AxisPlan, Piece
+from net2net.launches import Entry, Law
 from net2net.plan import GrowthPlan, Inventory, Skipped
 
 #: The kinds of noise, and the default noise_scale of each.
@@ -48,6 +48,11 @@ class AxisTables:
 
     index: Tensor  # int64
     split: Tensor  # float64
+    powers: dict[int, Tensor] = field(default_factory=dict)
+
+    def split_to(self, power: int) -> Tensor:
+        """`split ** power`, always the same tensor."""
+        return self.powers.setdefault(power, self.split**power)
 
 
 class WidenPlan(GrowthPlan):
@@ -79,7 +84,8 @@ class WidenPlan(GrowthPlan):
         self.axes = axes
         self.noise = noise
         self.noise_scale = noise_scale
-        self.seed = seed
+        self.seed = self._seed = seed
+        self._noise = "replicas" if noise == "paper" else "cancelling"
         # Axes made of the same pieces share their tables, and thereby the kernels' tables on the device.
         tables: dict[tuple[Piece, ...], AxisTables] = {}
         self._tables = {}
@@ -87,10 +93,8 @@ class WidenPlan(GrowthPlan):
             if axis.pieces not in tables:
                 tables[axis.pieces] = _tables(axis.pieces, segments)
             self._tables[key] = tables[axis.pieces]
-        self._ids = {name: i for i, name in enumerate(self.shapes)}
 
     def student_shape(self, name: str) -> tuple[int, ...]:
-        """The student's shape of a teacher tensor."""
         shape = list(self.shapes[name])
         for dim in (0, 1):
             if (name, dim) in self.axes:
@@ -118,60 +122,42 @@ class WidenPlan(GrowthPlan):
 
     # -- the laws ----------------------------------------------------------------------------------------------------
 
-    def _index(self, name: str, dim: int) -> Tensor | None:
-        return self._tables[name, dim].index if (name, dim) in self.axes else None
-
-    def _grown(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        names = list(tensors)
-        flat = [t.reshape(1) if t.dim() == 0 else t for t in tensors.values()]
-        split = [self._split_scale(name) for name in names]
-        by_row = self.noise == "paper"
-        noisy = [self._noisy(name, by_row) for name in names]
-        grown = gather_scale(
-            flat,
-            [self._index(name, 0) for name in names],
-            [self._index(name, 1) for name in names],
-            out_scales=[s if axis == 0 else None for axis, s in split],
-            in_scales=[s if axis == 1 else None for axis, s in split],
-            noise_std=_stds(flat, noisy, self.noise_scale),
-            noise="replicas" if by_row else "cancelling",
-            seed=self.seed,
-            tensor_ids=[self._ids[name] for name in names],
-        )
-        return {
-            name: g.view(tensors[name].shape) if tensors[name].dim() == 0 else g
-            for name, g in zip(names, grown, strict=True)
-        }
-
-    def _split_scale(self, name: str) -> tuple[int | None, Tensor | None]:
+    def _law(self, entry: Entry) -> Law:
+        """Weights are divided by the input split. Optimizer state is gathered like them, but scaled by a power of the
+        *output* split instead."""
+        name, power = entry
+        maps: list[Tensor | None] = [None, None]
+        scales: list[Tensor | None] = [None, None]
         for dim in (0, 1):
             axis = self.axes.get((name, dim))
-            if axis is not None and axis.split:
-                return dim, self._tables[name, dim].split
-        return None, None
+            if axis is None:
+                continue
+            tables = self._tables[name, dim]
+            maps[dim] = tables.index
+            if power is None and axis.split:
+                scales[dim] = tables.split
+            elif power and not axis.split:
+                scales[dim] = tables.split_to(power)
+        return Law(*maps, *scales)
 
-    def _noisy(self, name: str, by_row: bool) -> bool:
+    def _noise_stds(self, names: list[str], tensors: list[Tensor]) -> Tensor | float:
+        """Absolute noise: `noise_scale` times the standard deviation of each noisy tensor, which stays on the
+        device."""
+        noisy = [i for i, name in enumerate(names) if self._noisy(name)]
+        if not noisy or self.noise_scale == 0 or tensors[0].is_meta:
+            return 0.0
+        device = tensors[0].device
+        stds = torch.zeros(len(tensors), dtype=torch.float64, device=device)
+        stds[torch.tensor(noisy, device=device)] = _stds([tensors[i] for i in noisy]) * self.noise_scale
+        return stds
+
+    def _noisy(self, name: str) -> bool:
         """The paper's noise goes on the incoming weights of replicas, cancelling noise on their outgoing weights."""
         if self.noise == "none" or len(self.shapes[name]) < 2:
             return False
+        by_row = self._noise == "replicas"
         axis = self.axes.get((name, 0 if by_row else 1))
         return axis is not None and (by_row or axis.split)
-
-    def _grown_state(self, states: list[tuple[str, Tensor, int]]) -> list[Tensor]:
-        """Gathered like the weights, but scaled by a power of the *output* split instead of the input split."""
-        scales: list[list[Tensor | None]] = [[None] * len(states), [None] * len(states)]
-        for i, (name, _, power) in enumerate(states):
-            for dim in (0, 1):
-                axis = self.axes.get((name, dim))
-                if axis is not None and not axis.split and power:
-                    scales[dim][i] = self._tables[name, dim].split ** power
-        return gather_scale(
-            [value for _, value, _ in states],
-            [self._index(name, 0) for name, _, _ in states],
-            [self._index(name, 1) for name, _, _ in states],
-            out_scales=scales[0],
-            in_scales=scales[1],
-        )
 
     def _finish(self, student: nn.Module) -> None:
         attributes.update(student)
@@ -237,15 +223,14 @@ def _tables(pieces: tuple[Piece, ...], segments: list[Segment]) -> AxisTables:
     return AxisTables(torch.from_numpy(np.concatenate(indices)), torch.from_numpy(np.concatenate(splits)))
 
 
-def _stds(tensors: list[Tensor], noisy: list[bool], scale: float) -> list[float]:
-    """Absolute noise: `scale` times each noisy tensor's standard deviation, read back from the device once."""
-    chosen = [t for t, n in zip(tensors, noisy, strict=True) if n]
-    if not chosen or scale == 0 or chosen[0].is_meta:
-        return [0.0] * len(tensors)
-    wide = [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in chosen]
-    stds = iter(torch.stack([t.std(correction=0).double() for t in wide]).tolist())
-    # A tensor that holds an infinity or a NaN has no scale to go by.
-    return [scale * s if n and math.isfinite(s := next(stds)) else 0.0 for n in noisy]
+def _stds(tensors: list[Tensor]) -> Tensor:
+    """float64 [n]: the standard deviation of each tensor's elements, on their device."""
+    # One at a time, since a 16-bit tensor is copied for it.
+    return torch.stack([_wide(t).std(correction=0).double() for t in tensors])
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
 def check_noise(noise: str, noise_scale: float | None) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from n2n_kernels import rng
 from n2n_kernels.backends import choose, implementation
-from n2n_kernels.layout import Layout, is_aligned, layout_of
+from n2n_kernels.layout import Layout, layout_of, memory_format
 from n2n_kernels.ops import checks
 from n2n_kernels.ops.gather_scale import request as requests
 from n2n_kernels.ops.gather_scale.request import Call, Kind
@@ -32,6 +32,16 @@ class Prepared:
     tasks: np.ndarray  # int64 [tasks, words]; addresses of tables are in place, those of tensors are not
     tiles: Tensor  # int32 [tiles, 4]
     streaming: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """How a source lies in memory (None: not as the kernels read it), and how the student tensor will that is made like
+    it."""
+
+    source: Layout | None
+    memory_format: torch.memory_format
+    target: Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +110,8 @@ class GatherScalePlan:
         self._module = implementation("gather_scale", backend, device)
         self._lock = threading.Lock()
         self._prepared: dict[object, tuple[list[Prepared], Arena]] = {}
+        self._forms: dict[tuple[Kind, tuple[int, ...]], Form] = {}
+        self._largest_sigma: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -159,8 +171,13 @@ class GatherScalePlan:
         checks.check_integer("seed", seed)
         requests.check_seed(seed)
         sigma = self._sigma(noise_std, sources)
+        forms = self._forms_of(sources)
         if out is None:
-            targets = [requests.empty_like(s, k.student_shape) for s, k in zip(sources, self._kinds, strict=True)]
+            targets = [
+                torch.empty(kind.student_shape, dtype=kind.dtype, device=self._device, memory_format=form.memory_format)
+                for kind, form in zip(self._kinds, forms, strict=True)
+            ]
+            layouts = [form.target for form in forms]
         else:
             targets = checks.tensor_list("out", out)
             requests.check_targets(sources, [kind.student_shape for kind in self._kinds], targets)
@@ -168,7 +185,8 @@ class GatherScalePlan:
                 checks.check_memory(f"out[{i}]", target)
             checks.check_writable("out", targets)
             checks.check_disjoint("out", targets, "srcs", sources)
-        return BoundGatherScale(self, sources, targets, sigma, seed)
+            layouts = [_layout(target) for target in targets]
+        return BoundGatherScale(self, sources, targets, sigma, seed, [form.source for form in forms], layouts)
 
     def __call__(
         self,
@@ -184,13 +202,29 @@ class GatherScalePlan:
 
     def _check_sources(self, srcs: list[Tensor]) -> None:
         checks.check_length("srcs", srcs, len(self._kinds), "the plan")
+        device = self._device
         for i, (src, kind) in enumerate(zip(srcs, self._kinds, strict=True)):
-            if src.shape != kind.shape or src.dtype != kind.dtype or src.device != self._device:
+            if src.shape != kind.shape or src.dtype != kind.dtype or src.device != device:
                 raise ValueError(
                     f"srcs[{i}] ({src.dtype}, shape {tuple(src.shape)}, on {src.device}) is not what the plan was made "
                     f"for ({kind.dtype}, shape {tuple(kind.shape)}, on {self._device})"
                 )
-            checks.check_memory(f"srcs[{i}]", src)
+            if type(src) is not Tensor:
+                checks.check_memory(f"srcs[{i}]", src)
+
+    def _forms_of(self, srcs: list[Tensor]) -> list[Form]:
+        """How the sources and their students lie. Tensors of a kind lie in few ways."""
+        known = self._forms
+        result = []
+        for src, kind in zip(srcs, self._kinds, strict=True):
+            key = kind, src.stride()
+            form = known.get(key)
+            if form is None:
+                lies = memory_format(src)
+                student = torch.empty(kind.student_shape, device="meta", memory_format=lies)
+                form = known[key] = Form(layout_of(src), lies, _layout(student))
+            result.append(form)
+        return result
 
     def _sigma(self, noise_std: float | Sequence[float] | Tensor, srcs: list[Tensor]) -> np.ndarray | Tensor | None:
         """The factor on the integer noise, float64 [n], on the host or on the device; None where all are zero."""
@@ -203,15 +237,13 @@ class GatherScalePlan:
                 if given != expected:
                     raise ValueError(f"noise_std.{what} (={given}) must be {expected}")
             sigma = rng.sigma(noise_std, self._noise)
-            fits = (sigma >= 0) & (sigma <= self._largest_sigma().to(sigma.device))
-            return torch.where(fits, sigma, 0.0)
+            if self._largest_sigma is None:
+                largest = [torch.finfo(kind.dtype).max / rng.LARGEST[self._noise] for kind in self._kinds]
+                self._largest_sigma = torch.tensor(largest, dtype=torch.float64, device=self._device)
+            return torch.where((sigma >= 0) & (sigma <= self._largest_sigma), sigma, 0.0)
         stds = as_stds(noise_std, len(srcs))
         requests.check_noise_stds(stds, self._noise, srcs)
         return rng.sigma(np.array(stds), self._noise) if any(stds) else None  # type: ignore[type-var]
-
-    def _largest_sigma(self) -> Tensor:
-        largest = [torch.finfo(kind.dtype).max / rng.LARGEST[self._noise] for kind in self._kinds]
-        return torch.tensor(largest, dtype=torch.float64)
 
     def _prepare(self, sources: list[Layout], targets: list[Layout]) -> list[Prepared]:
         """The launches for tensors of these layouts, made when they are first asked for."""
@@ -247,6 +279,8 @@ class BoundGatherScale:
         out: list[Tensor],
         sigma: np.ndarray | Tensor | None,
         seed: int,
+        sources: list[Layout | None],
+        targets: list[Layout],
     ) -> None:
         self.out = out
         self.noise, self.seed = plan._noise, seed
@@ -256,13 +290,20 @@ class BoundGatherScale:
         self._kept: list[Tensor] = []
         self._stream = torch.cuda.current_stream(plan.device) if plan.device.type == "cuda" else None
         if plan.backend != "reference":
-            self._build()
+            self._build(sources, targets)
 
-    def _build(self) -> None:
+    def _build(self, layouts: list[Layout | None], targets: list[Layout]) -> None:
         plan, device = self._plan, self._plan.device
-        read = [self._readable(src) for src in self._srcs]
-        sources, targets = _layouts(read), _layouts(self.out)
-        from_, to = ([t.data_ptr() for t in tensors] for tensors in (read, self.out))
+        from_, to = ([t.data_ptr() for t in tensors] for tensors in (self._srcs, self.out))
+        sources = []
+        for i, (src, layout) in enumerate(zip(self._srcs, layouts, strict=True)):
+            if layout is None or from_[i] % src.dtype.itemsize:
+                # The kernels cannot read it as it lies (kernel dimensions that do not fold, an address that is no
+                # multiple of the element's size): they read a copy, which `run` fills.
+                copy = torch.empty(src.shape, dtype=src.dtype, device=src.device)
+                self._copies.append((copy, src))
+                layout, from_[i] = _layout(copy), copy.data_ptr()
+            sources.append(layout)
         addresses = np.array([from_, to], dtype=np.int64).reshape(2, -1)
         sigmas = self._sigma
         if isinstance(sigmas, np.ndarray):
@@ -278,16 +319,7 @@ class BoundGatherScale:
             table = upload(tasks, device).view(torch.int64).view(tasks.shape)
             self.parts.append(Part(prepared, table))
             self._kept += [table, prepared.tiles]
-        self._kept += [buffer for _, arena in plan._prepared.values() for buffer in arena.buffers()]
-
-    def _readable(self, src: Tensor) -> Tensor:
-        """`src`, or where the kernels cannot read it as it lies (kernel dimensions that do not fold, an address that is
-        no multiple of the element's size) a copy, which `run` fills."""
-        if is_aligned(src) and layout_of(src) is not None:
-            return src
-        copy = torch.empty(src.shape, dtype=src.dtype, device=src.device)
-        self._copies.append((copy, src))
-        return copy
+        self._kept += [buffer for _, arena in list(plan._prepared.values()) for buffer in arena.buffers()]
 
     @property
     def has_noise(self) -> bool:
@@ -319,18 +351,11 @@ class BoundGatherScale:
         return self.out
 
 
-def _layouts(tensors: list[Tensor]) -> list[Layout]:
-    """The canonical form of each; tensors of one shape and strides share it."""
-    known: dict[tuple[torch.Size, tuple[int, ...]], Layout] = {}
-    result = []
-    for t in tensors:
-        key = t.shape, t.stride()
-        if key not in known:
-            layout = layout_of(t)
-            assert layout is not None
-            known[key] = layout
-        result.append(known[key])
-    return result
+def _layout(t: Tensor) -> Layout:
+    """Of a tensor that is known to have one."""
+    layout = layout_of(t)
+    assert layout is not None
+    return layout
 
 
 def as_axis(name: str, given: Axis | None, count: int) -> list[Tensor | None]:
