@@ -28,6 +28,7 @@ moments = importlib.import_module("n2n_kernels.ops.channel_moments.triton")
 
 #: Triton's names of the dtypes, by the kernels' code.
 ELEMENTS = ["fp32", "fp64", "bf16", "fp16"]
+SIZES = [4, 8, 2, 2]  # bytes
 
 
 def sources(codes: list[int], noises: list[int]) -> Iterator[tuple[str, ASTSource]]:
@@ -48,7 +49,12 @@ def sources(codes: list[int], noises: list[int]) -> Iterator[tuple[str, ASTSourc
             source(
                 identity.identity_kernel,
                 {"tasks": "*i64", "tile_task": "*i32"},
-                {"ELEMENT": identity._ELEMENT[code], "TILE": identity.TILE, "BLOCK": 1024},
+                {
+                    "ELEMENT": identity._ELEMENT[code],
+                    "TILE": identity.TILE_BYTES // SIZES[code],
+                    "VECTOR": 16 // SIZES[code],
+                    "BLOCK": 256,
+                },
             ),
         )
         strides = {"stride_n": "i64", "stride_c": "i32"}

@@ -20,7 +20,7 @@ def run(tensors: list[Tensor], groups: list[int]) -> None:
                 dtypes.TABLE[dtype].code,
                 table.tasks.data_ptr(),
                 table.tile_task.data_ptr(),
-                table.tiles,
+                table.tile_task.numel(),
                 torch.get_num_threads(),
                 stream,
             )
