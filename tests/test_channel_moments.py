@@ -9,14 +9,26 @@ from kernel_cases import DTYPES, FORMATS, LAYOUTS, assert_same_bits, from_bits, 
 from torch import Tensor
 
 import n2n_kernels as nk
+from n2n_kernels.ops.channel_moments.order import LANES, chunk_of
 
 SMALL = [(3,), (5, 2), (4, 1, 5), (2, 2, 4, 5), (3, 2, 3, 2, 4)]
 
-#: Around the 256 lanes and the 4,096 elements of a chunk; many chunks, which is more than one fold; one channel.
-CHUNKS = [(255, 1), (257, 2), (16, 1, 16, 16), (1, 2, 64, 65), (45, 1, 25, 31)]
+#: Around the 32 lanes, and chunks of 256 and of 1,024 elements; more than 256 chunks, which have lanes of their own;
+#: rows that are whole 16-byte vectors and rows that are not; channels that are and that are not.
+CHUNKS = [
+    (31, 1),
+    (33, 2),
+    (16, 1, 4, 4),
+    (1, 2, 16, 17),
+    (3, 8, 16, 16),
+    (2, 40, 4, 18),
+    (40, 9, 7, 7),
+    (1, 2, 65, 257),
+    (5, 1, 256, 257),
+]
 
 #: NumPy, in which Triton's interpreter computes, warns of what one test does on purpose.
-not_finite = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning:(triton|numpy)")
+not_finite = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning:(triton|numpy)")
 
 
 def two_pass(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -50,7 +62,21 @@ def test_values_and_bits_in_any_layout(backend: str, device: torch.device, dtype
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_values_and_bits_at_the_edges_of_chunks(backend: str, device: torch.device, dtype: torch.dtype) -> None:
     for i, shape in enumerate(CHUNKS):
-        check(random_weights(shape, dtype, i) - 2, "contiguous", backend, device)
+        for layout in ("contiguous", "channels_last", "offset"):
+            if len(shape) in LAYOUTS[layout].dims:
+                check(random_weights(shape, dtype, i) - 2, layout, backend, device)
+
+
+def test_the_size_of_a_chunk() -> None:
+    """A power of two, so of whole lanes; few chunks for a short channel, and not too many for a long one."""
+    for n in [1, 255, 256, 257, 10_000, 16_384, 16_385, 65_536, 65_537, 10**6, 2**24, 2**24 + 1, 2**32 + 1]:
+        chunk = chunk_of(n)
+        assert chunk.bit_count() == 1
+        assert chunk % LANES == 0
+        assert chunk >= 256
+        assert -(-n // chunk) <= 16_384
+        assert chunk <= 1024 or n > 2**24
+        assert chunk == 256 or n / chunk > 32
 
 
 def check(values: Tensor, layout: str, backend: str, device: torch.device) -> None:
@@ -118,6 +144,7 @@ def test_what_is_not_finite_stays_in_its_channel(backend: str, device: torch.dev
     assert_same_bits(var, expected_var)
 
 
+@not_finite
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_extreme_numbers(backend: str, device: torch.device, dtype: torch.dtype) -> None:
     """The largest numbers do not overflow on the way where the result exists; the smallest do not vanish."""

@@ -36,24 +36,27 @@ def check(folder: Path, kernels: int, *arguments: str) -> None:
         if (used := kernel["opcodes"]) is not None:
             assert isinstance(used, list)
             assert "STG" in used, f"{kernel['kernel']}: no stores found: is the disassembly being read?"
-            # No spills to local memory, and no product fused with a sum, which would round once instead of twice.
             name = str(kernel["kernel"])
-            assert not {"LDL", "STL", "FFMA", "DFMA"} & set(used), name
+            # No spills to local memory, and no product fused with a sum, which would round once instead of twice, but
+            # where a quotient is made of them.
+            assert not {"LDL", "STL"} & set(used), name
+            assert name.startswith("finish") or not {"FFMA", "DFMA"} & set(used), name
             # What should be at memory speed moves sixteen bytes at once.
             assert "identity" not in name or "STG.128" in used, name
+            assert "wide" not in name or "LDG.128" in used, name
 
 
 def test_every_kernel_for_sm_90(tmp_path: Path) -> None:
-    check(tmp_path, 28, "90")
+    check(tmp_path, 38, "90")
 
 
 @pytest.mark.parametrize("arch", ["80", "100"])
 def test_each_kernel_for_its_neighbours(tmp_path: Path, arch: str) -> None:
     """In bfloat16, whose rounding is code of its own, with the noise that has most code."""
-    check(tmp_path, 5, arch, "2", "2")
+    check(tmp_path, 9, arch, "2", "2")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["80", "100"])
 def test_every_kernel_for_its_neighbours(tmp_path: Path, arch: str) -> None:
-    check(tmp_path, 28, arch)
+    check(tmp_path, 38, arch)
