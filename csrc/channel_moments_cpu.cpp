@@ -24,11 +24,14 @@ double widened(S s) {
 
 inline double widened(f16 s) {
   const u32 rest = (s.bits & 0x7FFFu) << 13;
-  const float normal = bit_cast<float>(rest + (112u << 23));
-  const float subnormal = bit_cast<float>(rest + (113u << 23)) - 0x1p-14f;
-  const float number = rest < (0x0400u << 13) ? subnormal : normal;
-  const float magnitude = rest < (0x7C00u << 13) ? number : bit_cast<float>(rest | 0x7F800000u);
-  return static_cast<double>(bit_cast<float>(bit_cast<u32>(magnitude) | static_cast<u32>(s.bits & 0x8000u) << 16));
+  // A number of this exponent field, one exponent higher if it is subnormal; the difference makes up for the leading
+  // one that subnormal numbers do not have. Masks, because the compiler would make branches of conditions.
+  const u32 is_subnormal = 0u - static_cast<u32>(rest < (0x0400u << 13));
+  const u32 is_special = 0u - static_cast<u32>(rest >= (0x7C00u << 13));
+  const float raised = bit_cast<float>(rest + (112u << 23) + (is_subnormal & (1u << 23)));
+  const float magnitude = raised - bit_cast<float>(is_subnormal & (113u << 23));
+  const u32 sign = static_cast<u32>(s.bits & 0x8000u) << 16;
+  return static_cast<double>(bit_cast<float>(bit_cast<u32>(magnitude) | (is_special & 0x7F800000u) | sign));
 }
 
 template <int Width>

@@ -10,6 +10,9 @@ namespace {
 // What is larger than this is not in a cache afterwards anyway, so it is stored past them.
 constexpr i64 kStreamFrom = i64{32} << 20;
 
+// What one thread fills in less time than it takes to start another.
+constexpr i64 kBytesPerThread = i64{4} << 20;
+
 struct Ones {
   i64 next, end;
 };
@@ -69,7 +72,9 @@ void run_tile(const IdentityTask& t, i64 tile, bool past_caches) {
 }  // namespace
 
 void identity_cpu(DType dtype, const IdentityArgs& args, int threads) {
-  const bool past_caches = args.tiles * kIdentityTileBytes >= kStreamFrom;
+  const i64 bytes = args.tiles * kIdentityTileBytes;
+  const bool past_caches = bytes >= kStreamFrom;
+  threads = static_cast<int>(std::min<i64>(threads, bytes / kBytesPerThread));
   dispatch(dtype, [&](auto type) {
     using S = typename decltype(type)::storage;
     parallel_for(args.tiles, threads,

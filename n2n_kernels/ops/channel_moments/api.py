@@ -37,7 +37,7 @@ def channel_moments(x: Tensor, *, dim: int = 1, backend: str | None = None) -> t
     checks.check_integer("dim", dim)
     check_name(backend)
     with torch.no_grad():
-        mean, var = torch.ops.n2n.channel_moments(x, dim, backend)
+        mean, var = torch.ops.n2n.channel_moments.default(x, dim, backend)
     return mean, var
 
 
@@ -64,7 +64,7 @@ def tensor_moments(tensors: Sequence[Tensor], *, backend: str | None = None) -> 
     given = checks.tensor_list("tensors", tensors)
     check_name(backend)
     with torch.no_grad():
-        mean, var = torch.ops.n2n.tensor_moments(given, backend)
+        mean, var = torch.ops.n2n.tensor_moments.default(given, backend)
     return mean, var
 
 

@@ -39,11 +39,16 @@ class Column(IntEnum):
 
 
 class Table(NamedTuple):
-    """A launch's table, on the tensors' device. `buffer` must outlive the launch; the others are views of it."""
+    """A launch's table, on the tensors' device: the tasks (int64 rows), then the task of each tile (int32). `buffer`
+    must outlive the launch."""
 
-    buffer: Tensor
-    tasks: Tensor  # int64 [tasks, words]
-    tile_task: Tensor  # int32 [tiles]
+    buffer: Tensor  # uint8
+    tasks: int
+    tiles: int
+
+    @property
+    def tasks_bytes(self) -> int:
+        return self.tasks * len(Column) * 8
 
 
 # A network has few shapes, each of them many times.
@@ -80,18 +85,17 @@ def _walk(shape: tuple[int, ...], strides: tuple[int, ...], groups: int) -> tupl
 def pack(tensors: list[Tensor], groups: list[int], device: torch.device) -> Table:
     """The table for tensors of one dtype, none of them empty."""
     size = tensors[0].element_size()
-    tasks = np.empty((len(tensors), len(Column)), dtype=np.int64)
-    tasks[:, Column.ELEMENTS :] = [_walk(t.shape, t.stride(), g) for t, g in zip(tensors, groups, strict=True)]
-    tasks[:, Column.DST] = [t.data_ptr() for t in tensors]
-    tasks[:, Column.LEAD] = tasks[:, Column.DENSE] * (tasks[:, Column.DST] % VECTOR_BYTES) // size
-    tiles = -(-(tasks[:, Column.ELEMENTS] + tasks[:, Column.LEAD]) // (TILE_BYTES // size))
-    tasks[:, Column.FIRST_TILE] = tiles.cumsum() - tiles
-    tile_task = np.repeat(np.arange(len(tasks), dtype=np.int32), tiles)
-    host = np.concatenate([tasks.reshape(-1).view(np.uint8), tile_task.view(np.uint8)])
+    rows, tiles, first_tile = [], [], 0
+    for t, g in zip(tensors, groups, strict=True):
+        walk = _walk(t.shape, t.stride(), g)
+        elements, dense = walk[:2]
+        dst = t.data_ptr()
+        lead = dst % VECTOR_BYTES // size if dense else 0
+        rows.append((dst, lead, first_tile, *walk))
+        tiles.append(-(-(elements + lead) // (TILE_BYTES // size)))
+        first_tile += tiles[-1]
+    tasks = np.array(rows, dtype=np.int64)
+    tile_task = np.repeat(np.arange(len(rows), dtype=np.int32), tiles)
+    host = torch.from_numpy(np.concatenate([tasks.reshape(-1).view(np.uint8), tile_task.view(np.uint8)]))
     # From memory that is not pinned a copy has read its source when it returns, so there is nothing to wait for.
-    buffer = torch.from_numpy(host).to(device, non_blocking=True)
-    return Table(
-        buffer,
-        buffer[: tasks.nbytes].view(torch.int64).view(tasks.shape),
-        buffer[tasks.nbytes :].view(torch.int32),
-    )
+    return Table(host.to(device, non_blocking=True), len(rows), first_tile)

@@ -1,5 +1,6 @@
 """identity_ in Triton: one launch per dtype over the same task table as the compiled backends."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -91,9 +92,9 @@ def run(tensors: list[Tensor], groups: list[int]) -> None:
         device = mine[0][0].device
         table = pack([t for t, _ in mine], [g for _, g in mine], device)
         with native.launching_on(device):
-            identity_kernel[(table.tile_task.numel(),)](
-                table.tasks,
-                table.tile_task,
+            identity_kernel[(table.tiles,)](
+                table.buffer[: table.tasks_bytes].view(torch.int64),
+                table.buffer[table.tasks_bytes :].view(torch.int32),
                 ELEMENT=_ELEMENT[dtypes.TABLE[dtype].code],
                 TILE=TILE_BYTES // dtype.itemsize,
                 VECTOR=VECTOR_BYTES // dtype.itemsize,
