@@ -41,7 +41,15 @@ def main() -> None:
         )
         if not all(torch.equal(a.cpu(), b) for a, b in moments):
             raise AssertionError(f"channel_moments, {dtype}")
-        calls += 2
+        tensors = [x, x[0, 0, 0], layers[0], x[..., 1:], x.flatten()[1:]]
+        moments = zip(
+            nk.tensor_moments(tensors, backend=backend),
+            nk.tensor_moments([t.cpu() for t in tensors], backend="reference"),
+            strict=True,
+        )
+        if not all(torch.equal(a.cpu(), b) for a, b in moments):
+            raise AssertionError(f"tensor_moments, {dtype}")
+        calls += 3
     print(f"{calls} calls on {device}: as the reference has it")
 
 

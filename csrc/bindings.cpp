@@ -52,16 +52,57 @@ void identity(bool cuda, int dtype, i64 tasks, i64 tile_task, i64 tiles, int thr
   }
 }
 
-void channel_moments(bool cuda, int dtype, i64 src, std::vector<i64> sizes, std::vector<i64> strides, i64 partials,
-                     i64 chunks, int threads, i64 stream) {
-  const n2n::MomentsArgs args{src,        sizes.at(0),   sizes.at(1),   sizes.at(2),
-                              strides.at(0), strides.at(1), strides.at(2), reinterpret_cast<double*>(partials),
-                              chunks};
+// `scratch` is room for the pivots, then for the partial sums.
+void channel_moments(bool cuda, int dtype, i64 src, std::vector<i64> sizes, std::vector<i64> strides, i64 chunk,
+                     i64 chunks, i64 scratch, i64 mean, i64 var, int threads, i64 stream) {
+  const i64 channels = sizes.at(1), elements = sizes.at(0) * sizes.at(2);
   const auto type = static_cast<n2n::DType>(dtype);
+  double* const pivots = reinterpret_cast<double*>(scratch);
+  n2n::Sums* const partials = reinterpret_cast<n2n::Sums*>(pivots + channels);
+  const n2n::MomentsArgs args{src,           sizes.at(0),   channels, sizes.at(2), strides.at(0), strides.at(1),
+                              strides.at(2), chunk, chunks,   pivots,      partials};
+  const n2n::FinishArgs finish{channels, elements, chunks, nullptr, pivots,
+                               partials, mean,     var,    type != n2n::DType::kFloat64};
   if (cuda) {
     N2N_ON_CUDA(n2n::channel_moments_cuda(type, args, reinterpret_cast<void*>(stream)));
+    N2N_ON_CUDA(n2n::finish_moments_cuda(finish, reinterpret_cast<void*>(stream)));
   } else {
     n2n::channel_moments_cpu(type, args, threads);
+    n2n::finish_moments_cpu(finish);
+  }
+}
+
+// The sums of those of the table's tensors that are in `block_task`, all of one dtype. `scratch` as above.
+void tensor_moments(bool cuda, int dtype, i64 tasks, i64 tensors, i64 block_task, i64 blocks, i64 scratch, int threads,
+                    i64 stream) {
+  double* const pivots = reinterpret_cast<double*>(scratch);
+  const n2n::TensorMomentsArgs args{reinterpret_cast<const n2n::TensorTask*>(tasks),
+                                    reinterpret_cast<const n2n::i32*>(block_task), blocks, pivots,
+                                    reinterpret_cast<n2n::Sums*>(pivots + tensors)};
+  const auto type = static_cast<n2n::DType>(dtype);
+  if (cuda) {
+    N2N_ON_CUDA(n2n::tensor_moments_cuda(type, args, reinterpret_cast<void*>(stream)));
+  } else {
+    n2n::tensor_moments_cpu(type, args, threads);
+  }
+}
+
+// The moments of all tensors of the table, float64.
+void finish_tensor_moments(bool cuda, i64 tasks, i64 tensors, i64 scratch, i64 mean, i64 var, i64 stream) {
+  const double* const pivots = reinterpret_cast<const double*>(scratch);
+  const n2n::FinishArgs finish{tensors,
+                               0,
+                               0,
+                               reinterpret_cast<const n2n::TensorTask*>(tasks),
+                               pivots,
+                               reinterpret_cast<const n2n::Sums*>(pivots + tensors),
+                               mean,
+                               var,
+                               false};
+  if (cuda) {
+    N2N_ON_CUDA(n2n::finish_moments_cuda(finish, reinterpret_cast<void*>(stream)));
+  } else {
+    n2n::finish_moments_cpu(finish);
   }
 }
 
@@ -87,13 +128,19 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_architectures") = py::none();
 #endif
   m.attr("TILE") = n2n::kTile;
-  m.attr("LANES") = n2n::kLanes;
-  m.attr("CHUNK") = n2n::kChunk;
   m.attr("TASK_WORDS") = sizeof(n2n::Task) / 8;
   m.attr("IDENTITY_TASK_WORDS") = sizeof(n2n::IdentityTask) / 8;
+  m.attr("IDENTITY_TILE_BYTES") = n2n::kIdentityTileBytes;
+  m.attr("TENSOR_TASK_WORDS") = sizeof(n2n::TensorTask) / 8;
+  m.attr("VECTOR_BYTES") = n2n::kVectorBytes;
+  m.attr("LANES") = n2n::kLanes;
+  m.attr("FOLD_LANES") = n2n::kFoldLanes;
+  m.attr("MOMENTS_THREADS") = n2n::kMomentsThreads;
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
   m.def("gather_scale", &gather_scale, unlocked);
   m.def("identity", &identity, unlocked);
   m.def("channel_moments", &channel_moments, unlocked);
+  m.def("tensor_moments", &tensor_moments, unlocked);
+  m.def("finish_tensor_moments", &finish_tensor_moments, unlocked);
   m.def("philox", &philox, "Philox4x32 of a counter of four words and a key of two, for tests against known answers.");
 }

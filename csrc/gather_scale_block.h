@@ -10,7 +10,7 @@
 #pragma once
 
 #include "gather_scale.h"
-#include "vector.h"
+#include "pack.h"
 
 namespace n2n {
 
@@ -74,9 +74,9 @@ struct Columns {
   }
 
   // From a teacher row whose beginning is aligned to a vector where `aligned` says so.
-  N2N_HD Vector<S, V> load(const S* row, bool aligned) const {
-    if (adjacent && aligned) return load_vector<S, V>(row + offset[0]);
-    Vector<S, V> s;
+  N2N_HD Pack<S, V> load(const S* row, bool aligned) const {
+    if (adjacent && aligned) return load_pack<S, V>(row + offset[0]);
+    Pack<S, V> s;
     N2N_UNROLL
     for (int j = 0; j < V; ++j) s.e[j] = row[offset[j]];
     return s;
@@ -103,7 +103,7 @@ struct Columns {
 
 // Rounds x to storage. False if there is a NaN among them, which asks for the care of `finish`.
 template <class S, int V>
-N2N_HD bool round_all(const typename Scalar<S>::compute (&x)[V], Vector<S, V>& u) {
+N2N_HD bool round_all(const typename Scalar<S>::compute (&x)[V], Pack<S, V>& u) {
   bool numbers = true;
   N2N_UNROLL
   for (int j = 0; j < V; ++j) {
@@ -115,9 +115,9 @@ N2N_HD bool round_all(const typename Scalar<S>::compute (&x)[V], Vector<S, V>& u
 
 // Adds the noise of row o to the shares x of the elements `s` of the teacher's row. False, as above, if `u` is not good.
 template <class S, Noise N, int V>
-N2N_HD bool add_noise(const Element<S>& element, const Columns<S, N, V>& columns, const Vector<S, V>& s,
+N2N_HD bool add_noise(const Element<S>& element, const Columns<S, N, V>& columns, const Pack<S, V>& s,
                       const typename Scalar<S>::compute (&x)[V], typename Scalar<S>::compute c_out, i64 o,
-                      Vector<S, V>& u) {
+                      Pack<S, V>& u) {
   using C = typename Scalar<S>::compute;
   const Task& t = element.t;
   u32 word[V];
@@ -160,7 +160,7 @@ struct BlockTile {
   N2N_HD u32 teacher_row() const { return static_cast<u32>(t.src_I * t.K); }
   N2N_HD u32 student_row() const { return static_cast<u32>(t.I * t.K); }
   // Elements from one staged row to the next: each begins at a multiple of a vector.
-  N2N_HD u32 pitch() const { return (teacher_row() + kVector<S> - 1) / kVector<S> * kVector<S>; }
+  N2N_HD u32 pitch() const { return (teacher_row() + kVectorOf<S> - 1) / kVectorOf<S> * kVectorOf<S>; }
 
   N2N_HD const S* source(i64 row) const {
     return reinterpret_cast<const S*>(t.src) + (tile.first + row) * t.src_stride_o;
@@ -177,7 +177,7 @@ struct BlockTile {
   N2N_HD void stage(S* shared, int thread) const {
     if (!t.rows || !t.staged) return;
     if (source_aligned()) {
-      copy_in<kVector<S>>(shared, thread);
+      copy_in<kVectorOf<S>>(shared, thread);
     } else {
       copy_in<1>(shared, thread);
     }
@@ -195,9 +195,9 @@ struct BlockTile {
         emit_rows<1, false>(element, shared, thread);
       }
     } else if (t.staged) {
-      emit_rows<kVector<S>, true>(element, shared, thread);
+      emit_rows<kVectorOf<S>, true>(element, shared, thread);
     } else {
-      emit_rows<kVector<S>, false>(element, shared, thread);
+      emit_rows<kVectorOf<S>, false>(element, shared, thread);
     }
   }
 
@@ -209,13 +209,13 @@ struct BlockTile {
       // The rows are one piece of memory.
       const u32 count = per_row * static_cast<u32>(rows());
       for (u32 v = static_cast<u32>(thread); v < count; v += kBlockThreads) {
-        store_vector<S, V>(shared + v * V, load_vector<S, V>(source(0) + v * V, args.streaming), false);
+        stage_pack<S, V>(shared + v * V, load_pack<S, V>(source(0) + v * V, args.streaming));
       }
       return;
     }
     for (i64 r = 0; r < rows(); ++r) {
       for (u32 v = static_cast<u32>(thread); v < per_row; v += kBlockThreads) {
-        store_vector<S, V>(shared + r * line + v * V, load_vector<S, V>(source(r) + v * V, args.streaming), false);
+        stage_pack<S, V>(shared + r * line + v * V, load_pack<S, V>(source(r) + v * V, args.streaming));
       }
     }
   }
@@ -233,12 +233,12 @@ struct BlockTile {
     for (u32 e = begin + lane * V; e < end; e += lanes * V) {
       const auto columns = Columns<S, N, V>::of(t, e);
       for (i64 r = line; r < count; r += lines) {
-        const Vector<S, V> s = columns.load(Staged ? shared + r * pitch() : source(r), from_aligned);
+        const Pack<S, V> s = columns.load(Staged ? shared + r * pitch() : source(r), from_aligned);
         C x[V];
         N2N_UNROLL
         for (int j = 0; j < V; ++j) x[j] = Scalar<S>::load(s.e[j]) * columns.scale[j];
         // What every replica has that has neither a scale of its own nor noise.
-        Vector<S, V> same = s;
+        Pack<S, V> same = s;
         const bool numbers = element.plain || round_all<S, V>(x, same);
         const i64 row = tile.first + r;
         const i32 first = t.row_begin ? table<i32>(t.row_begin, row) : 0;
@@ -246,7 +246,7 @@ struct BlockTile {
         for (i32 n = first; n < last; ++n) {
           const i64 o = t.row_begin ? table<i32>(t.row_list, n) : row;
           const C c_out = t.out_scale ? table<C>(t.out_scale, o) : C(1);
-          Vector<S, V> u = same;
+          Pack<S, V> u = same;
           bool good = numbers;
           if (t.out_scale || (N != Noise::kNone && has_noise(element, columns, o))) {
             C y[V];
@@ -259,7 +259,7 @@ struct BlockTile {
             }
           }
           if (good) {
-            store_vector<S, V>(reinterpret_cast<S*>(t.dst) + o * t.dst_stride_o + e, u, args.streaming);
+            store_pack<S, V>(reinterpret_cast<S*>(t.dst) + o * t.dst_stride_o + e, u, args.streaming);
           } else {
             one_by_one(element, o, e, V);
           }

@@ -13,7 +13,7 @@ template <class S, Noise N>
 void run_blocks(const GatherScaleArgs& args) {
   // Exactly as large as what the launch asks for, so that a sanitizer sees an element too far.
   const std::size_t vectors = static_cast<std::size_t>((args.stage_bytes + kVectorBytes - 1) / kVectorBytes);
-  const std::unique_ptr<Vector<S, kVector<S>>[]> stage(new Vector<S, kVector<S>>[vectors]);
+  const std::unique_ptr<Pack<S, kVectorOf<S>>[]> stage(new Pack<S, kVectorOf<S>>[vectors]);
   S* const shared = reinterpret_cast<S*>(stage.get());
   for (i64 number = 0; number < args.count; ++number) {
     const auto tile = BlockTile<S, N>::of(args, number);

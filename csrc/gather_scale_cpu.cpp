@@ -19,7 +19,7 @@ constexpr i64 kStreamedBytes = 1024;
 
 // x = (w * scale) * c_out, rounded. Whether there was a NaN among them, for which rounding is not enough.
 template <class S>
-N2N_CLONES bool scale_piece(S* out, const S* in, const typename Scalar<S>::compute* scale,
+N2N_SIMD bool scale_piece(S* out, const S* in, const typename Scalar<S>::compute* scale,
                             typename Scalar<S>::compute c_out, bool has_in, bool has_out, i64 n) {
   using C = typename Scalar<S>::compute;
   int nan = 0;
@@ -39,7 +39,7 @@ N2N_CLONES bool scale_piece(S* out, const S* in, const typename Scalar<S>::compu
 
 // The words of indices 4 * block and on, four per block; `out` has room for a multiple of kBlocks blocks.
 constexpr i64 kBlocks = 16;
-N2N_CLONES void make_words(u32* out, NoiseKey key, u64 block, i64 blocks) {
+N2N_SIMD void make_words(u32* out, NoiseKey key, u64 block, i64 blocks) {
   for (i64 b = 0; b < blocks; b += kBlocks) {
     u32 word[4][kBlocks];
     for (i64 l = 0; l < kBlocks; ++l) {
@@ -66,7 +66,7 @@ struct Words {
 };
 
 template <class S>
-N2N_CLONES bool replica_piece(S* out, const S* in, const typename Scalar<S>::compute* scale,
+N2N_SIMD bool replica_piece(S* out, const S* in, const typename Scalar<S>::compute* scale,
                               typename Scalar<S>::compute c_out, const u32* words,
                               typename Scalar<S>::compute sigma, i64 n) {
   using C = typename Scalar<S>::compute;
@@ -86,7 +86,7 @@ N2N_CLONES bool replica_piece(S* out, const S* in, const typename Scalar<S>::com
 enum Flag : u32 { kNoisy = 1, kSecondHalf = 2, kNextSecondHalf = 4 };
 
 template <class S>
-N2N_CLONES bool cancelling_piece(S* out, const S* in, const typename Scalar<S>::compute* scale,
+N2N_SIMD bool cancelling_piece(S* out, const S* in, const typename Scalar<S>::compute* scale,
                                  typename Scalar<S>::compute c_out, const u32* words, const u32* next_words,
                                  const u32* flags, typename Scalar<S>::compute sigma, i64 n) {
   using C = typename Scalar<S>::compute;

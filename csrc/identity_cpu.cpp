@@ -1,18 +1,94 @@
+#include <algorithm>
+
 #include "dispatch.h"
 #include "kernels.h"
 #include "parallel.h"
 
 namespace n2n {
+namespace {
+
+// What is larger than this is not in a cache afterwards anyway, so it is stored past them.
+constexpr i64 kStreamFrom = i64{32} << 20;
+
+// Tiles that are stored past the caches before the thread waits for them to have arrived.
+constexpr i64 kTilesAtOnce = 16;
+
+// What one thread fills in less time than it takes to start another.
+constexpr i64 kBytesPerThread = i64{4} << 20;
+
+struct Ones {
+  i64 next, end;
+};
+
+// Elements [begin, end) of a dense tensor, with plain stores: zeros first, while the tile stays in the first cache.
+template <class S>
+void fill(const IdentityTask& t, i64 begin, i64 end, Ones ones) {
+  S* const dst = reinterpret_cast<S*>(t.dst);
+  memset(static_cast<void*>(dst + begin), 0, static_cast<std::size_t>(end - begin) * sizeof(S));
+  for (; ones.next < ones.end; ++ones.next) dst[position_of_one(t, ones.next)] = one_or_zero<S>(true);
+}
+
+// The same past the caches, where each vector must be right when it is stored. `begin` and `end` lie at multiples of
+// 16 bytes.
+template <class S>
+void stream(const IdentityTask& t, i64 begin, i64 end, Ones ones) {
+  S* const dst = reinterpret_cast<S*>(t.dst);
+  const Vector zero = vector_of_ones<S>(0);
+  i64 e = begin;
+  while (e < end) {
+    const i64 one = ones.next < ones.end ? position_of_one(t, ones.next) : end;
+    for (; e + 4 * kVectorOf<S> <= one; e += 4 * kVectorOf<S>) {  // a cache line
+      for (int v = 0; v < 4; ++v) stream_vector(dst + e + v * kVectorOf<S>, zero);
+    }
+    for (; e + kVectorOf<S> <= one; e += kVectorOf<S>) stream_vector(dst + e, zero);
+    if (e >= end) break;
+    u32 bits = 0;
+    for (; ones.next < ones.end && position_of_one(t, ones.next) < e + kVectorOf<S>; ++ones.next) {
+      bits |= 1u << (position_of_one(t, ones.next) - e);
+    }
+    stream_vector(dst + e, vector_of_ones<S>(bits));
+    e += kVectorOf<S>;
+  }
+}
+
+// Elements [begin, end) of a tensor with gaps.
+template <class S>
+void scatter(const IdentityTask& t, i64 begin, i64 end, Ones ones) {
+  for (i64 row = begin; row < end;) {
+    const i64 row_end = std::min(end, (quotient(row, t.extent_2) + 1) * t.extent_2);
+    S* dst = scattered<S>(t, row);
+    for (; row < row_end; ++row, dst += t.stride_2) *dst = one_or_zero<S>(false);
+  }
+  for (; ones.next < ones.end; ++ones.next) {
+    *scattered<S>(t, position_of_one(t, ones.next)) = one_or_zero<S>(true);
+  }
+}
+
+template <class S>
+void run_tile(const IdentityTask& t, i64 tile, bool past_caches) {
+  const i64 slot = IdentityTile<S>::begin(t, tile);
+  const i64 begin = std::max<i64>(slot, 0), end = std::min<i64>(slot + IdentityTile<S>::kSlots, t.elements);
+  const Ones ones{ones_before(t, begin), ones_before(t, end)};
+  if (!t.dense) return scatter<S>(t, begin, end, ones);
+  const bool whole = end - begin == IdentityTile<S>::kSlots;
+  return past_caches && whole ? stream<S>(t, begin, end, ones) : fill<S>(t, begin, end, ones);
+}
+
+}  // namespace
 
 void identity_cpu(DType dtype, const IdentityArgs& args, int threads) {
+  const i64 bytes = args.tiles * kIdentityTileBytes;
+  const bool past_caches = bytes >= kStreamFrom;
+  threads = static_cast<int>(std::min<i64>(threads, bytes / kBytesPerThread));
   dispatch(dtype, [&](auto type) {
     using S = typename decltype(type)::storage;
-    parallel_for(args.tiles, threads, [&](i64 tile) {
-      const IdentityTask& t = args.tasks[args.tile_task[tile]];
-      const i64 begin = (tile - t.first_tile) * kTile;
-      const i64 end = std::min(begin + kTile, t.O * t.I * t.K);
-      Cursor c = TileStart::of(t, begin).at(0);
-      for (i64 e = begin; e < end; ++e, c.step(t)) write_identity<S>(t, c);
+    const i64 at_once = past_caches ? kTilesAtOnce : 1;
+    parallel_for((args.tiles + at_once - 1) / at_once, threads, [&](i64 group) {
+      const i64 end = std::min((group + 1) * at_once, args.tiles);
+      for (i64 tile = group * at_once; tile < end; ++tile) {
+        run_tile<S>(args.tasks[args.tile_task[tile]], tile, past_caches);
+      }
+      if (past_caches) finish_streaming();
     });
   });
 }

@@ -5,17 +5,20 @@
 namespace n2n {
 namespace {
 
+// One block per tile.
 template <class S>
 __global__ void __launch_bounds__(kThreads) identity_kernel(IdentityArgs args) {
+  using Tile = IdentityTile<S>;
+  __shared__ typename Tile::Shared shared;
+  const int thread = static_cast<int>(threadIdx.x);
   for (i64 tile = blockIdx.x; tile < args.tiles; tile += gridDim.x) {
     const IdentityTask& t = args.tasks[args.tile_task[tile]];
-    const i64 begin = (tile - t.first_tile) * kTile;
-    const i64 left = t.O * t.I * t.K - begin;
-    const int count = static_cast<int>(left < kTile ? left : kTile);
-    const TileStart start = TileStart::of(t, begin);
-    for (int e = static_cast<int>(threadIdx.x); e < count; e += kThreads) {
-      write_identity<S>(t, start.at(static_cast<u32>(e)));
-    }
+    Tile::clear(t, tile, thread, kThreads, shared);
+    __syncthreads();
+    Tile::mark(t, tile, thread, kThreads, shared);
+    __syncthreads();
+    Tile::store(t, tile, thread, kThreads, shared);
+    __syncthreads();  // all marks are read before the next tile's are written
   }
 }
 

@@ -11,13 +11,13 @@
 #include <emmintrin.h>
 #endif
 
-// Marks a function with a loop that the compiler vectorises: it is compiled twice, and the processor at hand chooses.
-// Not under sanitizers, whose runtime is not up yet when that choice is made.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
-    !defined(__SANITIZE_THREAD__)
-#define N2N_CLONES __attribute__((target_clones("avx2", "default")))
+// Marks a function with a loop that the compiler vectorises: it is compiled twice, with the same arithmetic, product by
+// product, and the processor at hand chooses. Not under sanitizers, whose runtime is not up yet when that choice is made.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define N2N_SIMD __attribute__((target_clones("avx2", "default")))
 #else
-#define N2N_CLONES
+#define N2N_SIMD
 #endif
 
 namespace n2n {

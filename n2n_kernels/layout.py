@@ -62,6 +62,9 @@ def is_aligned(t: Tensor) -> bool:
 
 def byte_range(t: Tensor) -> tuple[int, int]:
     """First byte of `t` and the one past its last; equal if it is empty."""
+    if t.is_contiguous():
+        begin = t.data_ptr()
+        return begin, begin + t.nbytes
     if t.numel() == 0:
         return t.data_ptr(), t.data_ptr()
     last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))

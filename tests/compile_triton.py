@@ -28,7 +28,7 @@ moments = importlib.import_module("n2n_kernels.ops.channel_moments.triton")
 
 #: Triton's names of the dtypes, by the kernels' code.
 ELEMENTS = ["fp32", "fp64", "bf16", "fp16"]
-ITEM_BYTES = [4, 8, 2, 2]
+SIZES = [4, 8, 2, 2]  # bytes
 
 
 def sources(codes: list[int], noises: list[int]) -> Iterator[tuple[str, ASTSource]]:
@@ -46,54 +46,93 @@ def sources(codes: list[int], noises: list[int]) -> Iterator[tuple[str, ASTSourc
                         "NOISE": noise,
                         "TILE": gather_scale.TILE,
                         "BLOCK": gather_scale.BLOCKS[noise],
-                        "VECTOR": 16 // ITEM_BYTES[code],
+                        "VECTOR": 16 // SIZES[code],
                     },
                 ),
             )
+        vector = 16 // SIZES[code]
         yield (
             f"identity {name}",
             source(
                 identity.identity_kernel,
                 {"tasks": "*i64", "tile_task": "*i32"},
-                {"ELEMENT": identity._ELEMENT[code], "TILE": identity.TILE, "BLOCK": 1024},
+                {
+                    "ELEMENT": identity._ELEMENT[code],
+                    "TILE": identity.TILE_BYTES // SIZES[code],
+                    "VECTOR": vector,
+                    "BLOCK": 256,
+                },
             ),
         )
-        strides = {"stride_n": "i64", "stride_c": "i32"}
-        always = {"CODE": code, "CHUNK": moments.CHUNK, "LANES": moments.LANES}
-        for kind, types, constants in (
-            ("strided", {"chunks": "i32", "total": "i64", "S": "i32", **strides, "stride_s": "i32"}, {}),
-            # Triton makes a constant of an argument that is 1.
-            ("contiguous", {"chunks": "i32", "total": "i32", "S": "i32", **strides}, {"stride_s": 1}),
-            ("vectors", {"total": "i32", "stride_n": "i32", "stride_s": "i32"}, {"chunks": 1, "S": 1, "stride_c": 1}),
-        ):
-            signature = {"x": f"*{name}", "partials": "*fp64", **types}
-            yield (
-                f"channel_moments {kind} {name}",
-                source(moments.channel_moments_kernel, signature, {**constants, **always}),
-            )
+        yield from moments_sources(code, vector)
+    yield (
+        "finish_channels",
+        source(
+            moments.finish_channels_kernel,
+            {"pivots": "*fp64", "partials": "*fp64", "chunks": "i32", "n": "i64", "mean": "*fp32", "var": "*fp32"},
+            {"FLOAT": True},
+        ),
+    )
+    pointers = {"tasks": "*i64", **dict.fromkeys(("pivots", "partials", "mean", "var"), "*fp64")}
+    yield "finish_tensors", source(moments.finish_tensors_kernel, pointers, {})
+
+
+def moments_sources(code: int, vector: int) -> Iterator[tuple[str, ASTSource]]:
+    name = ELEMENTS[code]
+    types = {"x": f"*{name}", "pivots": "*fp64", "partials": "*fp64"}
+    short = ("C", "n", "S", "stride_n", "stride_c", "stride_s", "step", "wrap", "step_s", "chunk", "chunks")
+    for kind, v, along_channels, ones in (
+        ("wide", vector, False, {"stride_s": 1}),  # Triton makes a constant of an argument that is 1
+        ("wide along channels", vector, True, {"stride_c": 1}),
+        ("strided", 1, False, {}),
+        ("strided along channels", 1, True, {"stride_c": 1}),
+    ):
+        long = {"n": "i64", "stride_n": "i64", "wrap": "i64"}
+        signature = {**types, **{arg: long.get(arg, "i32") for arg in short if arg not in ones}}
+        always = {"CODE": code, "V": v, "ALONG_CHANNELS": along_channels, "UNITS": 8 if along_channels else 8 * v}
+        yield (
+            f"channel_moments {kind} {name}",
+            source(moments.channel_moments_kernel, signature, {**ones, **always}),
+        )
+    signature = {"tasks": "*i64", "block_task": "*i32", "pivots": "*fp64", "partials": "*fp64"}
+    constants = {"CODE": code, "V": vector, "UNITS": 8 * vector}
+    yield f"tensor_moments wide {name}", source(moments.tensor_moments_kernel, signature, constants)
 
 
 def source(kernel: Any, signature: dict[str, str], constants: dict[str, Any]) -> ASTSource:
     return ASTSource(kernel, signature={**signature, **dict.fromkeys(constants, "constexpr")}, constexprs=constants)
 
 
-def disassemble(cubin: bytes) -> list[str] | None:
-    """The names of the instructions, or None without a disassembler."""
+def disassemble(cubin: bytes) -> str | None:
+    """The machine code as text, or None without a disassembler."""
     nvdisasm = find_tool("nvdisasm")
     if nvdisasm is None:
         return None
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([nvdisasm, "-c", file.name], check=True, capture_output=True, text=True).stdout
-    return sorted(opcodes(text))
+        return subprocess.run([nvdisasm, "-c", file.name], check=True, capture_output=True, text=True).stdout
+
+
+def options(name: str) -> dict[str, Any]:
+    """As the launches have them."""
+    if name.startswith("gather_scale"):
+        return gather_scale.OPTIONS
+    more = {} if name.startswith("finish") else {"num_warps": 8}
+    return {"enable_fp_fusion": False, **more}
 
 
 def main(arch: int, codes: list[int], noises: list[int]) -> None:
     for name, ast in sources(codes, noises):
-        compiled = triton.compile(ast, target=GPUTarget("cuda", arch, 32), options={"enable_fp_fusion": False})
-        used = disassemble(compiled.asm["cubin"])
-        print(json.dumps({"kernel": name, "target": f"sm_{arch}" in compiled.asm["ptx"], "opcodes": used}))
+        compiled = triton.compile(ast, target=GPUTarget("cuda", arch, 32), options=options(name))
+        text = disassemble(compiled.asm["cubin"])
+        found = {
+            "kernel": name,
+            "target": f"sm_{arch}" in compiled.asm["ptx"],
+            "opcodes": None if text is None else sorted(opcodes(text)),
+            "instructions": None if text is None else text.count(";"),
+        }
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import torch
 
 import n2n_kernels as nk
 from n2n_kernels import dtypes, native, table
-from n2n_kernels.ops.channel_moments import api as moments
+from n2n_kernels.ops.channel_moments import order
+from n2n_kernels.ops.channel_moments import tasks as moments_tasks
 from n2n_kernels.ops.gather_scale import tasks as gather_scale_tasks
 from n2n_kernels.ops.identity import tasks as identity_tasks
 
@@ -117,9 +118,12 @@ def test_python_and_native_agree_on_their_constants() -> None:
         pytest.skip(native.missing)
     c = native.module()
     assert c.TILE == table.TILE
-    assert (c.CHUNK, c.LANES) == (moments.CHUNK, moments.LANES)
+    assert (c.LANES, c.FOLD_LANES) == (order.LANES, order.FOLD_LANES)
+    assert (c.MOMENTS_THREADS, c.VECTOR_BYTES) == (moments_tasks.THREADS, moments_tasks.VECTOR_BYTES)
+    assert (c.IDENTITY_TILE_BYTES, c.VECTOR_BYTES) == (identity_tasks.TILE_BYTES, identity_tasks.VECTOR_BYTES)
     assert len(gather_scale_tasks.Column) == c.TASK_WORDS
     assert len(identity_tasks.Column) == c.IDENTITY_TASK_WORDS
+    assert len(moments_tasks.Column) == c.TENSOR_TASK_WORDS
     assert sorted(d.code for d in dtypes.TABLE.values()) == [0, 1, 2, 3]
 
 

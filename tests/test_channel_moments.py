@@ -5,18 +5,30 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import DTYPES, FORMATS, LAYOUTS, assert_same_bits, from_bits, place, random_weights
+from kernel_cases import DTYPES, FORMATS, LAYOUTS, assert_same_bits, every_half, from_bits, place, random_weights
 from torch import Tensor
 
 import n2n_kernels as nk
+from n2n_kernels.ops.channel_moments.order import LANES, chunk_of
 
 SMALL = [(3,), (5, 2), (4, 1, 5), (2, 2, 4, 5), (3, 2, 3, 2, 4)]
 
-#: Around the 256 lanes and the 4,096 elements of a chunk; many chunks, which is more than one fold; one channel.
-CHUNKS = [(255, 1), (257, 2), (16, 1, 16, 16), (1, 2, 64, 65), (45, 1, 25, 31)]
+#: Around the 32 lanes, and chunks of 256 and of 1,024 elements; more than 256 chunks, which have lanes of their own;
+#: rows that are whole 16-byte vectors and rows that are not; channels that are and that are not.
+CHUNKS = [
+    (31, 1),
+    (33, 2),
+    (16, 1, 4, 4),
+    (1, 2, 16, 17),
+    (3, 8, 16, 16),
+    (2, 40, 4, 18),
+    (40, 9, 7, 7),
+    (1, 2, 65, 257),
+    (5, 1, 256, 257),
+]
 
 #: NumPy, in which Triton's interpreter computes, warns of what one test does on purpose.
-not_finite = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning:(triton|numpy)")
+not_finite = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning:(triton|numpy)")
 
 
 def two_pass(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -50,7 +62,22 @@ def test_values_and_bits_in_any_layout(backend: str, device: torch.device, dtype
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_values_and_bits_at_the_edges_of_chunks(backend: str, device: torch.device, dtype: torch.dtype) -> None:
     for i, shape in enumerate(CHUNKS):
-        check(random_weights(shape, dtype, i) - 2, "contiguous", backend, device)
+        # The longest, which is there for its many chunks, takes Triton's interpreter seconds.
+        for layout in ("contiguous", "channels_last", "offset") if shape != CHUNKS[-1] else ("contiguous",):
+            if len(shape) in LAYOUTS[layout].dims:
+                check(random_weights(shape, dtype, i) - 2, layout, backend, device)
+
+
+def test_the_size_of_a_chunk() -> None:
+    """A power of two, so of whole lanes; few chunks for a short channel, and not too many for a long one."""
+    for n in [1, 255, 256, 257, 10_000, 16_384, 16_385, 65_536, 65_537, 10**6, 2**24, 2**24 + 1, 2**32 + 1]:
+        chunk = chunk_of(n)
+        assert chunk.bit_count() == 1
+        assert chunk % LANES == 0
+        assert chunk >= 256
+        assert -(-n // chunk) <= 16_384
+        assert chunk <= 1024 or n > 2**24
+        assert chunk == 256 or n / chunk > 32
 
 
 def check(values: Tensor, layout: str, backend: str, device: torch.device) -> None:
@@ -118,6 +145,7 @@ def test_what_is_not_finite_stays_in_its_channel(backend: str, device: torch.dev
     assert_same_bits(var, expected_var)
 
 
+@not_finite
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_extreme_numbers(backend: str, device: torch.device, dtype: torch.dtype) -> None:
     """The largest numbers do not overflow on the way where the result exists; the smallest do not vanish."""
@@ -130,6 +158,22 @@ def test_extreme_numbers(backend: str, device: torch.device, dtype: torch.dtype)
     tiny = from_bits([1, 3], dtype).view(2, 1)
     mean, _ = nk.channel_moments(tiny.to(device), backend=backend)
     assert_same_bits(mean, tiny.double().mean(0).to(mean.dtype))
+
+
+@not_finite
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_number_of_sixteen_bits(backend: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Each in a channel of its own, whose mean it is, along the channels and along the elements."""
+    if backend == "triton" and device.type == "cpu":
+        pytest.skip("takes too long under Triton's interpreter")
+    x = every_half(dtype).view(1, -1).to(device)
+    finite = x[0].isfinite().cpu()
+    for layout in (x, x.repeat(2, 1).t().contiguous().t()):
+        mean, var = (m.cpu() for m in nk.channel_moments(layout, backend=backend))
+        assert_same_bits(mean[finite] + 0.0, x[0].cpu().float()[finite] + 0.0)  # the sign of zero is not kept
+        assert var[finite].eq(0).all()
+        assert mean[x[0].cpu().isnan()].isnan().all()
+        assert mean[x[0].cpu().isinf()].isinf().all()
 
 
 def test_the_result_does_not_depend_on_threads(backend: str, device: torch.device) -> None:

@@ -97,7 +97,8 @@ def test_many_tiles(backend: str, device: torch.device, dtype: torch.dtype, layo
 @pytest.mark.parametrize("options", NOISES[1:], ids=["replicas", "cancelling"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_many_tiles_with_noise(backend: str, device: torch.device, dtype: torch.dtype, options: dict[str, Any]) -> None:
-    given = teachers(LARGE, dtype)
+    # Triton's interpreter takes seconds for what the others do in milliseconds.
+    given = teachers(LARGE[:1] if backend == "triton" and device.type == "cpu" else LARGE, dtype)
     expected = nk.gather_scale(**arguments(given, torch.device("cpu")), **options, backend="reference")
     got = nk.gather_scale(**arguments(given, device), **options, backend=backend)
     for i, (a, b) in enumerate(zip(got, expected, strict=True)):

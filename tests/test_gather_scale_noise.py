@@ -93,7 +93,8 @@ def test_cancelling_noise_is_this_noise(backend: str, device: torch.device) -> N
 def test_noise_has_the_standard_deviation_asked_for(
     backend: str, device: torch.device, dtype: torch.dtype, noise: str
 ) -> None:
-    n, std = 160, 0.25
+    # Triton's interpreter takes seconds for what the others do in milliseconds.
+    n, std = 48 if backend == "triton" and device.type == "cpu" else 160, 0.25
     g = torch.arange(n).repeat(2)
     maps: dict[str, Any] = (
         {"out_maps": [g], "in_maps": None} if noise == "replicas" else {"out_maps": None, "in_maps": [g]}

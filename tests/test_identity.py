@@ -13,7 +13,7 @@ import n2n_kernels as nk
 
 CPU = torch.device("cpu")
 
-#: Shape and groups. Wide and narrow, even kernels, one channel, several tiles of 4,096 elements.
+#: Shape and groups. Wide and narrow, even kernels, one channel.
 CASES = [
     ((5, 3), 1),
     ((3, 5), 1),
@@ -29,6 +29,16 @@ CASES = [
     ((3, 3, 3, 3, 3), 1),
     ((33, 130), 1),
     ((40, 20, 3, 3), 2),
+    # Ones in a row, and ones that are neighbours at a group's end: more than a single one in 16 bytes.
+    ((7, 1), 7),
+    ((40, 1), 40),
+    ((12, 3), 4),
+    ((32, 8), 4),
+    # Several tiles of 16 KB in every dtype, and in float64 alone.
+    ((96, 96, 3), 1),
+    ((64, 48, 3, 1), 2),
+    ((60, 1, 9, 9), 60),
+    ((3, 2, 5, 5, 5), 3),
 ]
 
 
@@ -72,6 +82,35 @@ def test_as_torch_has_it(backend: str, device: torch.device) -> None:
         else:
             continue
         assert_same_bits(w, expected, f"{shape}, groups {groups}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_distance_from_a_multiple_of_sixteen_bytes(backend: str, device: torch.device, dtype: torch.dtype) -> None:
+    """What lies before the first whole vector and behind the last one; tensors that hold no whole one."""
+    tensors, expected, pools = [], [], []
+    for shape in ((1, 1), (3, 2), (5, 7), (2, 2, 3)):
+        n = torch.Size(shape).numel()
+        for offset in range(16 // dtype.itemsize + 1):
+            pools.append(torch.full((offset + n + 9,), -1.0, dtype=dtype, device=device))
+            tensors.append(pools[-1][offset : offset + n].view(shape))
+            want = torch.full_like(pools[-1], -1.0, device="cpu")
+            want[offset : offset + n] = identity_kernel(shape, 1).to(dtype).flatten()
+            expected.append(want)
+    nk.identity_(tensors, backend=backend)
+    for pool, want in zip(pools, expected, strict=True):
+        assert_same_bits(pool, want)
+
+
+def test_large_enough_to_go_past_the_caches(backend: str, device: torch.device) -> None:
+    if backend == "triton" and device.type == "cpu":
+        pytest.skip("takes too long under Triton's interpreter")
+    pool = torch.full((3000 * 3010 + 9,), -1.0, device=device)  # 36 MB
+    w = pool[3:-6].view(3000, 3010)
+    nk.identity_([w], backend=backend)
+    assert pool[:3].eq(-1).all()
+    assert pool[-6:].eq(-1).all()
+    assert w.diagonal().eq(1).all()
+    assert int(w.count_nonzero()) == 3000
 
 
 def test_a_convolution_with_it_changes_nothing(backend: str, device: torch.device) -> None:

@@ -55,8 +55,14 @@ def test_opcheck_channel_moments(backend: str, device: torch.device, dtype: torc
     torch.library.opcheck(torch.ops.n2n.channel_moments, (x.to(memory_format=torch.channels_last), -1, backend))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck_tensor_moments(backend: str, device: torch.device, dtype: torch.dtype) -> None:
+    tensors = [torch.arange(60.0, device=device).view(3, 4, 5).to(dtype), torch.ones((), device=device)]
+    torch.library.opcheck(torch.ops.n2n.tensor_moments, (tensors, backend))
+
+
 def grow(w: Tensor, bias: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All three ops in one function, as a growth step would be compiled."""
+    """All four ops in one function, as a growth step would be compiled."""
     u, b = nk.gather_scale(
         [w, bias], [MAP_OUT, MAP_OUT], [MAP_IN, None], in_scales=[torch.tensor([0.5, 1.0, 1.0, 0.5]), None],
         noise_std=[0.1, 0.0], noise="cancelling", seed=5,
@@ -64,7 +70,8 @@ def grow(w: Tensor, bias: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     layer = torch.zeros(5, 5, 3, 3, device=w.device)
     nk.identity_([layer])
     mean, var = nk.channel_moments(torch.nn.functional.conv2d(x, u, b) + layer.sum())
-    return u * 2, mean, var
+    _, spread = nk.tensor_moments([w, bias])
+    return u * spread.sqrt()[0], mean, var
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -99,6 +106,9 @@ def test_compiled_writes_reach_the_tensors(any_device: torch.device) -> None:
 def test_the_schemas_say_what_is_written() -> None:
     written = {
         name: [a.name for a in getattr(torch.ops.n2n, name).default._schema.arguments if a.is_write]
-        for name in ("gather_scale", "gather_scale_out", "identity_", "channel_moments")
+        for name in ("gather_scale", "gather_scale_out", "identity_", "channel_moments", "tensor_moments")
     }
-    assert written == {"gather_scale": [], "gather_scale_out": ["out"], "identity_": ["tensors"], "channel_moments": []}
+    assert {name: arguments for name, arguments in written.items() if arguments} == {
+        "gather_scale_out": ["out"],
+        "identity_": ["tensors"],
+    }

@@ -36,9 +36,9 @@ def compile_and_run(folder: Path, sanitizers: str, rounds: int) -> str:
 
 
 def test_no_address_and_no_undefined_behaviour(tmp_path: Path) -> None:
-    assert compile_and_run(tmp_path, "address,undefined", 60).endswith("ok\n")
+    assert compile_and_run(tmp_path, "address,undefined", 15).endswith("ok\n")
 
 
 @pytest.mark.slow
 def test_no_data_race(tmp_path: Path) -> None:
-    assert compile_and_run(tmp_path, "thread", 200).endswith("ok\n")
+    assert compile_and_run(tmp_path, "thread", 40).endswith("ok\n")

@@ -1,6 +1,8 @@
 """NVIDIA's binary tools, from the CUDA toolkit or from Triton's package, where one of them is installed."""
 
 import importlib.util
+import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +19,37 @@ def find_tool(name: str) -> str | None:
 
 
 def opcodes(disassembly: str) -> set[str]:
-    """The instructions' names in what `cuobjdump -sass` or `nvdisasm` prints, e.g. {"LDG", "FMUL"}."""
-    lines = re.findall(r"^\s*(?:/\*[0-9a-f]+\*/)?\s+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9]+)\b", disassembly, re.MULTILINE)
-    return set(lines)
+    """The instructions' names in what `cuobjdump -sass` or `nvdisasm` prints, e.g. {"LDG", "FMUL"}; and, for those that
+    move sixteen bytes from or to a GPU's memory, {"LDG.128", "STG.128"}."""
+    pattern = r"^\s*(?:/\*[0-9a-f]+\*/)?\s+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9]+)((?:\.[A-Z0-9_]+)*)"
+    found = re.findall(pattern, disassembly, re.MULTILINE)
+    wide = {f"{name}.128" for name, modifiers in found if name in {"LDG", "STG"} and ".128" in modifiers}
+    return {name for name, _ in found} | wide
+
+
+def loop_around_wide_stores(disassembly: str) -> int | None:
+    """Instructions in the longest of the innermost loops with a 16-byte store, in what `cuobjdump -sass` prints of one
+    kernel; None if there is no such loop."""
+    pattern = r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_.]+)\s*([^;]*);"
+    lines = [(int(at, 16), name, rest) for at, name, rest in re.findall(pattern, disassembly)]
+    numbers = {at: i for i, (at, _, _) in enumerate(lines)}
+    loops = []
+    for at, name, rest in lines:
+        target = re.search(r"0x([0-9a-f]+)", rest)
+        if name.startswith("BRA") and target and int(target[1], 16) < at:
+            loops.append((numbers[int(target[1], 16)], numbers[at]))
+    stores = [numbers[at] for at, name, _ in lines if name.startswith("STG") and ".128" in name]
+    lengths = [[last - first + 1 for first, last in loops if first <= store <= last] for store in stores]
+    return max((min(around) for around in lengths if around), default=None)
+
+
+def check_counts(file: Path, counts: dict[str, int], made_by: str) -> None:
+    """Compares instruction counts with those recorded in `file`, if the same compiler made them: none may have grown by
+    more than a tenth. With N2N_RECORD=1 in the environment they are recorded instead."""
+    if os.environ.get("N2N_RECORD"):
+        file.write_text(json.dumps({"made_by": made_by, "counts": counts}, indent=1) + "\n")
+    recorded = json.loads(file.read_text())
+    if recorded["made_by"] != made_by:
+        return
+    grown = {k: (recorded["counts"].get(k), n) for k, n in counts.items() if n > 1.1 * recorded["counts"].get(k, 0)}
+    assert not grown, f"more instructions than recorded (N2N_RECORD=1 records them anew): {grown}"

@@ -224,13 +224,8 @@ def _tables(pieces: tuple[Piece, ...], segments: list[Segment]) -> AxisTables:
 
 
 def _stds(tensors: list[Tensor]) -> Tensor:
-    """float64 [n]: the standard deviation of each tensor's elements, on their device."""
-    # One at a time, since a 16-bit tensor is copied for it.
-    return torch.stack([_wide(t).std(correction=0).double() for t in tensors])
-
-
-def _wide(t: Tensor) -> Tensor:
-    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+    """float64 [n]: the standard deviation of each tensor's elements, on their device, with the same bits on any."""
+    return tensor_moments(tensors)[1].sqrt()
 
 
 def check_noise(noise: str, noise_scale: float | None) -> None:

@@ -204,7 +204,7 @@ struct Tensor {
     task.k_outer = flip();
     task.rows = pick(0, 3) != 0;
     // Of every second dense tensor the rows lie at multiples of a vector.
-    const i64 step = flip() ? kVector<S> : 1;
+    const i64 step = flip() ? kVectorOf<S> : 1;
     const auto gap = [&](i64 row) { return step > 1 ? (step - row % step) % step : flip() * pick(0, 3); };
     const i64 src_size = task.rows ? dense_strides(teacher, task.k_outer != 0, gap(teacher[1] * teacher[2]), src_stride)
                                    : random_strides(teacher, src_stride);
@@ -234,13 +234,13 @@ struct Tensor {
     task.in_prefix = 0;
     while (task.in_prefix < student[1] && unit(1, task.in_prefix) == task.in_prefix) ++task.in_prefix;
     task.tile_rows = pick(1, teacher[0]);
-    task.tile_columns = flip() ? row : std::min(row, pick(1, 6) * kVector<S>);
+    task.tile_columns = flip() ? row : std::min(row, pick(1, 6) * kVectorOf<S>);
     task.staged = flip();
     task.lanes_log2 = pick(0, 8);
   }
 
   i64 stage_bytes() const {
-    const i64 vectors = (teacher[1] * teacher[2] + kVector<S> - 1) / kVector<S>;
+    const i64 vectors = (teacher[1] * teacher[2] + kVectorOf<S> - 1) / kVectorOf<S>;
     return task.rows && task.staged ? task.tile_rows * vectors * kVectorBytes : 0;
   }
 
@@ -481,67 +481,336 @@ i64 fuzz_gather_scale(DType dtype) {
   return elements;
 }
 
+// A random dense or gapped walk for identity_, with the task that n2n_kernels/ops/identity/tasks.py would write.
 template <class S>
-i64 fuzz_identity(DType dtype) {
-  const i64 groups = pick(1, 3);
-  const i64 extent[3] = {groups * pick(1, 8), pick(1, 10), pick(0, 5) ? pick(1, 9) : pick(60, 120)};
+struct IdentityCase {
+  i64 groups = pick(1, 3);
+  i64 extent[3] = {groups * pick(1, 8), pick(1, 10), pick(0, 3) ? pick(1, 9) : pick(60, 400)};
   i64 stride[3];
-  Exactly<S> dst(random_strides(extent, stride));
-  const i64 centre = pick(0, extent[2] - 1), elements = extent[0] * extent[1] * extent[2];
-  const IdentityTask task{dst.address(), extent[0], extent[1], extent[2],          stride[0], stride[1],
-                          stride[2],     flip(),    extent[0] / groups, centre, 0};
-  check_walk(task);
-  const std::vector<i32> tile_task(static_cast<std::size_t>((elements + kTile - 1) / kTile), 0);
-  check_writes(
-      task, [&](const IdentityTask& t) { identity_cpu(dtype, {&t, tile_task.data(), 1}, 1); },
-      [&](i64 o, i64 i, i64 k) -> S& { return dst[o * stride[0] + i * stride[1] + k * stride[2]]; });
-  identity_cpu(dtype, {&task, tile_task.data(), static_cast<i64>(tile_task.size())}, static_cast<int>(pick(1, 3)));
-  for (i64 o = 0; o < extent[0]; ++o) {
-    for (i64 i = 0; i < extent[1]; ++i) {
-      for (i64 k = 0; k < extent[2]; ++k) {
-        const double wanted = k == centre && i == o % (extent[0] / groups) ? 1.0 : 0.0;
-        S& element = dst[o * stride[0] + i * stride[1] + k * stride[2]];
-        require(same(value(element), wanted), "identity_: a wrong value");
-        poison(element);
+  i64 centre, offset = pick(0, 9);
+  std::unique_ptr<Exactly<S>> dst;
+  IdentityTask task{};
+
+  IdentityCase() {
+    if (pick(0, 3) == 0) extent[pick(0, 2)] = groups = 1;
+    centre = pick(0, extent[2] - 1);
+    int order[3] = {0, 1, 2};  // innermost first
+    std::shuffle(order, order + 3, rng);
+    const bool gaps = flip();
+    i64 reach = gaps ? pick(1, 2) : 1, last = 0, step[3], walked = 1;
+    for (const int d : order) {
+      stride[d] = reach;
+      step[d] = walked;
+      last += (extent[d] - 1) * reach;
+      reach = reach * extent[d] + (gaps ? pick(0, 3) : 0);
+      walked *= extent[d];
+    }
+    dst = std::make_unique<Exactly<S>>(offset + last + 1);
+    const i64 per_group = extent[0] / groups, channels = std::min(per_group, extent[1]);
+    i64 outer_step = per_group * step[0], outer = groups, inner_step = step[0] + step[1], inner = channels;
+    if (step[0] < step[1]) {
+      std::swap(outer_step, inner_step);
+      std::swap(outer, inner);
+    }
+    if (outer == 1) outer_step = walked + kVectorBytes;
+    task.dst = dst->address() + offset * static_cast<i64>(sizeof(S));
+    task.elements = walked;
+    task.dense = stride[0] == step[0] && stride[1] == step[1] && stride[2] == step[2];
+    task.lead = task.dense ? task.dst % kVectorBytes / static_cast<i64>(sizeof(S)) : 0;
+    task.extent_1 = extent[order[1]], task.extent_2 = extent[order[0]];
+    task.stride_0 = stride[order[2]], task.stride_1 = stride[order[1]], task.stride_2 = stride[order[0]];
+    task.first = centre * step[2];
+    task.outer_step = outer_step, task.inner_step = inner_step, task.inner = inner, task.ones = inner * outer;
+  }
+
+  i64 tiles() const { return (task.elements + task.lead + kIdentityTile<S> - 1) / kIdentityTile<S>; }
+  i64 index(i64 o, i64 i, i64 k) const { return offset + o * stride[0] + i * stride[1] + k * stride[2]; }
+
+  // Each element has its value, and what is between them, or before, is poison.
+  void check(const char* what) {
+    for (i64 o = 0; o < extent[0]; ++o) {
+      for (i64 i = 0; i < extent[1]; ++i) {
+        for (i64 k = 0; k < extent[2]; ++k) {
+          const double wanted = k == centre && i == o % (extent[0] / groups) ? 1.0 : 0.0;
+          S& element = (*dst)[index(o, i, k)];
+          require(same(value(element), wanted), std::string("identity_: a wrong value, ") + what);
+          poison(element);
+        }
+      }
+    }
+    for (i64 e = 0; e < dst->size; ++e) require(is_poison((*dst)[e]), "identity_ wrote between the tensor's elements");
+  }
+};
+
+// The GPU's block by hand, phase by phase and thread by thread; each thread's stores are looked at before the next's.
+template <class S>
+void identity_as_blocks(IdentityCase<S>& c) {
+  using Tile = IdentityTile<S>;
+  constexpr int kThreads = 256;
+  std::vector<int> writes(static_cast<std::size_t>(c.dst->size), 0);
+  Exactly<S> kept(c.dst->size);
+  for (i64 tile = 0; tile < c.tiles(); ++tile) {
+    auto shared = std::make_unique<typename Tile::Shared>();
+    std::memset(shared.get(), 0xFF, sizeof *shared);
+    for (int t = 0; t < kThreads; ++t) Tile::clear(c.task, tile, t, kThreads, *shared);
+    for (int t = 0; t < kThreads; ++t) Tile::mark(c.task, tile, t, kThreads, *shared);
+    for (int t = 0; t < kThreads; ++t) {
+      Tile::store(c.task, tile, t, kThreads, *shared);
+      if (c.dst->size > 2000 && t % 16 != 15) continue;  // in larger tensors 16 threads' at once: looking takes time
+      for (i64 e = 0; e < c.dst->size; ++e) {
+        if (is_poison((*c.dst)[e])) continue;
+        ++writes[static_cast<std::size_t>(e)];
+        kept[e] = (*c.dst)[e];
+        poison((*c.dst)[e]);
       }
     }
   }
-  for (i64 e = 0; e < dst.size; ++e) require(is_poison(dst[e]), "identity_ wrote between the tensor's elements");
+  i64 written = 0;
+  for (i64 e = 0; e < c.dst->size; ++e) {
+    require(writes[static_cast<std::size_t>(e)] <= 1, "identity_ writes an element twice");
+    written += writes[static_cast<std::size_t>(e)];
+    (*c.dst)[e] = kept[e];
+  }
+  require(written == c.task.elements, "identity_ leaves elements out");
+  c.check("as blocks");
+}
+
+template <class S>
+i64 fuzz_identity(DType dtype) {
+  std::vector<std::unique_ptr<IdentityCase<S>>> cases;
+  std::vector<IdentityTask> tasks;
+  std::vector<i32> tile_task;
+  i64 elements = 0;
+  for (i64 n = pick(1, 4); n > 0; --n) {
+    cases.push_back(std::make_unique<IdentityCase<S>>());
+    IdentityCase<S>& c = *cases.back();
+    identity_as_blocks(c);
+    // Tile by tile: a tile beyond the first is had by moving the task's beginning before the launch's.
+    std::vector<int> writes(static_cast<std::size_t>(c.dst->size), 0);
+    for (i64 tile = 0; tile < c.tiles(); ++tile) {
+      IdentityTask moved = c.task;
+      moved.first_tile = -tile;
+      const i32 first = 0;
+      identity_cpu(dtype, {&moved, &first, 1}, 1);
+      for (i64 e = 0; e < c.dst->size; ++e) {
+        writes[static_cast<std::size_t>(e)] += !is_poison((*c.dst)[e]);
+        poison((*c.dst)[e]);
+      }
+    }
+    for (const int w : writes) require(w <= 1, "two tiles of identity_ write the same element");
+    tasks.push_back(c.task);
+    tasks.back().first_tile = static_cast<i64>(tile_task.size());
+    tile_task.insert(tile_task.end(), static_cast<std::size_t>(c.tiles()), static_cast<i32>(tasks.size() - 1));
+    elements += c.task.elements;
+  }
+  identity_cpu(dtype, {tasks.data(), tile_task.data(), static_cast<i64>(tile_task.size())},
+               static_cast<int>(pick(1, 3)));
+  for (auto& c : cases) c->check("launched together");
   return elements;
+}
+
+// Large enough to be stored past the caches, with ones at every distance from each other.
+template <class S>
+i64 stream_identity(DType dtype) {
+  const i64 side = pick(2900, 3100) * (sizeof(S) < 4 ? 2 : 1);
+  const i64 columns = (i64{36} << 20) / side / static_cast<i64>(sizeof(S));
+  Exactly<S> dst(side * columns + 1);
+  IdentityTask task{};
+  const i64 offset = pick(0, 1), channels = std::min(side, columns);
+  task.dst = dst.address() + offset * static_cast<i64>(sizeof(S));
+  task.elements = side * columns;
+  task.dense = 1;
+  task.lead = task.dst % kVectorBytes / static_cast<i64>(sizeof(S));
+  task.extent_1 = columns, task.extent_2 = 1;
+  task.stride_0 = columns, task.stride_1 = 1, task.stride_2 = 1;
+  task.outer_step = task.elements + kVectorBytes, task.inner_step = columns + 1, task.inner = task.ones = channels;
+  const i64 tiles = (task.elements + task.lead + kIdentityTile<S> - 1) / kIdentityTile<S>;
+  const std::vector<i32> tile_task(static_cast<std::size_t>(tiles), 0);
+  identity_cpu(dtype, {&task, tile_task.data(), tiles}, 2);
+  for (i64 e = 0; e < task.elements; ++e) {
+    const bool one = e % (columns + 1) == 0 && e / (columns + 1) < channels;
+    require(same(value(dst[offset + e]), one ? 1.0 : 0.0), "identity_: a wrong value, past the caches");
+  }
+  require(is_poison(dst[offset ? 0 : task.elements]), "identity_ wrote beside the tensor, past the caches");
+  return task.elements;
+}
+
+// A tensor [N, C, S] for channel_moments, and its definition in plain loops.
+template <class S>
+struct MomentsCase {
+  i64 extent[3], stride[3];
+  std::unique_ptr<Exactly<S>> src;
+  i64 chunk = kLanes << pick(0, 6);
+  i64 elements, chunks;
+  std::vector<double> pivots;
+  std::vector<Sums> partials;
+  MomentsArgs args{};
+
+  MomentsCase() {
+    const bool large = pick(0, 9) == 0;
+    extent[0] = pick(1, 6), extent[1] = pick(1, 4), extent[2] = large ? pick(1000, 5000) : pick(1, 90);
+    if (pick(0, 2) == 0) extent[1] = 8 * pick(1, 9);  // for vectors along the channels
+    if (pick(0, 2) == 0) extent[2] = 8 * pick(1, 20);
+    i64 size, offset = 0;
+    switch (pick(0, 2)) {
+      case 0:  // contiguous
+        stride[2] = 1, stride[1] = extent[2], stride[0] = extent[1] * extent[2];
+        size = extent[0] * stride[0];
+        break;
+      case 1:  // channels_last
+        stride[1] = 1, stride[2] = extent[1], stride[0] = extent[1] * extent[2];
+        size = extent[0] * stride[0];
+        break;
+      default: size = random_strides(extent, stride);
+    }
+    if (pick(0, 2) == 0) offset = pick(1, 9);
+    src = std::make_unique<Exactly<S>>(size + offset);
+    for (i64 e = 0; e < src->size; ++e) (*src)[e] = random_scalar<S>();
+    elements = extent[0] * extent[2];
+    chunks = (elements + chunk - 1) / chunk;
+    pivots.assign(static_cast<std::size_t>(extent[1]), -1.0);
+    partials.assign(static_cast<std::size_t>(extent[1] * chunks), Sums{-1.0, -1.0});
+    const i64 address = src->address() + offset * static_cast<i64>(sizeof(S));
+    args = {address,   extent[0], extent[1], extent[2],     stride[0],      stride[1],
+            stride[2], chunk,     chunks,    pivots.data(), partials.data()};
+  }
+
+  double at(i64 channel, i64 j) const {
+    return value(reinterpret_cast<const S*>(
+        args.src)[j / extent[2] * stride[0] + channel * stride[1] + j % extent[2] * stride[2]]);
+  }
+
+  // The order of summation once more, from its description.
+  Sums expected(i64 channel, i64 index) const {
+    std::vector<Sums> lanes(kLanes, Sums{0.0, 0.0});
+    for (i64 j = index * chunk; j < std::min((index + 1) * chunk, elements); ++j) {
+      Sums& lane = lanes[static_cast<std::size_t>(j % kLanes)];
+      const double d = at(channel, j) - at(channel, 0);
+      lane.d += d;
+      lane.dd += d * d;
+    }
+    while (lanes.size() > 1) {
+      std::vector<Sums> pairs;
+      for (std::size_t i = 0; i < lanes.size(); i += 2) pairs.push_back(lanes[i] + lanes[i + 1]);
+      lanes = pairs;
+    }
+    return lanes[0];
+  }
+
+  void check(const char* what) {
+    for (i64 c = 0; c < extent[1]; ++c) {
+      require(same(pivots[static_cast<std::size_t>(c)], at(c, 0)), std::string("channel_moments: the pivot, ") + what);
+      for (i64 i = 0; i < chunks; ++i) {
+        const Sums got = partials[static_cast<std::size_t>(c * chunks + i)], wanted = expected(c, i);
+        require(same(got.d, wanted.d) && same(got.dd, wanted.dd), std::string("channel_moments: a wrong sum, ") + what);
+      }
+    }
+    std::fill(pivots.begin(), pivots.end(), -1.0);
+    std::fill(partials.begin(), partials.end(), Sums{-1.0, -1.0});
+  }
+};
+
+// The GPU's blocks by hand, phase by phase and thread by thread.
+template <class Block>
+void moments_as_block(const MomentsArgs& args, bool wide, i64 block) {
+  std::vector<Sums> shared(Block::kShared, Sums{-1.0, -1.0});
+  for (int t = 0; t < kMomentsThreads; ++t) Block::accumulate(args, wide, block, t, shared.data());
+  for (int width = 1; width < Block::kParts; width *= 2) {
+    for (int t = 0; t < kMomentsThreads; ++t) Block::fold(width, t, shared.data());
+  }
+  for (int t = 0; t < kMomentsThreads; ++t) Block::write(args, block, t, shared.data());
+}
+
+template <class Block, class S>
+void moments_as_blocks(MomentsCase<S>& c, const char* what) {
+  for (i64 block = 0; block < Block::blocks(c.args); ++block) moments_as_block<Block>(c.args, true, block);
+  c.check(what);
 }
 
 template <class S>
 i64 fuzz_channel_moments(DType dtype) {
-  const bool large = pick(0, 9) == 0;
-  const i64 extent[3] = {pick(1, 6), pick(1, 4), large ? pick(1000, 5000) : pick(1, 90)};
-  i64 stride[3];
-  Exactly<S> src(random_strides(extent, stride));
-  for (i64 e = 0; e < src.size; ++e) src[e] = random_scalar<S>();
-  const i64 n = extent[0] * extent[2], chunks = (n + kChunk - 1) / kChunk;
-  Exactly<double> partials(extent[1] * chunks * 2);
-  channel_moments_cpu(dtype,
-                      {src.address(), extent[0], extent[1], extent[2], stride[0], stride[1], stride[2],
-                       partials.data.get(), chunks},
-                      static_cast<int>(pick(1, 3)));
-  for (i64 channel = 0; channel < extent[1]; ++channel) {
-    const long double first = value(src[channel * stride[1]]);
-    for (i64 chunk = 0; chunk < chunks; ++chunk) {
-      long double d_sum = 0, dd_sum = 0, size = 0;
-      for (i64 j = chunk * kChunk; j < std::min((chunk + 1) * kChunk, n); ++j) {
-        const long double d =
-            value(src[j / extent[2] * stride[0] + channel * stride[1] + j % extent[2] * stride[2]]) - first;
-        d_sum += d;
-        dd_sum += d * d;
-        size += std::fabs(d);
-      }
-      const i64 at = 2 * (channel * chunks + chunk);
-      // 16 sums in each lane and 8 folds: each adds at most half an epsilon of the magnitudes.
-      const long double bound = 30 * std::numeric_limits<double>::epsilon();
-      require(std::fabs(partials[at] - d_sum) <= bound * size, "channel_moments: a wrong sum");
-      require(std::fabs(partials[at + 1] - dd_sum) <= bound * dd_sum, "channel_moments: a wrong sum of squares");
-    }
+  MomentsCase<S> c;
+  channel_moments_cpu(dtype, c.args, static_cast<int>(pick(1, 3)));
+  c.check("on the CPU");
+  const MomentsPlan plan = plan_of<S>(c.args);
+  moments_as_blocks<MomentsBlock<S, 1, false>>(c, "along elements");
+  moments_as_blocks<MomentsBlock<S, 1, true>>(c, "along channels");
+  constexpr int kWide = kVectorOf<S>;
+  if (plan.wide && plan.along_channels) moments_as_blocks<MomentsBlock<S, kWide, true>>(c, "wide along channels");
+  if (plan.wide && !plan.along_channels) moments_as_blocks<MomentsBlock<S, kWide, false>>(c, "wide along elements");
+  return c.elements * c.extent[1];
+}
+
+// tensor_moments: runs of any length at any address, sums and moments.
+template <class S>
+i64 fuzz_tensor_moments(DType dtype) {
+  std::vector<std::unique_ptr<Exactly<S>>> runs;
+  std::vector<TensorTask> tasks;
+  std::vector<i32> block_task;
+  i64 partials = 0, elements = 0;
+  for (i64 n = pick(1, 5); n > 0; --n) {
+    const i64 offset = pick(0, 3), size = pick(0, 5) ? pick(0, 300) : pick(3000, 40000), chunk = kLanes << pick(0, 5);
+    runs.push_back(std::make_unique<Exactly<S>>(offset + size));
+    for (i64 e = 0; e < runs.back()->size; ++e) (*runs.back())[e] = random_scalar<S>();
+    const i64 chunks = (size + chunk - 1) / chunk, units = TensorBlock<S>::kUnits;
+    tasks.push_back({runs.back()->address() + offset * static_cast<i64>(sizeof(S)), size, chunk, chunks, partials,
+                     static_cast<i64>(block_task.size())});
+    block_task.insert(block_task.end(), static_cast<std::size_t>((chunks + units - 1) / units),
+                      static_cast<i32>(tasks.size() - 1));
+    partials += chunks;
+    elements += size;
   }
-  return n * extent[1];
+  const i64 count = static_cast<i64>(tasks.size());
+  std::vector<double> pivots(tasks.size()), block_pivots(tasks.size()), mean(tasks.size()), var(tasks.size());
+  std::vector<Sums> sums(static_cast<std::size_t>(partials)), block_sums(static_cast<std::size_t>(partials));
+  TensorMomentsArgs args{tasks.data(), block_task.data(), static_cast<i64>(block_task.size()), pivots.data(),
+                         sums.data()};
+  tensor_moments_cpu(dtype, args, static_cast<int>(pick(1, 3)));
+  args.pivots = block_pivots.data(), args.partials = block_sums.data();
+  for (i64 block = 0; block < args.blocks; ++block) {
+    const i64 task = block_task[static_cast<std::size_t>(block)];
+    const MomentsArgs mine = args_of(args, task);
+    moments_as_block<TensorBlock<S>>(mine, mine.src % kVectorBytes == 0,
+                                     block - tasks[static_cast<std::size_t>(task)].first_block);
+  }
+  for (std::size_t i = 0; i < sums.size(); ++i) {
+    require(same(sums[i].d, block_sums[i].d) && same(sums[i].dd, block_sums[i].dd), "tensor_moments: block and CPU");
+  }
+  const FinishArgs finish{count, 0, 0, tasks.data(), pivots.data(), sums.data(),
+                          reinterpret_cast<i64>(mean.data()), reinterpret_cast<i64>(var.data()), false};
+  finish_moments_cpu(finish);
+  for (i64 i = 0; i < count; ++i) {
+    const TensorTask& t = tasks[static_cast<std::size_t>(i)];
+    const double got_mean = mean[static_cast<std::size_t>(i)], got_var = var[static_cast<std::size_t>(i)];
+    if (t.elements == 0) {
+      require(got_mean != got_mean && got_var != got_var, "tensor_moments: nothing has moments");
+      continue;
+    }
+    long double sum = 0, squares = 0, size = 0;
+    const S* const x = reinterpret_cast<const S*>(t.src);
+    for (i64 e = 0; e < t.elements; ++e) sum += value(x[e]);
+    const long double wanted = sum / t.elements;
+    for (i64 e = 0; e < t.elements; ++e) {
+      squares += (value(x[e]) - wanted) * (value(x[e]) - wanted);
+      size = std::max<long double>(size, std::fabs(value(x[e])));
+    }
+    const long double bound = 100 * std::numeric_limits<double>::epsilon();
+    require(std::fabs(got_mean - wanted) <= bound * size, "tensor_moments: a wrong mean");
+    require(std::fabs(got_var - squares / t.elements) <= bound * size * size, "tensor_moments: a wrong variance");
+    // The GPU's last step, by lanes.
+    std::vector<Sums> lanes;
+    for (int lane = 0; lane < kFoldLanes; ++lane) lanes.push_back(Finish::lane(finish, i, lane));
+    for (int width = 1; width < kFoldLanes; width *= 2) {
+      for (int lane = 0; lane < kFoldLanes; lane += 2 * width) {
+        const auto at = static_cast<std::size_t>(lane);
+        lanes[at] = lanes[at] + lanes[at + static_cast<std::size_t>(width)];
+      }
+    }
+    Finish::write(finish, i, lanes[0]);
+    require(same(got_mean, mean[static_cast<std::size_t>(i)]) && same(got_var, var[static_cast<std::size_t>(i)]),
+            "tensor_moments: the last step by lanes and on the CPU");
+  }
+  return elements;
 }
 
 // Every 16-bit pattern both ways, and a sample of floats, ties among them, into both 16-bit types.
@@ -591,15 +860,17 @@ i64 check_noise() {
 
 template <class S>
 void fuzz(DType dtype, i64 rounds) {
-  i64 elements[3] = {0, 0, 0};
+  i64 elements[4] = {0, stream_identity<S>(dtype), 0, 0};
   for (i64 round = 0; round < rounds; ++round) {
     elements[0] += fuzz_gather_scale<S>(dtype);
     elements[1] += fuzz_identity<S>(dtype);
     elements[2] += fuzz_channel_moments<S>(dtype);
+    elements[3] += fuzz_tensor_moments<S>(dtype);
   }
-  std::printf("dtype %d: %lld elements of gather_scale, %lld of identity_, %lld of channel_moments\n",
+  std::printf("dtype %d: %lld elements of gather_scale, %lld of identity_, %lld of channel_moments, %lld of "
+              "tensor_moments\n",
               static_cast<int>(dtype), static_cast<long long>(elements[0]), static_cast<long long>(elements[1]),
-              static_cast<long long>(elements[2]));
+              static_cast<long long>(elements[2]), static_cast<long long>(elements[3]));
 }
 
 }  // namespace

@@ -1,25 +1,63 @@
-"""channel_moments on the compiled backends, `cpu` and `cuda`."""
+"""channel_moments and tensor_moments on the compiled backends, `cpu` and `cuda`."""
 
 import torch
 from torch import Tensor
 
 from n2n_kernels import dtypes, native
-from n2n_kernels.ops.channel_moments.api import Channels
+from n2n_kernels.ops.channel_moments.channels import Channels
+from n2n_kernels.ops.channel_moments.tasks import pack
 
 
-def run(c: Channels) -> Tensor:
-    """float64 [C, chunks, 2]: per chunk the sums of d and of d*d."""
-    partials = torch.empty(c.sizes[1], c.chunks, 2, dtype=torch.float64, device=c.x.device)
-    with native.launching_on(c.x.device) as stream:
+def run(c: Channels) -> tuple[Tensor, Tensor]:
+    """(mean, var), each `[C]` in the compute type."""
+    device, channels, chunk = c.x.device, c.sizes[1], c.chunk
+    chunks = -(-c.elements // chunk)
+    # For each channel its pivot, and two sums per chunk.
+    scratch = torch.empty(channels * (1 + 2 * chunks), dtype=torch.float64, device=device)
+    dtype = dtypes.TABLE[c.x.dtype]
+    mean = torch.empty(channels, dtype=dtype.compute, device=device)
+    var = torch.empty_like(mean)
+    with native.launching_on(device) as stream:
         native.module().channel_moments(
-            c.x.device.type == "cuda",
-            dtypes.TABLE[c.x.dtype].code,
+            device.type == "cuda",
+            dtype.code,
             c.x.data_ptr(),
             c.sizes,
             c.strides,
-            partials.data_ptr(),
-            c.chunks,
+            chunk,
+            chunks,
+            scratch.data_ptr(),
+            mean.data_ptr(),
+            var.data_ptr(),
             torch.get_num_threads(),
             stream,
         )
-    return partials
+    return mean, var
+
+
+def run_tensors(tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """(mean, var) of tensors without gaps, each float64 `[tensors]`."""
+    device, count = tensors[0].device, len(tensors)
+    cuda = device.type == "cuda"
+    table = pack(tensors, device)
+    scratch = torch.empty(count + 2 * table.partials, dtype=torch.float64, device=device)
+    mean = torch.empty(count, dtype=torch.float64, device=device)
+    var = torch.empty_like(mean)
+    tasks = table.tasks.data_ptr()
+    with native.launching_on(device) as stream:
+        for dtype, block_task in table.block_tasks.items():
+            native.module().tensor_moments(
+                cuda,
+                dtypes.TABLE[dtype].code,
+                tasks,
+                count,
+                block_task.data_ptr(),
+                block_task.numel(),
+                scratch.data_ptr(),
+                torch.get_num_threads(),
+                stream,
+            )
+        native.module().finish_tensor_moments(
+            cuda, tasks, count, scratch.data_ptr(), mean.data_ptr(), var.data_ptr(), stream
+        )
+    return mean, var

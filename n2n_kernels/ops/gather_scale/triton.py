@@ -159,9 +159,8 @@ def rows_tile(
     last = tl.minimum(first + tl.load(task + TILE_ROWS), tl.load(task + SRC_O))
     # Triton stores a vector at once where it can tell that all of it is inside, and aligned: hence the odd forms.
     begin = column // VECTOR
-    for at in range(0, end - column, BLOCK):
-        # Within a row 32 bits suffice.
-        e = (begin * VECTOR).to(tl.int32) + at.to(tl.int32) + tl.arange(0, BLOCK)
+    for at in range(0, (end - column).to(tl.int32), BLOCK):  # within a row 32 bits suffice
+        e = (begin * VECTOR).to(tl.int32) + at + tl.arange(0, BLOCK)
         mask = e // VECTOR < tl.cdiv(end, VECTOR).to(tl.int32)
         outer = e.to(tl.uint32) // inner
         within = e.to(tl.uint32) - outer * inner
@@ -175,9 +174,7 @@ def rows_tile(
             stop = tl.where(row_begin != 0, load_int(row_begin, r + 1, row_begin != 0).to(tl.int64), r + 1)
             for n in range(start, stop):
                 o = tl.where(row_begin != 0, load_int(row_list, n, row_begin != 0).to(tl.int64), n)
-                bits = made(
-                    task, source, o, o >= 0, i, unit, k, mask, sigma, k0, k1, most_replicas, CODE, NOISE
-                )
+                bits = made(task, source, o, o >= 0, i, unit, k, mask, sigma, k0, k1, most_replicas, CODE, NOISE)
                 to = pointer(dst, CODE) + dst_row // VECTOR * o * VECTOR + e
                 if VECTOR > 1:
                     to = tl.multiple_of(to, 16)

@@ -38,7 +38,7 @@ def identity_(
         checks.check_integer(f"groups[{i}]", g)
     check_name(backend)
     with torch.no_grad():
-        torch.ops.n2n.identity_(targets, per_tensor, backend)
+        torch.ops.n2n.identity_.default(targets, per_tensor, backend)
     return targets
 
 

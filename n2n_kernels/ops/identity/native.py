@@ -14,12 +14,13 @@ def run(tensors: list[Tensor], groups: list[int]) -> None:
             continue
         device = mine[0][0].device
         table = pack([t for t, _ in mine], [g for _, g in mine], device)
+        address = table.buffer.data_ptr()
         with native.launching_on(device) as stream:
             native.module().identity(
                 device.type == "cuda",
                 dtypes.TABLE[dtype].code,
-                table.tasks.data_ptr(),
-                table.tile_task.data_ptr(),
+                address,
+                address + table.tasks_bytes,
                 table.tiles,
                 torch.get_num_threads(),
                 stream,

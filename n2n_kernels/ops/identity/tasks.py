@@ -1,41 +1,101 @@
 """The task table of identity_, as `n2n::IdentityTask` of `csrc/identity.h` lays it out."""
 
+import functools
+import math
 from enum import IntEnum, auto
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from n2n_kernels import table
-from n2n_kernels.layout import layout_of
+from n2n_kernels.layout import fold
+
+#: Bytes of output per tile; `n2n::kIdentityTileBytes`.
+TILE_BYTES = 16384
+
+#: Bytes of the widest store, which begins at a multiple of them.
+VECTOR_BYTES = 16
 
 
 class Column(IntEnum):
     """The fields of `n2n::IdentityTask`, in order."""
 
     DST = 0
-    O = auto()  # noqa: E741
-    I = auto()  # noqa: E741
-    K = auto()
-    STRIDE_O = auto()
-    STRIDE_I = auto()
-    STRIDE_K = auto()
-    K_OUTER = auto()
-    PER_GROUP = auto()
-    CENTRE = auto()
+    LEAD = auto()
     FIRST_TILE = auto()
+    ELEMENTS = auto()
+    DENSE = auto()
+    EXTENT_1 = auto()
+    EXTENT_2 = auto()
+    STRIDE_0 = auto()
+    STRIDE_1 = auto()
+    STRIDE_2 = auto()
+    FIRST = auto()
+    OUTER_STEP = auto()
+    INNER_STEP = auto()
+    INNER = auto()
+    ONES = auto()
 
 
-def pack(tensors: list[Tensor], groups: list[int], device: torch.device) -> table.Table:
-    """The table for tensors of one dtype, none of them empty; it must outlive the launch."""
-    rows = np.zeros((len(tensors), len(Column)), dtype=np.int64)
-    for row, t, g in zip(rows, tensors, groups, strict=True):
-        layout = layout_of(t)
-        assert layout is not None
-        row[Column.DST] = t.data_ptr()
-        row[Column.O : Column.STRIDE_K + 1] = layout
-        row[Column.K_OUTER] = layout.K > 1 and layout.I > 1 and layout.stride_i < layout.stride_k
-        row[Column.PER_GROUP] = layout.O // g
-        row[Column.CENTRE] = np.ravel_multi_index([n // 2 for n in t.shape[2:]], t.shape[2:]) if t.dim() > 2 else 0
-    elements = rows[:, Column.O] * rows[:, Column.I] * rows[:, Column.K]
-    return table.Builder().build(rows, elements, [], Column.FIRST_TILE, device)
+class Table(NamedTuple):
+    """A launch's table, on the tensors' device: the tasks (int64 rows), then the task of each tile (int32). `buffer`
+    must outlive the launch."""
+
+    buffer: Tensor  # uint8
+    tasks: int
+    tiles: int
+
+    @property
+    def tasks_bytes(self) -> int:
+        return self.tasks * len(Column) * 8
+
+
+# A network has few shapes, each of them many times.
+@functools.lru_cache(maxsize=4096)
+def _walk(shape: tuple[int, ...], strides: tuple[int, ...], groups: int) -> tuple[int, ...]:
+    """The columns that do not depend on the address, from ELEMENTS on."""
+    kernel = fold(shape[2:], strides[2:])
+    assert kernel is not None
+    extents = (shape[0], shape[1], kernel[0])
+    by_dim = (strides[0], strides[1], kernel[1])
+    # In the order of the strides. A dimension of a single element may be anywhere.
+    order = sorted(range(3), key=lambda d: -by_dim[d] if extents[d] > 1 else -math.inf)
+    _, middle, inner = (extents[d] for d in order)
+    # How many elements of the walk it is from one index of a dimension to the next.
+    step = dict(zip(order, (middle * inner, inner, 1), strict=True))
+    dense = all(extents[d] == 1 or by_dim[d] == step[d] for d in range(3))
+
+    centre = 0  # in row-major order
+    for n in shape[2:]:
+        centre = centre * n + n // 2
+    # The ones, as two progressions: over the groups, and over the channels of a group.
+    per_group = shape[0] // groups
+    outside, inside = (per_group * step[0], groups), (step[0] + step[1], min(per_group, shape[1]))
+    if step[0] < step[1]:
+        outside, inside = inside, outside
+    if outside[1] == 1:  # a step beyond the end, so that there is no next one
+        outside = (math.prod(extents) + VECTOR_BYTES, 1)
+    return (
+        math.prod(extents), dense, middle, inner, *(by_dim[d] for d in order),
+        centre * step[2], outside[0], inside[0], inside[1], outside[1] * inside[1],
+    )  # fmt: skip
+
+
+def pack(tensors: list[Tensor], groups: list[int], device: torch.device) -> Table:
+    """The table for tensors of one dtype, none of them empty."""
+    size = tensors[0].element_size()
+    rows, tiles, first_tile = [], [], 0
+    for t, g in zip(tensors, groups, strict=True):
+        walk = _walk(t.shape, t.stride(), g)
+        elements, dense = walk[:2]
+        dst = t.data_ptr()
+        lead = dst % VECTOR_BYTES // size if dense else 0
+        rows.append((dst, lead, first_tile, *walk))
+        tiles.append(-(-(elements + lead) // (TILE_BYTES // size)))
+        first_tile += tiles[-1]
+    tasks = np.array(rows, dtype=np.int64)
+    tile_task = np.repeat(np.arange(len(rows), dtype=np.int32), tiles)
+    host = torch.from_numpy(np.concatenate([tasks.reshape(-1).view(np.uint8), tile_task.view(np.uint8)]))
+    # From memory that is not pinned a copy has read its source when it returns, so there is nothing to wait for.
+    return Table(host.to(device, non_blocking=True), len(rows), first_tile)
