@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from n2n_kernels import tensor_moments
 from net2net import attributes, mapping
 from net2net.groups import AxisPlan, Piece
 from net2net.launches import Entry, Law
