@@ -7,11 +7,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from net2net.skeleton import each_module
+
 
 def update(model: nn.Module) -> None:
     """Sets `out_channels`, `num_features` and the like from the shapes of the parameters, for torch's own modules."""
     updaters: dict[type, Callable[[Any], None] | None] = {}
-    for module in model.modules():
+    for module in each_module(model):
         kind = type(module)
         if kind not in updaters:
             updaters[kind] = next((update for base, update in _UPDATERS.items() if issubclass(kind, base)), None)
@@ -22,7 +24,7 @@ def update(model: nn.Module) -> None:
 def _update_convolution(module: _ConvNd) -> None:
     if module.transposed:
         return
-    out, per_group = module.weight.shape[:2]
+    out, per_group = _own(module, "_parameters", "weight").shape[:2]
     groups = module.groups
     if out == module.out_channels and per_group * groups == module.in_channels:
         return
@@ -40,7 +42,7 @@ def _update_linear(module: nn.Linear) -> None:
 
 
 def _update_norm(module: _NormBase) -> None:
-    for t in (module.running_mean, module.weight):
+    for t in (_own(module, "_buffers", "running_mean"), _own(module, "_parameters", "weight")):
         if t is not None:
             _set(module, "num_features", t.shape[0])
             return
@@ -48,6 +50,12 @@ def _update_norm(module: _NormBase) -> None:
 
 def _update_prelu(module: nn.PReLU) -> None:
     _set(module, "num_parameters", module.weight.shape[0])
+
+
+def _own(module: nn.Module, kind: str, name: str) -> Any:
+    """`getattr`, without the search of `nn.Module.__getattr__` where the tensor is where it usually is."""
+    tensors = module.__dict__[kind]
+    return tensors[name] if name in tensors else getattr(module, name)
 
 
 def _set(module: nn.Module, name: str, value: int) -> None:

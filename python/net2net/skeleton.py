@@ -41,6 +41,26 @@ class Tensors:
         return Tensors(by_name, aliases, parameters)
 
 
+def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """`named_modules(remove_duplicate=False)` in its order, with the dot that follows a name. (Torch's own goes through
+    a generator per level for each module.)"""
+    stack = [("", model)]
+    while stack:
+        prefix, module = stack.pop()
+        yield prefix, module
+        children = [(f"{prefix}{name}.", child) for name, child in module._modules.items() if child is not None]
+        stack += reversed(children)
+
+
+def each_module(model: nn.Module) -> Iterator[nn.Module]:
+    """`modules`, with none twice."""
+    seen: set[int] = set()
+    for _, module in _walk(model):
+        if id(module) not in seen:
+            seen.add(id(module))
+            yield module
+
+
 def _members(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[tuple[str, Tensor]]]:
     """`named_parameters` and `named_buffers`, duplicates too, in one walk over the modules."""
     kind = type(model)
@@ -49,8 +69,7 @@ def _members(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[tuple[str,
             parameters = dict(model.named_parameters(remove_duplicate=False))
             return parameters, list(model.named_buffers(remove_duplicate=False))
     parameters, buffers = {}, []
-    for path, module in model.named_modules(remove_duplicate=False):
-        prefix = path + "." if path else ""
+    for prefix, module in _walk(model):
         for name, p in module._parameters.items():
             if p is not None:
                 parameters[prefix + name] = p

@@ -10,7 +10,8 @@ import copy
 import copyreg
 import gc
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
@@ -44,12 +45,17 @@ def deepcopy(x: Any, memo: dict[int, Any]) -> Any:
     Tensors with a history (a computed weight, the last activation), which `copy.deepcopy` refuses, are copied without
     it where modules keep them as attributes.
     """
-    # Thousands of containers are made here, none of them garbage: the collector would look through all of the program's
-    # memory for nothing.
+    return _Copier(x, memo).copy(x)
+
+
+@contextmanager
+def no_collections() -> Iterator[None]:
+    """Pauses the garbage collector. Growing a model makes thousands of objects, none of them garbage, for which it
+    would look through all of the program's memory again and again."""
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return _Copier(x, memo).copy(x)
+        yield
     finally:
         if collecting:
             gc.enable()
