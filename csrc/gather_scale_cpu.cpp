@@ -338,6 +338,10 @@ class Worker {
   }
 
   void gather_words(const Task& t, const std::vector<i32>& streams, u32* to) const {
+    if (!t.k_outer && streams_ == 1) {
+      gather_piece(t, stream_words_[0].at, 0, t.I * t.K, to);
+      return;
+    }
     const i64 step = t.k_outer ? t.I : 1;
     for (i64 i = 0; i < t.I; ++i) {
       const i64 unit = t.in_map ? table<i32>(t.in_map, i) : i;
@@ -347,20 +351,22 @@ class Worker {
     }
   }
 
-  void last_replica(const Element<S>& element, const S* in, S* out, i64 o, i64 i) const {
+  void last_replica(const Element<S>& element, const S* in, S* out, i64 o, i64 i) {
     const Task& t = element.t;
     const i64 first = table<i32>(t.in_next, i);
     if (first >= i) return;
     const i64 step = t.k_outer ? t.I : 1, per_column = t.k_outer ? 1 : t.K;
+    others_.assign(static_cast<std::size_t>(t.K), C(0));
+    C* const others = others_.data();
+    for (i64 j = first; j != i; j = table<i32>(t.in_next, j)) {
+      const S* const other = out + j * per_column;
+      for (i64 k = 0; k < t.K; ++k) others[k] = others[k] + Scalar<S>::load(other[k * step]);
+    }
+    const C total = table<C>(t.in_total, i), c_out = t.out_scale ? table<C>(t.out_scale, o) : C(1);
     for (i64 k = 0; k < t.K; ++k) {
       const i64 e = i * per_column + k * step;
       const C w = Scalar<S>::load(in[e]);
-      if (!is_finite(w)) continue;
-      C others = C(0);
-      for (i64 j = first; j != i; j = table<i32>(t.in_next, j)) {
-        others = others + Scalar<S>::load(out[j * per_column + k * step]);
-      }
-      out[e] = element.remainder(in[e], w, o, i, others);
+      if (is_finite(w)) out[e] = finish<S>(in[e], w * total * c_out - others[k]);
     }
   }
 
@@ -404,6 +410,7 @@ class Worker {
   std::vector<i32> stream_, next_stream_;        // of each column
   std::vector<Words> stream_words_;
   std::vector<S> whole_in_, whole_out_;
+  std::vector<C> others_;
   Words words_;
   alignas(64) S gathered_[kPiece];
   alignas(64) S made_[kPiece];

@@ -19,6 +19,10 @@ KNOWN = [
 ]  # fmt: skip
 
 
+def sample(index: torch.Tensor, *, seed: int, tensor_id: int, stream: int) -> torch.Tensor:
+    return rng.noise(rng.words(index, seed=seed, tensor_id=tensor_id, stream=stream))
+
+
 def in_python(counter: list[int], key: list[int], rounds: int) -> list[int]:
     words = rng.philox4x32([torch.tensor([c]) for c in counter], (key[0], key[1]), rounds)
     return [int(word) for word in words]
@@ -49,7 +53,7 @@ def test_native_refuses_other_rounds() -> None:
 
 
 def noise(n: int = 1 << 16, *, first: int = 0, seed: int = 0, tensor_id: int = 0, stream: int = 1) -> torch.Tensor:
-    return rng.noise(torch.arange(first, first + n), seed=seed, tensor_id=tensor_id, stream=stream)
+    return sample(torch.arange(first, first + n), seed=seed, tensor_id=tensor_id, stream=stream)
 
 
 def test_moments_of_the_noise() -> None:
@@ -68,10 +72,10 @@ def test_the_noise_is_odd_and_bounded() -> None:
     """So that no sample is zero, and the difference of any two is exact in float32."""
     z = noise()
     assert (z % 2 == 1).all()
-    assert z.abs().max() < rng.NOISE_BOUND
+    assert z.abs().max() < 2**22
     extremes = 2 * torch.tensor([0, 4096 * 1020 + 4095]) - (2 * 510 * 4096 + 4095)
     assert extremes.tolist() == [-4182015, 4182015]  # words of zeros and of ones, at most
-    assert extremes.abs().max() < rng.NOISE_BOUND
+    assert extremes.abs().max() < 2**22
 
 
 def test_samples_rarely_tie() -> None:
@@ -94,3 +98,14 @@ def test_elements_beyond_32_bits() -> None:
     base = noise(64)
     for shift in (31, 32, 33, 34, 40):
         assert (noise(64, first=1 << shift) != base).float().mean() > 0.9, f"element 2**{shift}"
+
+
+def test_halves_of_a_word_are_two_samples() -> None:
+    word = rng.words(torch.arange(1 << 16), seed=4, tensor_id=0, stream=2)
+    low, high = (rng.half_noise(word, torch.full_like(word, half)).double() for half in (0, 1))
+    for z in (low, high):
+        assert z.abs().max() < 2**21
+        assert abs(z.mean()) < 5 * rng.HALF_STD / 2**8
+        assert abs(z.std() / rng.HALF_STD - 1) < 0.02
+    assert abs((low * high).mean()) < 5 * rng.HALF_STD**2 / 2**8  # uncorrelated
+    assert (low != high).double().mean() > 0.999
