@@ -1,6 +1,8 @@
 """GatherScalePlan: prepared once, run many times, with the bits of gather_scale."""
 
 import concurrent.futures
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -174,3 +176,34 @@ def test_wrong_arguments_are_named() -> None:
         plan.derive([1])
     with pytest.raises(ValueError, match=r"out_scales\[0\] has 3 entries, but the student's axis 0 has 4"):
         plan.derive([0], out_scales=[torch.ones(3)])
+
+
+def test_tensors_without_plain_memory_are_refused() -> None:
+    w, g = torch.randn(3, 2), torch.tensor([0, 1, 2, 0])
+    plan = nk.GatherScalePlan([w], [g], None)
+    negative = torch.randn(3, 2, dtype=torch.complex64).conj().imag
+    freed = torch.randn(3, 2)
+    freed.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"srcs\[0\] is a view that stands for the negative"):
+        plan([negative])
+    with pytest.raises(ValueError, match=r"out\[0\] is a view that stands for the negative"):
+        plan([w], [torch.randn(4, 2, dtype=torch.complex64).conj().imag])
+    for call in (lambda: plan([freed]), lambda: nk.gather_scale([freed], [g], None), lambda: nk.identity_([freed])):
+        with pytest.raises(ValueError, match=r"\[0\] \(shape \(3, 2\)\) has no memory"):
+            call()
+
+
+def test_what_is_bound_keeps_its_memory() -> None:
+    w, g = torch.randn(300, 200), torch.arange(300).repeat(2)
+    expected = w.repeat(2, 1)
+    bound = nk.GatherScalePlan([w], [g], None).bind([w])
+    w.data = torch.zeros(300, 200)
+    assert_same_bits(bound.run()[0], expected)
+
+
+def test_copies_of_a_plan() -> None:
+    w, g = torch.randn(3, 2), torch.tensor([0, 1, 2, 0])
+    plan = nk.GatherScalePlan([w], [g], None)
+    assert_same_bits(copy.deepcopy(plan)([w])[0], w[g])
+    with pytest.raises(TypeError, match="cannot be pickled; make it anew"):
+        pickle.dumps(plan)

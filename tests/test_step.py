@@ -1,5 +1,6 @@
 """The growth step as a whole: prepared once, with no memory to spare, or using the teacher up."""
 
+import concurrent.futures
 import copy
 import os
 import pickle
@@ -403,3 +404,14 @@ def test_peak_memory_on_a_gpu(consume: bool) -> None:
     student = plan.apply(model, consume=consume)
     allowed = size(student) + (chunk if consume else old)
     assert torch.cuda.max_memory_allocated() - before + old <= 1.01 * allowed + 2**21
+
+
+def test_one_of_several_threads_consumes() -> None:
+    """The others are told that the model was consumed; nobody reads what was freed."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    plan = net2net.plan_widen(model, torch.randn(2, 3, 9, 9), 2.0)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(plan.apply, model, consume=True) for _ in range(4)]
+    errors = [future.exception() for future in futures]
+    assert sum(error is None for error in errors) == 1
+    assert all("was consumed" in str(error) for error in errors if error is not None)

@@ -77,6 +77,10 @@ def check_memory(name: str, t: Tensor) -> None:
         raise TypeError(
             f"{name} (={type(t).__name__}) is a tensor subclass, which the kernels cannot read; pass its data"
         )
+    if t.is_neg():
+        raise ValueError(f"{name} is a view that stands for the negative of what is in memory; pass resolve_neg()")
+    if t.data_ptr() == 0 and not t.is_meta and t.numel():
+        raise ValueError(f"{name} (shape {tuple(t.shape)}) has no memory: its storage was freed")
 
 
 def check_writable(name: str, tensors: Sequence[Tensor]) -> None:

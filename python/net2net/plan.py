@@ -27,7 +27,7 @@ from net2net.chunks import Part, cut, hand_over, placeholder
 from net2net.files import write_atomically
 from net2net.launches import Entry, Launches, Law, run
 from net2net.skeleton import Tensors, check_model, in_place_of, movable, rebuild
-from net2net.spent import check_not_spent, spend
+from net2net.spent import check_not_spent, one_consumer_at_a_time, spend
 from net2net.tree import no_collections
 
 FORMAT = "net2net.GrowthPlan"
@@ -175,6 +175,7 @@ class GrowthPlan(ABC):
 
     # -- growing -----------------------------------------------------------------------------------------------------
 
+    @one_consumer_at_a_time
     @no_collections()
     def apply(self, model: nn.Module, *, consume: bool = False) -> nn.Module:
         """The student: a new object of the same classes, with grown parameters, buffers and attributes.
@@ -267,6 +268,7 @@ class GrowthPlan(ABC):
                 student.update(self._new_tensors(moving))
         return student
 
+    @one_consumer_at_a_time
     @no_collections()
     def grow_optimizer(
         self, optimizer: torch.optim.Optimizer, student: nn.Module, *, consume: bool = False

@@ -5,12 +5,33 @@ The mark is a hook, so that whoever runs one of them anyway is told why it fails
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from torch import nn
 from torch.optim import Optimizer
 
 _WHY = "was consumed by a growth step (consume=True): its tensors are the student's now"
+
+
+#: Two threads must not use one model up between them.
+_ONE_AT_A_TIME = threading.RLock()
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def one_consumer_at_a_time(grow: F) -> F:
+    """For methods with the keyword `consume`: calls that set it wait for each other, checks included."""
+
+    @functools.wraps(grow)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        with _ONE_AT_A_TIME if options.get("consume") else contextlib.nullcontext():
+            return grow(*arguments, **options)
+
+    return cast(F, wrapped)
 
 
 def _refuse(spent: nn.Module | Optimizer, *_arguments: Any) -> None:

@@ -4,6 +4,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,6 +114,12 @@ class GatherScalePlan:
         self._forms: dict[tuple[Kind, tuple[int, ...]], Form] = {}
         self._largest_sigma: Tensor | None = None
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "GatherScalePlan":
+        return self  # nothing that a caller sees of it ever changes
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a GatherScalePlan holds addresses of a device's memory and cannot be pickled; make it anew")
+
     @property
     def device(self) -> torch.device:
         """Where the tensors must be."""
@@ -137,6 +144,7 @@ class GatherScalePlan:
         """
         n = len(entries)
         for i, entry in enumerate(entries):
+            checks.check_integer(f"entries[{i}]", entry)
             if not 0 <= entry < len(self._kinds):
                 raise ValueError(f"entries[{i}] (={entry}) must be in [0, {len(self._kinds)})")
         scales = [as_axis("out_scales", out_scales, n), as_axis("in_scales", in_scales, n)]
@@ -155,6 +163,9 @@ class GatherScalePlan:
         seed: int = 0,
     ) -> "BoundGatherScale":
         """The plan with tensors: everything but the launch. It allocates, where `out` is None, and uploads the table.
+
+        The table holds the tensors' addresses as they are now, and the result keeps that memory alive. A tensor that is
+        given other memory later (`t.data = ...`, `module.to()`) has to be bound again.
 
         Args:
             srcs: tensors of the shapes and dtypes that the plan was made for, on its device, in any layout.
@@ -209,7 +220,7 @@ class GatherScalePlan:
                     f"srcs[{i}] ({src.dtype}, shape {tuple(src.shape)}, on {src.device}) is not what the plan was made "
                     f"for ({kind.dtype}, shape {tuple(kind.shape)}, on {self._device})"
                 )
-            if type(src) is not Tensor:
+            if type(src) is not Tensor or src.is_neg() or not src.data_ptr():
                 checks.check_memory(f"srcs[{i}]", src)
 
     def _forms_of(self, srcs: list[Tensor]) -> list[Form]:
@@ -288,6 +299,8 @@ class BoundGatherScale:
         self._copies: list[tuple[Tensor, Tensor]] = []
         self.parts: list[Part] = []
         self._kept: list[Tensor] = []
+        # Of the tensors' memory, which they may lose before `run`.
+        self._storages = [t.untyped_storage() for tensors in (srcs, out) for t in tensors]
         self._stream = torch.cuda.current_stream(plan.device) if plan.device.type == "cuda" else None
         if plan.backend != "reference":
             self._build(sources, targets)
