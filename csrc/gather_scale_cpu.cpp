@@ -5,6 +5,7 @@
 #include "dispatch.h"
 #include "gather_scale.h"
 #include "kernels.h"
+#include "pages.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -417,8 +418,24 @@ class Worker {
   alignas(64) S noisy_[kPiece];
 };
 
+// Before outputs are first written: those of dense rows, which are one piece of memory.
+template <class S>
+void hint_outputs(const GatherScaleArgs& args) {
+  i32 last = -1;
+  for (i64 number = 0; number < args.count; ++number) {
+    const i32 task = args.tiles[number].task;
+    if (task == last) continue;
+    last = task;
+    const Task& t = args.tasks[task];
+    if (t.rows && t.dst_stride_o == t.I * t.K) {
+      hint_large_pages(t.dst, t.O * t.dst_stride_o * static_cast<i64>(sizeof(S)));
+    }
+  }
+}
+
 template <class S, Noise N>
 void run(const GatherScaleArgs& args, int threads) {
+  if (args.streaming) hint_outputs<S>(args);
   parallel_for(
       args.count, args.output_bytes, threads, [&] { return std::make_unique<Worker<S, N>>(args); },
       [](std::unique_ptr<Worker<S, N>>& worker, i64 tile) { worker->run(tile); });
