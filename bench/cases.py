@@ -2,6 +2,7 @@
 
 import math
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ CPU_MEMORY = 6 * 2**30
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(ABC):
     """What every case has.
 
     Args:
@@ -59,14 +60,14 @@ class Case:
         return [self.shapes[i % len(self.shapes)] for i in range(self.full)]
 
     @property
+    @abstractmethod
     def read(self) -> int:
         """The least number of bytes that must be read; small tables of maps and scales are left out."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def written(self) -> int:
         """The least number of bytes that must be written."""
-        raise NotImplementedError
 
     @property
     def bytes(self) -> int:

@@ -161,12 +161,13 @@ void channels_chunk(const MomentsArgs& a, i64 first, i64 chunk) {
 void channel_moments_cpu(DType dtype, const MomentsArgs& args, int threads) {
   dispatch(dtype, [&](auto type) {
     using S = typename decltype(type)::storage;
+    const i64 bytes = args.C * args.elements() * static_cast<i64>(sizeof(S));
     if (plan_of<S>(args).along_channels) {
       const i64 across = (args.C + kAcross - 1) / kAcross;
-      parallel_for(across * args.chunks, threads,
+      parallel_for(across * args.chunks, bytes, threads,
                    [&](i64 tile) { channels_chunk<S>(args, tile % across * kAcross, tile / across); });
     } else {
-      parallel_for(args.C * args.chunks, threads,
+      parallel_for(args.C * args.chunks, bytes, threads,
                    [&](i64 tile) { channel_chunk<S>(args, tile / args.chunks, tile % args.chunks); });
     }
   });
@@ -175,7 +176,8 @@ void channel_moments_cpu(DType dtype, const MomentsArgs& args, int threads) {
 void tensor_moments_cpu(DType dtype, const TensorMomentsArgs& args, int threads) {
   dispatch(dtype, [&](auto type) {
     using S = typename decltype(type)::storage;
-    parallel_for(args.blocks, threads, [&](i64 block) {
+    constexpr i64 kBlockBytes = i64{kMomentsThreads} * kVectorBytes * 8;  // or more: a lane has 8 elements of a chunk or more
+    parallel_for(args.blocks, args.blocks * kBlockBytes, threads, [&](i64 block) {
       const i64 task = args.block_task[block];
       const MomentsArgs mine = args_of(args, task);
       const i64 first = (block - args.tasks[task].first_block) * TensorBlock<S>::kUnits;

@@ -21,19 +21,17 @@ constexpr i64 kStreamedBytes = 1024;
 // x = (w * scale) * c_out, rounded. Whether there was a NaN among them, for which rounding is not enough.
 template <class S>
 N2N_SIMD bool scale_piece(S* out, const S* in, const typename Scalar<S>::compute* scale,
-                            typename Scalar<S>::compute c_out, bool has_in, bool has_out, i64 n) {
+                            typename Scalar<S>::compute c_out, bool has_out, i64 n) {
   using C = typename Scalar<S>::compute;
   int nan = 0;
   const auto put = [&](i64 e, C x) {
     nan |= !(x == x);
     out[e] = Scalar<S>::store(x);
   };
-  if (has_in && has_out) {
+  if (has_out) {
     for (i64 e = 0; e < n; ++e) put(e, Scalar<S>::load(in[e]) * scale[e] * c_out);
-  } else if (has_in) {
-    for (i64 e = 0; e < n; ++e) put(e, Scalar<S>::load(in[e]) * scale[e]);
   } else {
-    for (i64 e = 0; e < n; ++e) put(e, Scalar<S>::load(in[e]) * c_out);
+    for (i64 e = 0; e < n; ++e) put(e, Scalar<S>::load(in[e]) * scale[e]);
   }
   return nan != 0;
 }
@@ -160,7 +158,7 @@ class Worker {
 
  public:
   explicit Worker(const GatherScaleArgs& args) : args_(args) {}
-  ~Worker() { stream_fence(); }
+  ~Worker() { finish_streaming(); }
 
   void run(i64 number) {
     const Tile& tile = args_.tiles[number];
@@ -273,11 +271,9 @@ class Worker {
 
   const S* scaled(const Element<S>& element, const S* in, i64 at, i64 n, i64 o) {
     const Task& t = element.t;
-    if (element.plain) return in;
     const C c_out = t.out_scale ? table<C>(t.out_scale, o) : C(1);
     const C* const scale = scale_.data() + at;
-    // In noise of either kind a task may be here without a scale.
-    if (scale_piece<S>(made_, in, scale, c_out, true, t.out_scale != 0, n)) with_care(made_, in, scale, c_out, n);
+    if (scale_piece<S>(made_, in, scale, c_out, t.out_scale != 0, n)) with_care(made_, in, scale, c_out, n);
     return made_;
   }
 

@@ -46,7 +46,7 @@ void gather_scale_cuda(DType dtype, const GatherScaleArgs& args, void* stream) {
       case Noise::kCancelling: return launch<S, Noise::kCancelling>(args, s);
     }
   });
-  check(cudaGetLastError(), "launching gather_scale");
+  check_launch("gather_scale");
 }
 
 }  // namespace n2n

@@ -83,7 +83,7 @@ void identity_cpu(DType dtype, const IdentityArgs& args, int threads) {
   dispatch(dtype, [&](auto type) {
     using S = typename decltype(type)::storage;
     const i64 at_once = past_caches ? kTilesAtOnce : 1;
-    parallel_for((args.tiles + at_once - 1) / at_once, threads, [&](i64 group) {
+    parallel_for((args.tiles + at_once - 1) / at_once, bytes, threads, [&](i64 group) {
       const i64 end = std::min((group + 1) * at_once, args.tiles);
       for (i64 tile = group * at_once; tile < end; ++tile) {
         run_tile<S>(args.tasks[args.tile_task[tile]], tile, past_caches);

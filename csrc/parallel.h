@@ -14,7 +14,7 @@ namespace n2n {
 
 // Calls body(worker, tile) for each tile in [0, tiles), in no particular order, on up to `threads` threads, this one
 // included. Each thread makes one `worker` with make_worker(), for what it keeps from tile to tile. `bytes` is what all
-// tiles together write: starting a thread costs about as much as writing a few hundred kilobytes.
+// tiles together move: starting a thread costs about as much as writing a few hundred kilobytes.
 template <class MakeWorker, class Body>
 void parallel_for(i64 tiles, i64 bytes, int threads, const MakeWorker& make_worker, const Body& body) {
   constexpr i64 kBytesPerThread = 512 * 1024;
@@ -41,11 +41,11 @@ void parallel_for(i64 tiles, i64 bytes, int threads, const MakeWorker& make_work
   for (auto& thread : others) thread.join();
 }
 
-// The same without workers, for tiles of about 16 KB.
+// The same without workers.
 template <class Body>
-void parallel_for(i64 tiles, int threads, const Body& body) {
+void parallel_for(i64 tiles, i64 bytes, int threads, const Body& body) {
   struct None {};
-  parallel_for(tiles, tiles * 16384, threads, [] { return None{}; }, [&](None&, i64 tile) { body(tile); });
+  parallel_for(tiles, bytes, threads, [] { return None{}; }, [&](None&, i64 tile) { body(tile); });
 }
 
 }  // namespace n2n

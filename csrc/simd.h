@@ -5,11 +5,7 @@
 #include <cstddef>
 #include <cstring>
 
-#include "common.h"
-
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
+#include "vector.h"
 
 // Marks a function with a loop that the compiler vectorises: it is compiled twice, with the same arithmetic, product by
 // product, and the processor at hand chooses. Not under sanitizers, whose runtime is not up yet when that choice is made.
@@ -22,10 +18,10 @@
 
 namespace n2n {
 
-// Copies to memory that is not read again soon. Ordinary stores would first read the lines that they fill.
+// Copies any number of bytes past the caches, as `stream_vector` does a vector.
 inline void stream_copy(void* to, const void* from, std::size_t bytes) {
-#if defined(__SSE2__)
-  constexpr std::size_t kWidth = 16;
+#if N2N_STREAMING_STORES
+  constexpr std::size_t kWidth = kVectorBytes;
   auto* d = static_cast<unsigned char*>(to);
   const auto* s = static_cast<const unsigned char*>(from);
   const std::size_t head = std::min(bytes, (kWidth - reinterpret_cast<std::uintptr_t>(d) % kWidth) % kWidth);
@@ -37,13 +33,6 @@ inline void stream_copy(void* to, const void* from, std::size_t bytes) {
   std::memcpy(d, s, bytes);
 #else
   std::memcpy(to, from, bytes);
-#endif
-}
-
-// Makes what `stream_copy` wrote visible to other threads. Once per thread, at its end.
-inline void stream_fence() {
-#if defined(__SSE2__)
-  _mm_sfence();
 #endif
 }
 

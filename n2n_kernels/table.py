@@ -9,7 +9,10 @@ from torch import Tensor
 #: Output elements per tile of elements; `n2n::kTile`.
 TILE = 4096
 
-_ALIGN = 16
+#: Bytes of the widest access that a GPU's thread makes; `n2n::kVectorBytes`.
+VECTOR_BYTES = 16
+
+_ALIGN = VECTOR_BYTES
 
 
 def upload(array: np.ndarray, device: torch.device) -> Tensor:

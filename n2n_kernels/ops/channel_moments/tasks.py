@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from n2n_kernels.ops.channel_moments.order import LANES, chunk_of
+from n2n_kernels.table import VECTOR_BYTES
 
-#: Threads of a block (`n2n::kMomentsThreads`), each of which reads vectors of so many bytes.
-THREADS, VECTOR_BYTES = 256, 16
+#: Threads of a block; `n2n::kMomentsThreads`.
+THREADS = 256
 
 
 class Column(IntEnum):

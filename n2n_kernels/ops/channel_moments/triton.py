@@ -12,25 +12,15 @@ from torch import Tensor
 from n2n_kernels import dtypes, native
 from n2n_kernels.ops.channel_moments.channels import Channels
 from n2n_kernels.ops.channel_moments.order import FOLD_LANES, LANES
-from n2n_kernels.ops.channel_moments.tasks import VECTOR_BYTES, Column, chunks_per_block, pack
-from n2n_kernels.triton_common import F32, F64, to_compute
+from n2n_kernels.ops.channel_moments.tasks import Column, chunks_per_block, pack
+from n2n_kernels.table import VECTOR_BYTES
+from n2n_kernels.triton_common import pointer, to_compute
 
 SRC, ELEMENTS = tl.constexpr(int(Column.SRC)), tl.constexpr(int(Column.ELEMENTS))
 CHUNK, CHUNKS = tl.constexpr(int(Column.CHUNK)), tl.constexpr(int(Column.CHUNKS))
 FIRST_PARTIAL, FIRST_BLOCK = tl.constexpr(int(Column.FIRST_PARTIAL)), tl.constexpr(int(Column.FIRST_BLOCK))
 WORDS = tl.constexpr(len(Column))
 LANES_, FOLD_LANES_, ALIGNED = tl.constexpr(LANES), tl.constexpr(FOLD_LANES), tl.constexpr(VECTOR_BYTES)
-
-
-@triton.jit
-def storage(address, CODE: tl.constexpr):
-    """A pointer to storage bits at an address."""
-    if CODE == F32:
-        return address.to(tl.pointer_type(tl.int32))
-    elif CODE == F64:
-        return address.to(tl.pointer_type(tl.int64))
-    else:
-        return address.to(tl.pointer_type(tl.int16))
 
 
 @triton.jit
@@ -49,7 +39,7 @@ def walk(address, offset, s, pivot, j, end, wrap, step, step_s, S, steps, V: tl.
          ALONG_CHANNELS: tl.constexpr, WIDE: tl.constexpr, CODE: tl.constexpr):  # fmt: skip
     """The sums `[a, b, V]` of d and of d*d over what begins at `offset` and at element `j` of its channel, `[a, b]`;
     `WIDE`: in steps of whole vectors."""
-    src = storage(address, CODE)
+    src = pointer(address, CODE)
     v = tl.arange(0, V)[None, None, :]
     at_once: tl.constexpr = 1 if ALONG_CHANNELS else V
     d_sum = tl.zeros([offset.shape[0], offset.shape[1], V], tl.float64)
@@ -108,7 +98,7 @@ def channel_moments_kernel(
         base = (channel * stride_c)[:, None]
         v = tl.zeros([1, 1, 1], tl.int32)
     address = x.to(tl.int64)
-    src = storage(address, CODE)
+    src = pointer(address, CODE)
     pivot = pivot_of(load_double(src + base[:, :, None] + v, (end > 0)[:, :, None], CODE))
     row = first_j // S
     s = first_j - row * S
@@ -142,7 +132,7 @@ def tensor_moments_kernel(
     at = (tl.program_id(0) - tl.load(task + FIRST_BLOCK)) * UNITS + tl.arange(0, UNITS).to(tl.int64)
     first_j = (tl.arange(0, LANES_ // V) * V)[None, :] + (at * chunk)[:, None]
     end = tl.where(at < chunks, tl.minimum((at + 1) * chunk, n), 0)[:, None]
-    src = storage(address, CODE)
+    src = pointer(address, CODE)
     one = tl.zeros([1, 1, 1], tl.int32)
     pivot = pivot_of(load_double(src + one, one == 0, CODE))
     steps = chunk // LANES_

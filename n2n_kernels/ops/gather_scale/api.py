@@ -10,10 +10,8 @@ from n2n_kernels.backends import check_name
 from n2n_kernels.library import LIBRARY
 from n2n_kernels.ops import checks
 from n2n_kernels.ops.gather_scale import request as requests
-from n2n_kernels.ops.gather_scale.plan import GatherScalePlan, as_call, as_stds, as_tensor_ids
-from n2n_kernels.ops.gather_scale.request import Call
-
-Axis = Sequence[Tensor | None]
+from n2n_kernels.ops.gather_scale.plan import GatherScalePlan
+from n2n_kernels.ops.gather_scale.request import Axis, Call, as_call, as_stds, as_tensor_ids
 
 
 def gather_scale(
@@ -90,7 +88,7 @@ LIBRARY.define(f"gather_scale_out({_ARGUMENTS}, Tensor(a!)[] out) -> ()")
 
 
 def _check(call: Call, noise_std: list[float], noise: str, seed: int, ids: list[int], out: list[Tensor] | None) -> None:
-    """Everything that can be told from numbers, dtypes, shapes and devices, so for fake tensors too."""
+    """What a plan checks, as far as it can be told from numbers, dtypes, shapes and devices: for fake tensors."""
     requests.check_noise_name(noise)
     requests.check_seed(seed)
     requests.check_tensor_ids(ids, len(call.srcs))
@@ -102,7 +100,6 @@ def _check(call: Call, noise_std: list[float], noise: str, seed: int, ids: list[
 
 def _run(arguments: tuple[Any, ...], out: list[Tensor] | None) -> list[Tensor]:
     call, (noise_std, noise, seed, ids, backend) = Call(*arguments[:5]), arguments[5:]
-    _check(call, noise_std, noise, seed, ids, out)
     srcs, out_maps, in_maps, out_scales, in_scales = call
     plan = GatherScalePlan(
         srcs, out_maps, in_maps, out_scales=out_scales, in_scales=in_scales, noise=noise, tensor_ids=ids,

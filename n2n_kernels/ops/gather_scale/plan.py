@@ -15,11 +15,9 @@ from n2n_kernels.backends import choose, implementation
 from n2n_kernels.layout import Layout, layout_of, memory_format
 from n2n_kernels.ops import checks
 from n2n_kernels.ops.gather_scale import request as requests
-from n2n_kernels.ops.gather_scale.request import Call, Kind
+from n2n_kernels.ops.gather_scale.request import Axis, Kind
 from n2n_kernels.ops.gather_scale.tasks import POINTERS, Column, Launch, launches
 from n2n_kernels.table import Arena, upload
-
-Axis = Sequence[Tensor | None]
 
 #: Outputs of more bytes than this pass the caches by: half of the last-level cache of a large GPU, and of a processor.
 _STREAMED_BYTES = {"cuda": 32 * 2**20, "cpu": 8 * 2**20}
@@ -96,8 +94,8 @@ class GatherScalePlan:
         tensor_ids: Sequence[int] | None = None,
         backend: str | None = None,
     ) -> None:
-        call = as_call(srcs, out_maps, in_maps, out_scales, in_scales)
-        ids = as_tensor_ids(tensor_ids, len(call.srcs))
+        call = requests.as_call(srcs, out_maps, in_maps, out_scales, in_scales)
+        ids = requests.as_tensor_ids(tensor_ids, len(call.srcs))
         requests.check_noise_name(noise)
         requests.check_tensor_ids(ids, len(call.srcs))
         device = call.srcs[0].device if call.srcs else torch.device("cpu")
@@ -147,7 +145,7 @@ class GatherScalePlan:
             checks.check_integer(f"entries[{i}]", entry)
             if not 0 <= entry < len(self._kinds):
                 raise ValueError(f"entries[{i}] (={entry}) must be in [0, {len(self._kinds)})")
-        scales = [as_axis("out_scales", out_scales, n), as_axis("in_scales", in_scales, n)]
+        scales = [requests.as_axis("out_scales", out_scales, n), requests.as_axis("in_scales", in_scales, n)]
         kinds = requests.rescaled([self._kinds[e] for e in entries], *scales)
         plan = object.__new__(GatherScalePlan)
         arena = next(iter(self._prepared.values()))[1] if self._prepared else self._base
@@ -252,7 +250,7 @@ class GatherScalePlan:
                 largest = [torch.finfo(kind.dtype).max / rng.LARGEST[self._noise] for kind in self._kinds]
                 self._largest_sigma = torch.tensor(largest, dtype=torch.float64, device=self._device)
             return torch.where((sigma >= 0) & (sigma <= self._largest_sigma), sigma, 0.0)
-        stds = as_stds(noise_std, len(srcs))
+        stds = requests.as_stds(noise_std, len(srcs))
         requests.check_noise_stds(stds, self._noise, srcs)
         return rng.sigma(np.array(stds), self._noise) if any(stds) else None  # type: ignore[type-var]
 
@@ -369,35 +367,3 @@ def _layout(t: Tensor) -> Layout:
     layout = layout_of(t)
     assert layout is not None
     return layout
-
-
-def as_axis(name: str, given: Axis | None, count: int) -> list[Tensor | None]:
-    """A list with an entry per tensor; None for the whole argument is None for each."""
-    return [None] * count if given is None else checks.tensor_list(name, given, optional=True)
-
-
-def as_call(
-    srcs: Sequence[Tensor], out_maps: Axis | None, in_maps: Axis | None, out_scales: Axis | None, in_scales: Axis | None
-) -> Call:
-    sources = checks.tensor_list("srcs", srcs)
-    n = len(sources)
-    return Call(
-        sources,
-        as_axis("out_maps", out_maps, n),
-        as_axis("in_maps", in_maps, n),
-        as_axis("out_scales", out_scales, n),
-        as_axis("in_scales", in_scales, n),
-    )
-
-
-def as_tensor_ids(tensor_ids: Sequence[int] | None, count: int) -> list[int]:
-    ids = list(range(count)) if tensor_ids is None else list(tensor_ids)
-    for i, tensor_id in enumerate(ids):
-        checks.check_integer(f"tensor_ids[{i}]", tensor_id)
-    return ids
-
-
-def as_stds(noise_std: float | Sequence[float], count: int) -> list[float]:
-    if isinstance(noise_std, Sequence | np.ndarray) and not isinstance(noise_std, str):
-        return [checks.number(f"noise_std[{i}]", s) for i, s in enumerate(noise_std)]
-    return [checks.number("noise_std", noise_std)] * count

@@ -20,17 +20,49 @@ from n2n_kernels.ops import checks
 
 NOISES = {"replicas": 1, "cancelling": 2}  # n2n::Noise, and the (first) stream of the noise's counter
 
-Optionals = Sequence[Tensor | None]
+Axis = Sequence[Tensor | None]
 
 
 class Call(NamedTuple):
     """The tensors and what becomes of their axes: the op's first arguments, in the order of its schema."""
 
     srcs: Sequence[Tensor]
-    out_maps: Optionals
-    in_maps: Optionals
-    out_scales: Optionals
-    in_scales: Optionals
+    out_maps: Axis
+    in_maps: Axis
+    out_scales: Axis
+    in_scales: Axis
+
+
+def as_axis(name: str, given: Axis | None, count: int) -> list[Tensor | None]:
+    """A list with an entry per tensor; None for the whole argument is None for each."""
+    return [None] * count if given is None else checks.tensor_list(name, given, optional=True)
+
+
+def as_call(
+    srcs: Sequence[Tensor], out_maps: Axis | None, in_maps: Axis | None, out_scales: Axis | None, in_scales: Axis | None
+) -> Call:
+    sources = checks.tensor_list("srcs", srcs)
+    n = len(sources)
+    return Call(
+        sources,
+        as_axis("out_maps", out_maps, n),
+        as_axis("in_maps", in_maps, n),
+        as_axis("out_scales", out_scales, n),
+        as_axis("in_scales", in_scales, n),
+    )
+
+
+def as_tensor_ids(tensor_ids: Sequence[int] | None, count: int) -> list[int]:
+    ids = list(range(count)) if tensor_ids is None else list(tensor_ids)
+    for i, tensor_id in enumerate(ids):
+        checks.check_integer(f"tensor_ids[{i}]", tensor_id)
+    return ids
+
+
+def as_stds(noise_std: float | Sequence[float], count: int) -> list[float]:
+    if isinstance(noise_std, Sequence | np.ndarray) and not isinstance(noise_std, str):
+        return [checks.number(f"noise_std[{i}]", s) for i, s in enumerate(noise_std)]
+    return [checks.number("noise_std", noise_std)] * count
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +166,7 @@ def kinds(call: Call) -> list[Kind]:
     return result
 
 
-def rescaled(kinds: Sequence[Kind], out_scales: Optionals, in_scales: Optionals) -> list[Kind]:
+def rescaled(kinds: Sequence[Kind], out_scales: Axis, in_scales: Axis) -> list[Kind]:
     """The same kinds with other scales."""
     values = _Values()
     known: dict[object, Kind] = {}

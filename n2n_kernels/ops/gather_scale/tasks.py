@@ -14,7 +14,7 @@ import torch
 from n2n_kernels import dtypes
 from n2n_kernels.layout import Layout
 from n2n_kernels.ops.gather_scale.request import AxisMap, Kind, Scale
-from n2n_kernels.table import TILE, Arena
+from n2n_kernels.table import TILE, VECTOR_BYTES, Arena
 
 
 class Column(IntEnum):
@@ -59,8 +59,8 @@ class Column(IntEnum):
 
 POINTERS = slice(Column.OUT_MAP, Column.IN_TOTAL + 1)
 
-#: Bytes that a 16-byte access moves, and threads of a block; `n2n::kVectorBytes` and `n2n::kBlockThreads`.
-VECTOR_BYTES, THREADS = 16, 256
+#: Threads of a block; `n2n::kBlockThreads`.
+THREADS = 256
 
 #: Shared memory for the teacher rows of a tile, at most: a row of 2048 channels of 3x3 in float32 fits, and three
 #: blocks fit a multiprocessor of an H100 or H200 (228 KB, of which each block takes 1 KB more).

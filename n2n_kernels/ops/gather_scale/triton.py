@@ -11,8 +11,8 @@ import triton.language as tl
 from n2n_kernels import dtypes, native
 from n2n_kernels.ops.gather_scale.plan import BoundGatherScale
 from n2n_kernels.ops.gather_scale.request import NOISES
-from n2n_kernels.ops.gather_scale.tasks import VECTOR_BYTES, Column
-from n2n_kernels.table import TILE
+from n2n_kernels.ops.gather_scale.tasks import Column
+from n2n_kernels.table import TILE, VECTOR_BYTES
 from n2n_kernels.triton_common import (
     as_compute,
     finish,

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from n2n_kernels.layout import fold
+from n2n_kernels.table import VECTOR_BYTES
 
 #: Bytes of output per tile; `n2n::kIdentityTileBytes`.
 TILE_BYTES = 16384
-
-#: Bytes of the widest store, which begins at a multiple of them.
-VECTOR_BYTES = 16
 
 
 class Column(IntEnum):

@@ -6,7 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from n2n_kernels import dtypes, native
-from n2n_kernels.ops.identity.tasks import TILE_BYTES, VECTOR_BYTES, Column, pack
+from n2n_kernels.ops.identity.tasks import TILE_BYTES, Column, pack
+from n2n_kernels.table import VECTOR_BYTES
 
 DST, LEAD, FIRST_TILE = (tl.constexpr(int(c)) for c in (Column.DST, Column.LEAD, Column.FIRST_TILE))
 ELEMENTS, DENSE, FIRST = (tl.constexpr(int(c)) for c in (Column.ELEMENTS, Column.DENSE, Column.FIRST))
