@@ -7,7 +7,8 @@ from n2n_kernels.backends import backends
 from n2n_kernels.native import build_info
 from n2n_kernels.ops.channel_moments.api import channel_moments, tensor_moments
 from n2n_kernels.ops.gather_scale.api import gather_scale
-from n2n_kernels.ops.gather_scale.plan import BoundGatherScale, GatherScalePlan
+from n2n_kernels.ops.gather_scale.bound import BoundGatherScale
+from n2n_kernels.ops.gather_scale.plan import GatherScalePlan
 from n2n_kernels.ops.identity.api import identity_
 
 __all__ = [

@@ -60,12 +60,14 @@ def is_aligned(t: Tensor) -> bool:
     return t.data_ptr() % t.element_size() == 0
 
 
+def reach(t: Tensor) -> int:
+    """Elements of memory from the first one of `t` to past its last; 0 if it is empty."""
+    if t.is_contiguous() or t.numel() == 0:
+        return t.numel()
+    return 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+
+
 def byte_range(t: Tensor) -> tuple[int, int]:
     """First byte of `t` and the one past its last; equal if it is empty."""
-    if t.is_contiguous():
-        begin = t.data_ptr()
-        return begin, begin + t.nbytes
-    if t.numel() == 0:
-        return t.data_ptr(), t.data_ptr()
-    last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
-    return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()
+    begin = t.data_ptr()
+    return begin, begin + reach(t) * t.itemsize

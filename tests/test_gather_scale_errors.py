@@ -49,6 +49,11 @@ def one(name: str, value: Any, at: int = 0) -> Callable[[Call], None]:
     return change
 
 
+def shortened(t: Tensor, size: int) -> Tensor:
+    t.untyped_storage().resize_(size)
+    return t
+
+
 class Subclass(Tensor):
     pass
 
@@ -66,6 +71,10 @@ BAD: dict[str, tuple[Callable[[Call], None], type[Exception], str]] = {
     "sparse": (one("srcs", Tensor.to_sparse), TypeError, r"srcs\[0\]\.layout \(=torch\.sparse_coo\)"),
     "no dimensions": (one("srcs", torch.tensor(1.0), 1), ValueError, r"srcs\[1\] has 0 dimensions \(shape \(\)\)"),
     "six dimensions": (one("srcs", torch.ones([1] * 6)), ValueError, r"srcs\[0\] has 6 dimensions"),
+    "a shortened storage": (
+        one("srcs", lambda t: shortened(t.clone(), 100)), ValueError,
+        r"srcs\[0\] \(shape \(4, 3, 3, 3\)\) needs a storage of 432 bytes, but its own was shortened to 100"
+    ),
     "a subclass": (one("srcs", lambda t: t.as_subclass(Subclass)), TypeError, r"srcs\[0\] \(=Subclass\)"),
     "unlike devices": (one("srcs", lambda t: t.to("meta"), 1), ValueError, r"srcs\[1\]\.device \(=meta\)|out\[1\]"),
     # maps
@@ -125,6 +134,7 @@ BAD: dict[str, tuple[Callable[[Call], None], type[Exception], str]] = {
     "too few tensor ids": (whole(tensor_ids=[1]), ValueError, "tensor_ids has 1 entries, but srcs has 2"),
     "a negative tensor id": (whole(tensor_ids=[0, -1]), ValueError, r"tensor_ids\[1\] \(=-1\)"),
     "a long tensor id": (whole(tensor_ids=[2**32, 0]), ValueError, r"tensor_ids\[0\] \(=4294967296\)"),
+    "tensor ids that are no list": (whole(tensor_ids=7), TypeError, r"tensor_ids \(=int\) must be a list of integers"),
     "a tensor id that is no integer": (whole(tensor_ids=["a", 0]), TypeError, r"tensor_ids\[0\] \(='a'\)"),
     # backend
     "an unknown backend": (whole(backend="metal"), ValueError, r"backend \(='metal'\) must be one of cuda, tri"),
@@ -144,6 +154,10 @@ BAD: dict[str, tuple[Callable[[Call], None], type[Exception], str]] = {
     "an expanded target": (one("out", lambda t: t[:1].expand(6, 5, 3, 3)), ValueError, r"out\[0\] overlaps itself"),
     "a target of windows": (
         one("out", lambda t: t.as_strided((6, 5, 3, 3), (45, 8, 3, 1))), ValueError, r"out\[0\] overlaps itself"
+    ),
+    "a target with a shortened storage": (
+        one("out", lambda t: shortened(torch.empty(6), 20), 1), ValueError,
+        r"out\[1\] \(shape \(6,\)\) needs a storage of 24 bytes"
     ),
     "a kernel that does not fold": (
         one("out", lambda t: t.as_strided((6, 5, 3, 3), (45, 9, 1, 3))), ValueError, r"out\[0\] .* are not dense"
@@ -213,6 +227,17 @@ def test_a_tensor_onto_itself() -> None:
     with pytest.raises(ValueError, match=r"out\[0\] overlaps srcs\[0\]"):
         nk.gather_scale([w], None, None, out_scales=[torch.zeros(3)], out=[w])
     assert w.eq(1).all()
+
+
+@pytest.mark.parametrize("name", ["out_maps", "in_maps", "out_scales"])
+def test_a_target_on_a_map_or_scale(name: str) -> None:
+    call, _ = good()
+    given = call[name][0]
+    call["out"][1] = given.view(torch.float32)[:6]
+    before = given.clone()
+    with pytest.raises(ValueError, match=rf"out\[1\] overlaps {name}\[0\]"):
+        nk.gather_scale(**call)
+    assert given.equal(before)
 
 
 def test_a_target_at_an_odd_address() -> None:

@@ -174,6 +174,9 @@ def test_wrong_arguments_are_named() -> None:
         plan.bind([w], seed=-1)
     with pytest.raises(ValueError, match=r"entries\[0\] \(=1\) must be in \[0, 1\)"):
         plan.derive([1])
+    for wrong, name in ((0, "int"), ("0", "str"), (torch.tensor([0]), "Tensor"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=rf"entries \(={name}\) must be a list of integers"):
+            plan.derive(wrong)
     with pytest.raises(ValueError, match=r"out_scales\[0\] has 3 entries, but the student's axis 0 has 4"):
         plan.derive([0], out_scales=[torch.ones(3)])
 
@@ -191,6 +194,22 @@ def test_tensors_without_plain_memory_are_refused() -> None:
     for call in (lambda: plan([freed]), lambda: nk.gather_scale([freed], [g], None), lambda: nk.identity_([freed])):
         with pytest.raises(ValueError, match=r"\[0\] \(shape \(3, 2\)\) has no memory"):
             call()
+
+
+def test_storages_that_are_too_short_are_refused() -> None:
+    """Offsets and gaps count; memory before a tensor does not."""
+    plan = nk.GatherScalePlan([torch.empty(3, 2)], [torch.tensor([0, 1, 2, 0])], None)
+    for offset, strides, needed in ((0, (2, 1), 24), (5, (2, 1), 44), (1, (1, 4), 32), (2, (0, 0), 12)):
+        w = torch.zeros(100).as_strided((3, 2), strides, offset)
+        w.untyped_storage().resize_(needed)
+        assert plan([w])[0].shape == (4, 2)
+        w.untyped_storage().resize_(needed - 1)
+        for call in (lambda w=w: plan([w]), lambda w=w: plan.bind([w]), lambda w=w: nk.channel_moments(w)):
+            with pytest.raises(ValueError, match=rf"needs a storage of {needed} bytes, .* shortened to {needed - 1}"):
+                call()
+    empty = torch.zeros(4)[3:3]
+    empty.untyped_storage().resize_(0)
+    assert nk.GatherScalePlan([empty], None, None)([empty])[0].shape == (0,)
 
 
 def test_what_is_bound_keeps_its_memory() -> None:

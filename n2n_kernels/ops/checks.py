@@ -8,15 +8,20 @@ import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from numbers import Real
+from operator import attrgetter
+from types import NoneType
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from n2n_kernels import dtypes
-from n2n_kernels.layout import byte_range, is_aligned, layout_of
+from n2n_kernels.layout import byte_range, is_aligned, layout_of, reach
 
 T = TypeVar("T", bound=Tensor | None)
+
+#: What has memory of its own. (A torch.nn.Buffer is made as a Tensor.)
+_PLAIN: frozenset[type] = frozenset({Tensor, torch.nn.Parameter})
 
 
 def tensor_list(name: str, given: Iterable[T], *, optional: bool = False) -> list[T]:
@@ -25,10 +30,24 @@ def tensor_list(name: str, given: Iterable[T], *, optional: bool = False) -> lis
     if isinstance(given, Tensor) or not isinstance(given, Iterable):
         raise TypeError(f"{name} (={type(given).__name__}) must be a list of tensors")
     tensors = list(given)
-    for i, t in enumerate(tensors):
-        if not isinstance(t, Tensor) and not (optional and t is None):
-            raise TypeError(f"{name}[{i}] (={type(t).__name__}) must be a torch.Tensor{' or None' * optional}")
+    # There may be a thousand tensors, but they are of two types.
+    wrong = {
+        kind for kind in set(map(type, tensors)) if not (issubclass(kind, Tensor) or (optional and kind is NoneType))
+    }
+    if wrong:
+        i = next(i for i, t in enumerate(tensors) if type(t) in wrong)
+        raise TypeError(f"{name}[{i}] (={type(tensors[i]).__name__}) must be a torch.Tensor{' or None' * optional}")
     return tensors
+
+
+def integer_list(name: str, given: Iterable[int]) -> list[int]:
+    """`given` as a list of integers."""
+    if isinstance(given, Tensor | str) or not isinstance(given, Iterable):
+        raise TypeError(f"{name} (={type(given).__name__}) must be a list of integers")
+    integers = list(given)
+    for i, value in enumerate(integers):
+        check_integer(f"{name}[{i}]", value)
+    return integers
 
 
 def check_integer(name: str, value: object) -> None:
@@ -60,9 +79,9 @@ def check_tensor(name: str, t: Tensor, *, dims: range) -> None:
 def check_one_device(name: str, tensors: Sequence[Tensor]) -> torch.device:
     """All tensors must be on one device, which is returned. `tensors` must not be empty."""
     device = tensors[0].device
-    for i, t in enumerate(tensors):
-        if t.device != device:
-            raise ValueError(f"{name}[{i}].device (={t.device}) differs from {name}[0].device (={device})")
+    if len(set(map(attrgetter("device"), tensors))) > 1:
+        i, other = next((i, t.device) for i, t in enumerate(tensors) if t.device != device)
+        raise ValueError(f"{name}[{i}].device (={other}) differs from {name}[0].device (={device})")
     return device
 
 
@@ -71,16 +90,34 @@ def check_length(name: str, given: Sequence[object], expected: int, what: str) -
         raise ValueError(f"{name} has {len(given)} entries, but {what} has {expected}")
 
 
-def check_memory(name: str, t: Tensor) -> None:
-    """`t` must have memory of its own that a kernel can read: no subclass that stands for something else."""
-    if type(t) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
+def check_type(name: str, t: Tensor) -> None:
+    """`t` must not be of a subclass, which stands for something else than what is in its memory."""
+    if type(t) not in _PLAIN:
         raise TypeError(
             f"{name} (={type(t).__name__}) is a tensor subclass, which the kernels cannot read; pass its data"
         )
+
+
+def check_types(name: str, tensors: Sequence[Tensor]) -> None:
+    if not _PLAIN.issuperset(map(type, tensors)):
+        for i, t in enumerate(tensors):
+            check_type(f"{name}[{i}]", t)
+
+
+def check_memory(name: str, t: Tensor) -> None:
+    """`t` must have memory of its own that a kernel can read, as far as its shape and strides reach."""
+    check_type(name, t)
     if t.is_neg():
         raise ValueError(f"{name} is a view that stands for the negative of what is in memory; pass resolve_neg()")
-    if t.data_ptr() == 0 and not t.is_meta and t.numel():
+    if t.is_meta or not (elements := reach(t)):
+        return
+    there, needed = t.untyped_storage().nbytes(), (t.storage_offset() + elements) * t.itemsize
+    if there == 0:
         raise ValueError(f"{name} (shape {tuple(t.shape)}) has no memory: its storage was freed")
+    if there < needed:
+        raise ValueError(
+            f"{name} (shape {tuple(t.shape)}) needs a storage of {needed} bytes, but its own was shortened to {there}"
+        )
 
 
 def check_writable(name: str, tensors: Sequence[Tensor]) -> None:
@@ -101,7 +138,7 @@ def check_writable(name: str, tensors: Sequence[Tensor]) -> None:
     check_disjoint(name, tensors, name, tensors)
 
 
-def check_disjoint(name: str, written: Sequence[Tensor], other_name: str, others: Sequence[Tensor]) -> None:
+def check_disjoint(name: str, written: Sequence[Tensor], other_name: str, others: Sequence[Tensor | None]) -> None:
     """No tensor of `written` may reach into the bytes between the first and the last of one of `others` (of another
     one, where the lists are the same)."""
     ranges = sorted((*byte_range(t), i) for i, t in enumerate(written) if t.numel())
@@ -111,7 +148,11 @@ def check_disjoint(name: str, written: Sequence[Tensor], other_name: str, others
     if others is written:
         return
     begins = [r[0] for r in ranges]
+    seen: set[int] = set()
     for j, t in enumerate(others):
+        if t is None or id(t) in seen:  # tensors share maps
+            continue
+        seen.add(id(t))
         begin, end = byte_range(t)
         before = bisect_left(begins, end) - 1
         if begin < end and before >= 0 and ranges[before][1] > begin:

@@ -105,7 +105,12 @@ def _run(arguments: tuple[Any, ...], out: list[Tensor] | None) -> list[Tensor]:
         srcs, out_maps, in_maps, out_scales=out_scales, in_scales=in_scales, noise=noise, tensor_ids=ids,
         backend=backend,
     )  # fmt: skip
-    return plan.bind(call.srcs, out, noise_std=noise_std, seed=seed).run()
+    if out is None:
+        return plan(srcs, noise_std=noise_std, seed=seed)
+    bound = plan.bind(srcs, out, noise_std=noise_std, seed=seed)
+    for name, axis in zip(Call._fields[1:], call[1:], strict=True):
+        checks.check_disjoint("out", out, name, axis)
+    return bound.run()
 
 
 @torch.library.impl(LIBRARY, "gather_scale", "CompositeExplicitAutograd")

@@ -3,7 +3,7 @@
 import torch
 
 from n2n_kernels import dtypes, native
-from n2n_kernels.ops.gather_scale.plan import BoundGatherScale
+from n2n_kernels.ops.gather_scale.bound import BoundGatherScale
 from n2n_kernels.ops.gather_scale.request import NOISES
 
 #: Where the native module runs it; the last is the CUDA kernel's code, thread by thread on the CPU, for tests.

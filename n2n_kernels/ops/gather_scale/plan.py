@@ -3,7 +3,6 @@
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,54 +11,19 @@ from torch import Tensor
 
 from n2n_kernels import rng
 from n2n_kernels.backends import choose, implementation
-from n2n_kernels.layout import Layout, layout_of, memory_format
 from n2n_kernels.ops import checks
 from n2n_kernels.ops.gather_scale import request as requests
+from n2n_kernels.ops.gather_scale.bound import BoundGatherScale, Prepared
+from n2n_kernels.ops.gather_scale.forms import Forms, KnownForms
 from n2n_kernels.ops.gather_scale.request import Axis, Kind
-from n2n_kernels.ops.gather_scale.tasks import POINTERS, Column, Launch, launches
+from n2n_kernels.ops.gather_scale.sources import Expected, Sources
+from n2n_kernels.ops.gather_scale.tasks import POINTERS, launches
 from n2n_kernels.table import Arena, upload
 
 #: Outputs of more bytes than this pass the caches by: half of the last-level cache of a large GPU, and of a processor.
 _STREAMED_BYTES = {"cuda": 32 * 2**20, "cpu": 8 * 2**20}
 
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A launch whose tables are on the device."""
-
-    launch: Launch
-    tasks: np.ndarray  # int64 [tasks, words]; addresses of tables are in place, those of tensors are not
-    tiles: Tensor  # int32 [tiles, 4]
-    streaming: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Form:
-    """How a source lies in memory (None: not as the kernels read it), and how the student tensor will that is made like
-    it."""
-
-    source: Layout | None
-    memory_format: torch.memory_format
-    target: Layout
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """A prepared launch with tensors."""
-
-    prepared: Prepared
-    tasks: Tensor  # int64 [tasks, words]
-
-
-@dataclass(frozen=True, eq=False)
-class Item:
-    """One tensor's part, for backends that do not read tables."""
-
-    src: Tensor
-    out: Tensor
-    kind: Kind
-    sigma: float
-    tensor_id: int
+Deviations = float | Sequence[float] | Tensor
 
 
 class GatherScalePlan:
@@ -108,9 +72,13 @@ class GatherScalePlan:
         self._device, self._backend, self._base = device, backend, base
         self._module = implementation("gather_scale", backend, device)
         self._lock = threading.Lock()
-        self._prepared: dict[object, tuple[list[Prepared], Arena]] = {}
-        self._forms: dict[tuple[Kind, tuple[int, ...]], Form] = {}
+        self._prepared: dict[Forms, tuple[list[Prepared], Arena]] = {}
+        self._forms = KnownForms(kinds)
         self._largest_sigma: Tensor | None = None
+        self._expected = Expected(kinds, device)
+        # Of what makes an empty tensor, this takes the least time: a third of what torch.empty does.
+        makers = {kind.dtype: torch.empty(0, dtype=kind.dtype, device=device).new_empty_strided for kind in kinds}
+        self._students = [(makers[kind.dtype], kind.student_shape) for kind in kinds]
 
     def __deepcopy__(self, memo: dict[int, object]) -> "GatherScalePlan":
         return self  # nothing that a caller sees of it ever changes
@@ -140,9 +108,9 @@ class GatherScalePlan:
                 order, any number of times.
             out_scales, in_scales: as for `gather_scale`, one per entry.
         """
+        entries = checks.integer_list("entries", entries)
         n = len(entries)
         for i, entry in enumerate(entries):
-            checks.check_integer(f"entries[{i}]", entry)
             if not 0 <= entry < len(self._kinds):
                 raise ValueError(f"entries[{i}] (={entry}) must be in [0, {len(self._kinds)})")
         scales = [requests.as_axis("out_scales", out_scales, n), requests.as_axis("in_scales", in_scales, n)]
@@ -157,7 +125,7 @@ class GatherScalePlan:
         srcs: Sequence[Tensor],
         out: Sequence[Tensor] | None = None,
         *,
-        noise_std: float | Sequence[float] | Tensor = 0.0,
+        noise_std: Deviations = 0.0,
         seed: int = 0,
     ) -> "BoundGatherScale":
         """The plan with tensors: everything but the launch. It allocates, where `out` is None, and uploads the table.
@@ -175,67 +143,47 @@ class GatherScalePlan:
         Raises:
             ValueError, TypeError: naming the argument and its value, before anything is written.
         """
-        sources = checks.tensor_list("srcs", srcs)
-        self._check_sources(sources)
-        checks.check_integer("seed", seed)
-        requests.check_seed(seed)
-        sigma = self._sigma(noise_std, sources)
-        forms = self._forms_of(sources)
-        if out is None:
-            targets = [
-                torch.empty(kind.student_shape, dtype=kind.dtype, device=self._device, memory_format=form.memory_format)
-                for kind, form in zip(self._kinds, forms, strict=True)
-            ]
-            layouts = [form.target for form in forms]
-        else:
-            targets = checks.tensor_list("out", out)
-            requests.check_targets(sources, [kind.student_shape for kind in self._kinds], targets)
-            for i, target in enumerate(targets):
-                checks.check_memory(f"out[{i}]", target)
-            checks.check_writable("out", targets)
-            checks.check_disjoint("out", targets, "srcs", sources)
-            layouts = [_layout(target) for target in targets]
-        return BoundGatherScale(self, sources, targets, sigma, seed, [form.source for form in forms], layouts)
+        bound = self._bind(srcs, out, noise_std, seed)
+        bound.keep_outputs()
+        return bound
 
     def __call__(
         self,
         srcs: Sequence[Tensor],
         out: Sequence[Tensor] | None = None,
         *,
-        noise_std: float | Sequence[float] | Tensor = 0.0,
+        noise_std: Deviations = 0.0,
         seed: int = 0,
     ) -> list[Tensor]:
         """`bind`, then `run`: the student tensors (`out`, if given)."""
-        with torch.no_grad():
-            return self.bind(srcs, out, noise_std=noise_std, seed=seed).run()
+        bound = self._bind(srcs, out, noise_std, seed)
+        return bound.run() if out is not None else bound.first_run()
 
-    def _check_sources(self, srcs: list[Tensor]) -> None:
-        checks.check_length("srcs", srcs, len(self._kinds), "the plan")
-        device = self._device
-        for i, (src, kind) in enumerate(zip(srcs, self._kinds, strict=True)):
-            if src.shape != kind.shape or src.dtype != kind.dtype or src.device != device:
-                raise ValueError(
-                    f"srcs[{i}] ({src.dtype}, shape {tuple(src.shape)}, on {src.device}) is not what the plan was made "
-                    f"for ({kind.dtype}, shape {tuple(kind.shape)}, on {self._device})"
-                )
-            if type(src) is not Tensor or src.is_neg() or not src.data_ptr():
-                checks.check_memory(f"srcs[{i}]", src)
+    def _bind(
+        self, srcs: Sequence[Tensor], out: Sequence[Tensor] | None, noise_std: Deviations, seed: int
+    ) -> BoundGatherScale:
+        sources = self._expected.check(checks.tensor_list("srcs", srcs))
+        checks.check_integer("seed", seed)
+        requests.check_seed(seed)
+        sigma = self._sigma(noise_std, sources.tensors)
+        targets = None if out is None else self._checked_targets(checks.tensor_list("out", out), sources)
+        forms = self._forms.of(sources.tensors, targets, sources.odd)
+        self._expected.check_reach(sources, forms)
+        if targets is None:
+            students = zip(self._students, forms.strides, strict=True)
+            targets = [make(shape, strides) for (make, shape), strides in students]
+        else:
+            checks.check_disjoint("out", targets, "srcs", sources.tensors)
+        return BoundGatherScale(self, sources, targets, forms, sigma, seed)
 
-    def _forms_of(self, srcs: list[Tensor]) -> list[Form]:
-        """How the sources and their students lie. Tensors of a kind lie in few ways."""
-        known = self._forms
-        result = []
-        for src, kind in zip(srcs, self._kinds, strict=True):
-            key = kind, src.stride()
-            form = known.get(key)
-            if form is None:
-                lies = memory_format(src)
-                student = torch.empty(kind.student_shape, device="meta", memory_format=lies)
-                form = known[key] = Form(layout_of(src), lies, _layout(student))
-            result.append(form)
-        return result
+    def _checked_targets(self, out: list[Tensor], sources: Sources) -> list[Tensor]:
+        requests.check_targets(sources.tensors, [shape for _, shape in self._students], out)
+        for i, target in enumerate(out):
+            checks.check_memory(f"out[{i}]", target)
+        checks.check_writable("out", out)
+        return out
 
-    def _sigma(self, noise_std: float | Sequence[float] | Tensor, srcs: list[Tensor]) -> np.ndarray | Tensor | None:
+    def _sigma(self, noise_std: Deviations, srcs: list[Tensor]) -> np.ndarray | Tensor | None:
         """The factor on the integer noise, float64 [n], on the host or on the device; None where all are zero."""
         if isinstance(noise_std, Tensor):
             for what, given, expected in (
@@ -254,14 +202,13 @@ class GatherScalePlan:
         requests.check_noise_stds(stds, self._noise, srcs)
         return rng.sigma(np.array(stds), self._noise) if any(stds) else None  # type: ignore[type-var]
 
-    def _prepare(self, sources: list[Layout], targets: list[Layout]) -> list[Prepared]:
-        """The launches for tensors of these layouts, made when they are first asked for."""
-        key = tuple(sources), tuple(targets)
+    def _prepare(self, forms: Forms) -> list[Prepared]:
+        """The launches for tensors of these forms, made when they are first asked for."""
         with self._lock:
-            if key not in self._prepared:
+            if forms not in self._prepared:
                 base = next(iter(self._prepared.values()))[1] if self._prepared else self._base
                 arena = Arena(self._device, base)
-                made = launches(self._kinds, sources, targets, self._noise, self._ids, arena)
+                made = launches(forms.each, self._noise, self._ids, arena)
                 addresses = arena.seal()
                 prepared = []
                 for launch in made:
@@ -270,100 +217,9 @@ class GatherScalePlan:
                     tiles = upload(launch.tiles, self._device).view(torch.int32).view(-1, 4)
                     streaming = launch.output_bytes > _STREAMED_BYTES.get(self._device.type, math.inf)
                     prepared.append(Prepared(launch, tasks, tiles, streaming))
-                self._prepared[key] = prepared, arena
-            return self._prepared[key][0]
+                self._prepared[forms] = prepared, arena
+            return self._prepared[forms][0]
 
-
-class BoundGatherScale:
-    """A `GatherScalePlan` with tensors: what `GatherScalePlan.bind` returns.
-
-    Attributes:
-        out: the student tensors, which `run` writes.
-    """
-
-    def __init__(
-        self,
-        plan: GatherScalePlan,
-        srcs: list[Tensor],
-        out: list[Tensor],
-        sigma: np.ndarray | Tensor | None,
-        seed: int,
-        sources: list[Layout | None],
-        targets: list[Layout],
-    ) -> None:
-        self.out = out
-        self.noise, self.seed = plan._noise, seed
-        self._plan, self._srcs, self._sigma = plan, srcs, sigma
-        self._copies: list[tuple[Tensor, Tensor]] = []
-        self.parts: list[Part] = []
-        self._kept: list[Tensor] = []
-        # Of the tensors' memory, which they may lose before `run`.
-        self._storages = [t.untyped_storage() for tensors in (srcs, out) for t in tensors]
-        self._stream = torch.cuda.current_stream(plan.device) if plan.device.type == "cuda" else None
-        if plan.backend != "reference":
-            self._build(sources, targets)
-
-    def _build(self, layouts: list[Layout | None], targets: list[Layout]) -> None:
-        plan, device = self._plan, self._plan.device
-        from_, to = ([t.data_ptr() for t in tensors] for tensors in (self._srcs, self.out))
-        sources = []
-        for i, (src, layout) in enumerate(zip(self._srcs, layouts, strict=True)):
-            if layout is None or from_[i] % src.dtype.itemsize:
-                # The kernels cannot read it as it lies (kernel dimensions that do not fold, an address that is no
-                # multiple of the element's size): they read a copy, which `run` fills.
-                copy = torch.empty(src.shape, dtype=src.dtype, device=src.device)
-                self._copies.append((copy, src))
-                layout, from_[i] = _layout(copy), copy.data_ptr()
-            sources.append(layout)
-        addresses = np.array([from_, to], dtype=np.int64).reshape(2, -1)
-        sigmas = self._sigma
-        if isinstance(sigmas, np.ndarray):
-            sigmas = upload(sigmas, device).view(torch.float64)
-        if sigmas is not None:
-            self._kept.append(sigmas)
-        for prepared in plan._prepare(sources, targets):
-            members = prepared.launch.members
-            tasks = prepared.tasks.copy()
-            tasks[:, Column.SRC], tasks[:, Column.DST] = addresses[:, members]
-            if sigmas is not None:
-                tasks[:, Column.SIGMA] = sigmas.data_ptr() + 8 * members
-            table = upload(tasks, device).view(torch.int64).view(tasks.shape)
-            self.parts.append(Part(prepared, table))
-            self._kept += [table, prepared.tiles]
-        self._kept += [buffer for _, arena in list(plan._prepared.values()) for buffer in arena.buffers()]
-
-    @property
-    def has_noise(self) -> bool:
-        return self._sigma is not None
-
-    def items(self) -> list[Item]:
-        """What the parts say, tensor by tensor."""
-        plan = self._plan
-        sigma = [0.0] * len(self.out) if self._sigma is None else self._sigma.tolist()
-        parts = zip(self._srcs, self.out, plan._kinds, sigma, plan._ids, strict=True)
-        return [Item(*part) for part in parts]
-
-    def run(self) -> list[Tensor]:
-        """Reads the sources as they are now and writes `out`, which it returns. One launch per dtype on the current
-        stream: nothing is allocated or uploaded, so it may be captured into a CUDA graph, which must not outlive this
-        object. (Sources that the kernels cannot read in place are first copied, by one launch each.)"""
-        if not self.out:
-            return self.out
-        with torch.no_grad():
-            for copy, src in self._copies:
-                copy.copy_(src)
-            checks.mark_written(self.out)
-            if self._plan.device.type == "cuda":
-                stream = torch.cuda.current_stream(self._plan.device)
-                if stream != self._stream:  # the allocator knows of the stream that it allocated for
-                    for buffer in self._kept:
-                        buffer.record_stream(stream)
-            self._plan._module.run(self)
-        return self.out
-
-
-def _layout(t: Tensor) -> Layout:
-    """Of a tensor that is known to have one."""
-    layout = layout_of(t)
-    assert layout is not None
-    return layout
+    def _buffers(self) -> list[Tensor]:
+        """What the addresses in prepared tasks lead to."""
+        return [buffer for _, arena in list(self._prepared.values()) for buffer in arena.buffers()]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from n2n_kernels import dtypes, rng
-from n2n_kernels.ops.gather_scale.plan import BoundGatherScale, Item
+from n2n_kernels.ops.gather_scale.bound import BoundGatherScale, Item
 from n2n_kernels.ops.gather_scale.request import NOISES, AxisMap
 
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -53,14 +54,13 @@ def as_call(
 
 
 def as_tensor_ids(tensor_ids: Sequence[int] | None, count: int) -> list[int]:
-    ids = list(range(count)) if tensor_ids is None else list(tensor_ids)
-    for i, tensor_id in enumerate(ids):
-        checks.check_integer(f"tensor_ids[{i}]", tensor_id)
-    return ids
+    return list(range(count)) if tensor_ids is None else checks.integer_list("tensor_ids", tensor_ids)
 
 
 def as_stds(noise_std: float | Sequence[float], count: int) -> list[float]:
     if isinstance(noise_std, Sequence | np.ndarray) and not isinstance(noise_std, str):
+        if set(map(type, noise_std)) == {float}:
+            return list(noise_std)
         return [checks.number(f"noise_std[{i}]", s) for i, s in enumerate(noise_std)]
     return [checks.number("noise_std", noise_std)] * count
 
@@ -144,26 +144,22 @@ class Kind:
 
 def kinds(call: Call) -> list[Kind]:
     """The kind of each tensor, after all that can be checked of them; values are read from maps and scales."""
-    check(call)
+    alike = check(call)
+    checks.check_types("srcs", call.srcs)
     values = _Values()
-    known: dict[object, Kind] = {}
-    result = []
-    for i, given in enumerate(zip(*call, strict=True)):
-        src, om, im, so, si = given
-        checks.check_memory(f"srcs[{i}]", src)
-        key = _key(*given)
-        if key not in known:
-            known[key] = Kind(
-                src.shape,
-                src.dtype,
-                _student_shape(src, om, im),
-                values.axis_map(f"out_maps[{i}]", om, src.shape[0]),
-                values.axis_map(f"in_maps[{i}]", im, src.shape[1] if src.dim() > 1 else 1),
-                values.scale(f"out_scales[{i}]", so, src.dtype),
-                values.scale(f"in_scales[{i}]", si, src.dtype),
-            )
-        result.append(known[key])
-    return result
+    known: dict[int, Kind] = {}
+    for i in dict.fromkeys(alike):
+        src, (om, im, so, si) = call.srcs[i], (axis[i] for axis in call[1:])
+        known[i] = Kind(
+            src.shape,
+            src.dtype,
+            _student_shape(src, om, im),
+            values.axis_map(f"out_maps[{i}]", om, src.shape[0]),
+            values.axis_map(f"in_maps[{i}]", im, src.shape[1] if src.dim() > 1 else 1),
+            values.scale(f"out_scales[{i}]", so, src.dtype),
+            values.scale(f"in_scales[{i}]", si, src.dtype),
+        )
+    return [known[i] for i in alike]
 
 
 def rescaled(kinds: Sequence[Kind], out_scales: Axis, in_scales: Axis) -> list[Kind]:
@@ -229,14 +225,15 @@ class _Values:
         return self._scales[key]
 
 
-def _key(src: Tensor, *axes: Tensor | None) -> Hashable:
-    """Equal for tensors of which everything checked is equal."""
-    key = src.shape, src.dtype, src.device, *map(id, axes)
+def _alike(call: Call) -> list[int]:
+    srcs, *axes = call
+    columns = [map(attrgetter(what), srcs) for what in ("shape", "dtype", "layout", "device")]
+    columns += [map(id, axis) for axis in axes]
+    first: dict[Hashable, int] = {}
     try:
-        hash(key)
-    except TypeError:  # a symbolic size, while torch.compile traces
-        return object()
-    return key
+        return [first.setdefault(key, i) for i, key in enumerate(zip(*columns, strict=True))]
+    except TypeError:  # a symbolic size, while torch.compile traces, has no hash
+        return list(range(len(srcs)))
 
 
 def _student_shape(src: Tensor, out_map: Tensor | None, in_map: Tensor | None) -> torch.Size:
@@ -261,24 +258,26 @@ def empty_like(src: Tensor, shape: torch.Size) -> Tensor:
     return torch.empty(shape, dtype=src.dtype, device=src.device, memory_format=memory_format(src))
 
 
-def check(call: Call) -> None:
-    """Everything that can be told from dtypes, shapes and devices, so for fake tensors too."""
+def check(call: Call) -> list[int]:
+    """Everything that can be told from dtypes, shapes and devices, so for fake tensors too.
+
+    Returns:
+        For each tensor the first one of which all that is the same, its maps and scales too: perhaps itself.
+    """
     for name, given in zip(Call._fields[1:], call[1:], strict=True):
         checks.check_length(name, given, len(call.srcs), "srcs")
-    seen = set()
-    for i, given in enumerate(zip(*call, strict=True)):
-        key = _key(*given)
-        if key not in seen:
-            seen.add(key)
-            src, om, im, so, si = given
-            checks.check_tensor(f"srcs[{i}]", src, dims=range(1, 6))
-            _check_axis("out", i, src, 0, om, so)
-            _check_axis("in", i, src, 1, im, si)
-            row = math.prod(_student_shape(src, om, im)[1:])
-            if row >= 2**31:
-                raise ValueError(f"srcs[{i}] would have rows of {row} elements; fewer than 2**31 are supported")
+    alike = _alike(call)
+    for i in dict.fromkeys(alike):
+        src, (om, im, so, si) = call.srcs[i], (axis[i] for axis in call[1:])
+        checks.check_tensor(f"srcs[{i}]", src, dims=range(1, 6))
+        _check_axis("out", i, src, 0, om, so)
+        _check_axis("in", i, src, 1, im, si)
+        row = math.prod(_student_shape(src, om, im)[1:])
+        if row >= 2**31:
+            raise ValueError(f"srcs[{i}] would have rows of {row} elements; fewer than 2**31 are supported")
     if call.srcs:
         checks.check_one_device("srcs", call.srcs)
+    return alike
 
 
 def check_targets(srcs: Sequence[Tensor], shapes: Sequence[torch.Size], out: Sequence[Tensor]) -> None:
@@ -317,6 +316,8 @@ def check_tensor_ids(tensor_ids: Sequence[int], count: int) -> None:
 
 def check_noise_stds(noise_std: Sequence[float], noise: str, srcs: Sequence[Tensor]) -> None:
     checks.check_length("noise_std", noise_std, len(srcs), "srcs")
+    if not any(noise_std):
+        return
     limits = {dtype: torch.finfo(dtype).max for dtype in dtypes.TABLE}
     for i, (std, src) in enumerate(zip(noise_std, srcs, strict=True)):
         if not (math.isfinite(std) and std >= 0):

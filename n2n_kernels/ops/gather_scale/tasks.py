@@ -13,6 +13,7 @@ import torch
 
 from n2n_kernels import dtypes
 from n2n_kernels.layout import Layout
+from n2n_kernels.ops.gather_scale.forms import Form
 from n2n_kernels.ops.gather_scale.request import AxisMap, Kind, Scale
 from n2n_kernels.table import TILE, VECTOR_BYTES, Arena
 
@@ -88,43 +89,35 @@ class Launch:
     most_replicas: int
 
 
-def launches(
-    kinds: Sequence[Kind],
-    sources: Sequence[Layout],
-    targets: Sequence[Layout],
-    noise: str,
-    tensor_ids: Sequence[int],
-    arena: Arena,
-) -> list[Launch]:
-    """One launch per dtype, for tensors of these kinds and layouts. Empty tensors need none."""
+def launches(forms: Sequence[Form], noise: str, tensor_ids: Sequence[int], arena: Arena) -> list[Launch]:
+    """One launch per dtype, for tensors of these forms. Empty tensors need none."""
+    # Tensors of one form differ in nothing but their ids.
+    number = {form: n for n, form in enumerate(dict.fromkeys(forms))}
+    numbers = np.fromiter(map(number.__getitem__, forms), np.int64, len(forms))
+    ids = np.array(tensor_ids, dtype=np.int64)
     result = []
-    for dtype in {kind.dtype: None for kind in kinds}:
-        members = [i for i, kind in enumerate(kinds) if kind.dtype == dtype and not kind.empty]
-        if not members:
+    for dtype in {form.kind.dtype: None for form in number}:
+        mine = [form for form in number if form.kind.dtype == dtype and not form.kind.empty]
+        if not mine:
             continue
-        # Tensors of one kind and one layout differ in nothing but their ids.
-        forms: dict[object, int] = {}
-        rows: list[np.ndarray] = []
-        which = np.empty(len(members), dtype=np.int64)
-        for n, i in enumerate(members):
-            key = id(kinds[i]), sources[i], targets[i]
-            if key not in forms:
-                forms[key] = len(rows)
-                rows.append(_row(kinds[i], sources[i], targets[i], noise, arena))
-            which[n] = forms[key]
-        tasks = np.stack(rows)
+        row_of = np.full(len(number), -1)
+        row_of[[number[form] for form in mine]] = np.arange(len(mine))
+        members = np.flatnonzero(row_of[numbers] >= 0)
+        which = row_of[numbers[members]]
+        tasks = np.stack([_row(form, noise, arena) for form in mine])
         count = np.bincount(which)
         sizes = tasks[:, Column.O] * tasks[:, Column.I] * tasks[:, Column.K] * dtype.itemsize
         output_bytes = int((sizes * count).sum())
         stage_bytes = _cut(tasks, dtype.itemsize, output_bytes)
         tasks = tasks[which]
-        tasks[:, Column.TENSOR_ID] = [tensor_ids[i] for i in members]
-        most = max((kinds[i].in_map.most_replicas() for i in members if kinds[i].in_map), default=1)  # type: ignore[union-attr]
-        result.append(Launch(dtype, np.array(members), tasks, _tiles(tasks), stage_bytes, output_bytes, most))
+        tasks[:, Column.TENSOR_ID] = ids[members]
+        most = max((form.kind.in_map.most_replicas() for form in mine if form.kind.in_map), default=1)
+        result.append(Launch(dtype, members, tasks, _tiles(tasks), stage_bytes, output_bytes, most))
     return result
 
 
-def _row(kind: Kind, source: Layout, target: Layout, noise: str, arena: Arena) -> np.ndarray:
+def _row(form: Form, noise: str, arena: Arena) -> np.ndarray:
+    kind, source, target = form.kind, form.source, form.target
     row = np.zeros(len(Column), dtype=np.int64)
     row[Column.O : Column.K + 1] = target[:3]
     row[[Column.SRC_O, Column.SRC_I]] = source[:2]

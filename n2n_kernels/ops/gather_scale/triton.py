@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from n2n_kernels import dtypes, native
-from n2n_kernels.ops.gather_scale.plan import BoundGatherScale
+from n2n_kernels.ops.gather_scale.bound import BoundGatherScale
 from n2n_kernels.ops.gather_scale.request import NOISES
 from n2n_kernels.ops.gather_scale.tasks import Column
 from n2n_kernels.table import TILE, VECTOR_BYTES
