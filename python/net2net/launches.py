@@ -100,8 +100,11 @@ def run(
     launch: GatherScalePlan, tensors: Sequence[Tensor], noise_std: Tensor | float = 0.0, seed: int = 0
 ) -> list[Tensor]:
     """The grown tensors. On the meta device there is nothing to launch."""
-    bound = launch.bind(_flat(tensors), noise_std=noise_std, seed=seed)
-    grown = bound.out if launch.device.type == "meta" else bound.run()
+    flat = _flat(tensors)
+    if launch.device.type == "meta":
+        grown = launch.bind(flat, noise_std=noise_std, seed=seed).out
+    else:
+        grown = launch(flat, noise_std=noise_std, seed=seed)
     return [new if old.dim() else new.view(()) for old, new in zip(tensors, grown, strict=True)]
 
 

@@ -144,7 +144,10 @@ def aside(model: nn.Module) -> nn.Module:
 
 def in_place_of(old: Tensor, new: Tensor) -> Tensor:
     """`new` as what `old` is: a parameter or a buffer."""
-    if type(new) is nn.Parameter or not (type(old) is nn.Parameter or isinstance(old, nn.Parameter)):
+    # For most tensors their types tell, without the search that `isinstance` takes for a parameter.
+    if type(old) is Tensor or type(new) is nn.Parameter:
+        return new
+    if type(old) is not nn.Parameter and not isinstance(old, nn.Parameter):
         return new
     return nn.Parameter(new, requires_grad=old.requires_grad)
 

@@ -108,14 +108,14 @@ class _Copier:
         memo, shared, empty = self._memo, _SHARED, _CONTAINERS
         y = type(x).__new__(type(x))
         self._remember(x, y)
-        new: dict[str, Any] = {}
+        new = state.copy()
         self._remember(state, new)  # which keeps all of it alive
         for name, value in state.items():
             kind = type(value)
+            if kind in shared or (kind is tuple and shared.issuperset(map(type, value))):
+                continue
             if kind in empty and not value:  # a module has more than a dozen, for its hooks
                 new[name] = memo.setdefault(id(value), kind())
-            elif kind in shared or (kind is tuple and shared.issuperset(map(type, value))):
-                new[name] = value
             else:
                 new[name] = self.copy(value)
         y.__setstate__(new)
