@@ -1,4 +1,4 @@
-"""The CPU kernels under compilers' sanitizers, driven by a program without Python (tests/native/fuzz_kernels.cpp)."""
+"""The CPU kernels under compilers' sanitizers, driven by a program without Python (tests/native)."""
 
 import shutil
 import subprocess
@@ -27,7 +27,7 @@ def compile_and_run(folder: Path, sanitizers: str, rounds: int) -> str:
         pytest.skip(f"{compiler} cannot build with -fsanitize={sanitizers}")
     kernels = [path for pattern in ("*_cpu.cpp", "*_blocks.cpp") for path in sorted((ROOT / "csrc").glob(pattern))]
     assert len(kernels) >= 4
-    sources = [ROOT / "tests" / "native" / "fuzz_kernels.cpp", *kernels]
+    sources = [*sorted((ROOT / "tests" / "native").glob("*.cpp")), *kernels]
     program = folder / "fuzz_kernels"
     subprocess.run([compiler, *flags, f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(program)], check=True)
     done = subprocess.run([str(program), str(rounds), "1"], capture_output=True, text=True, timeout=300)

@@ -1,0 +1,59 @@
+// Rounding to the 16-bit formats, and the noise, against their definitions.
+#include <cmath>
+#include <string>
+
+#include "formats_once_more.h"
+#include "fuzz.h"
+#include "noise_once_more.h"
+#include "philox.h"
+
+namespace n2n::tests {
+
+template <class S>
+i64 check_format() {
+  const Format f = format<S>();
+  i64 checked = 0;
+  for (u32 bits = 0; bits < 0x10000; ++bits) {
+    const S s{static_cast<u16>(bits)};
+    const float loaded = Scalar<S>::load(s);
+    if (loaded != loaded) continue;
+    require(same(static_cast<double>(loaded), value(s)), "load of " + std::to_string(bits));
+    require(Scalar<S>::store(loaded).bits == s.bits, "store of what was loaded from " + std::to_string(bits));
+    // The floats around the midpoint to the next number: two of them are its neighbours' own, one is a tie.
+    const double middle = (value(s) + value(S{static_cast<u16>(bits + 1)})) / 2;
+    for (const float x : {std::nextafterf(static_cast<float>(middle), -1e38f), static_cast<float>(middle),
+                          std::nextafterf(static_cast<float>(middle), 1e38f)}) {
+      if (!std::isfinite(x)) continue;
+      require(same(value(Scalar<S>::store(x)), rounded(static_cast<double>(x), f)), "store of " + std::to_string(x));
+      ++checked;
+    }
+  }
+  for (u64 bits = 0; bits < (u64{1} << 32); bits += 9973) {
+    const float x = bit_cast<float>(static_cast<u32>(bits));
+    if (!std::isfinite(x)) continue;
+    require(same(value(Scalar<S>::store(x)), rounded(static_cast<double>(x), f)), "store of " + std::to_string(x));
+    ++checked;
+  }
+  return checked;
+}
+
+i64 check_noise() {
+  for (i64 i = 0; i < 20000; ++i) {
+    const u64 seed = rng() >> 1;
+    const u32 tensor = static_cast<u32>(rng()), stream = static_cast<u32>(pick(1, 2));
+    const i64 index = static_cast<i64>(rng() >> pick(2, 62));
+    const NoiseKey key{static_cast<u32>(seed), static_cast<u32>(seed >> 32), tensor, stream};
+    const u32 word = word_at(key, index);
+    require(word == word_once_more(seed, tensor, stream, static_cast<u64>(index)), "the noise's words");
+    require(noise_from_word(word) == noise_once_more(word), "the noise");
+    for (const u32 half : {0u, 1u}) {
+      require(half_noise_from_word(word, half) == half_noise_once_more(word, half == 1), "the noise of halves");
+    }
+  }
+  return 20000;
+}
+
+template i64 check_format<bf16>();
+template i64 check_format<f16>();
+
+}  // namespace n2n::tests
