@@ -1,5 +1,5 @@
-// What the program runs: each function goes through random cases of an operation and returns the elements that it looked
-// at, or ends the program with what is wrong.
+// What the program runs: each function goes through random cases of an operation and returns how many elements it
+// looked at, or ends the program with what is wrong.
 #pragma once
 
 #include "common.h"

@@ -91,7 +91,8 @@ i64 fuzz_gather_scale(DType dtype) {
       for (i64 i = 0; i < t->student[1]; ++i) {
         for (i64 k = 0; k < t->student[2]; ++k) {
           const double got = value(t->at(o, i, k)), wanted = t->expected(seed, o, i, k);
-          require(same(got, wanted), std::string("gather_scale") + (blocks ? " in blocks" : "") + ": dtype " + std::to_string(static_cast<int>(dtype)) + ", noise " +
+          require(same(got, wanted), std::string("gather_scale") + (blocks ? " in blocks" : "") + ": dtype " +
+                                         std::to_string(static_cast<int>(dtype)) + ", noise " +
                                          std::to_string(static_cast<int>(noise)) + ": got " + std::to_string(got) +
                                          ", expected " + std::to_string(wanted));
           poison(t->at(o, i, k));

@@ -50,8 +50,9 @@ def gather_scale(
         seed: of the noise, in [0, 2**63). The noise on replicas of an element depends on (seed, tensor id, its index in
             the student's contiguous order) alone, cancelling noise on (seed, tensor id, student row, teacher column and
             kernel element, which replica): neither on backend, batch or layout.
-        out: tensors to write to, of the student's shapes, in any dense or strided layout that does not overlap and
-            whose kernel dimensions are dense among themselves; None allocates them in the teacher's memory format.
+        out: tensors to write to, of the student's shapes, in any dense or strided layout that does not overlap, be it
+            another argument, and whose kernel dimensions are dense among themselves; None allocates them in the
+            teacher's memory format, each with memory of its own.
         backend: one of `n2n_kernels.backends()`, or None for the best for the tensors' device.
         tensor_ids: the tensor ids of the noise, in [0, 2**32); by default the positions in `srcs`.
 
