@@ -22,17 +22,18 @@ def update(model: nn.Module) -> None:
 
 
 def _update_convolution(module: _ConvNd) -> None:
-    if module.transposed:
-        return
-    out, per_group = _own(module, "_parameters", "weight").shape[:2]
+    first, second = _own(module, "_parameters", "weight").shape[:2]
     groups = module.groups
-    if out == module.out_channels and per_group * groups == module.in_channels:
+    out, into = (second * groups, first) if module.transposed else (first, second * groups)
+    if out == module.out_channels and into == module.in_channels:
         return
-    if groups == module.in_channels == module.out_channels and per_group == 1 and groups > 1:
-        groups = out  # depthwise: one group per channel
+    if groups > 1 and not module.transposed:
+        # Groups are replicated as a whole: as wide as before, there are more of them.
+        groups = groups * out // module.out_channels
+        into = second * groups
         _set(module, "groups", groups)
     _set(module, "out_channels", out)
-    _set(module, "in_channels", per_group * groups)
+    _set(module, "in_channels", into)
 
 
 def _update_linear(module: nn.Linear) -> None:
@@ -52,13 +53,40 @@ def _update_prelu(module: nn.PReLU) -> None:
     _set(module, "num_parameters", module.weight.shape[0])
 
 
+def _update_layer_norm(module: Any) -> None:
+    if (weight := _own(module, "_parameters", "weight")) is not None:
+        _set(module, "normalized_shape", tuple(weight.shape))
+
+
+def _update_group_norm(module: nn.GroupNorm) -> None:
+    weight = _own(module, "_parameters", "weight")
+    if weight is not None and (channels := weight.shape[0]) != module.num_channels:
+        if module.num_groups > 1:  # groups are replicated as a whole
+            _set(module, "num_groups", module.num_groups * channels // module.num_channels)
+        _set(module, "num_channels", channels)
+
+
+def _update_attention(module: nn.MultiheadAttention) -> None:
+    before, after = module.embed_dim, _own(module, "_modules", "out_proj").weight.shape[0]
+    if before != after:
+        for name in ("kdim", "vdim") if module._qkv_same_embed_dim else ():
+            _set(module, name, after)
+        _set(module, "num_heads", module.num_heads * after // before)
+        _set(module, "embed_dim", after)
+
+
+def _update_embedding(module: Any) -> None:
+    for name, size in zip(("num_embeddings", "embedding_dim"), module.weight.shape, strict=True):
+        _set(module, name, size)
+
+
 def _own(module: nn.Module, kind: str, name: str) -> Any:
     """`getattr`, without the search of `nn.Module.__getattr__` where the tensor is where it usually is."""
     tensors = module.__dict__[kind]
     return tensors[name] if name in tensors else getattr(module, name)
 
 
-def _set(module: nn.Module, name: str, value: int) -> None:
+def _set(module: nn.Module, name: str, value: int | tuple[int, ...]) -> None:
     """`setattr`, without the search of `nn.Module.__setattr__` for parameters, buffers and children of that name."""
     if type(module).__setattr__ is nn.Module.__setattr__:
         object.__setattr__(module, name, value)
@@ -71,4 +99,10 @@ _UPDATERS: dict[type[nn.Module], Callable[[Any], None]] = {
     nn.Linear: _update_linear,
     _NormBase: _update_norm,
     nn.PReLU: _update_prelu,
+    nn.LayerNorm: _update_layer_norm,
+    nn.RMSNorm: _update_layer_norm,
+    nn.GroupNorm: _update_group_norm,
+    nn.MultiheadAttention: _update_attention,
+    nn.Embedding: _update_embedding,
+    nn.EmbeddingBag: _update_embedding,
 }

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from n2n_kernels import GatherScalePlan
-from net2net.launches import run
+from net2net.launches import Prepared, run
 
 #: A chunk, as positions in a list, and its launch.
-Part = tuple[GatherScalePlan, slice]
+Part = tuple[Prepared, slice]
 
 #: A chunk holds at most this part of all bytes, or else one tensor that is larger.
 _SHARE = 1 / 32

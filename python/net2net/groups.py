@@ -2,8 +2,8 @@
 
 From the units that a trace collected, this works out *groups* (units that are decided together) and cuts each into
 *segments*: the longest runs of units that occur in every axis as a whole and in the same order. A segment is what gets
-a map of its own; an axis of a parameter is then a sequence of segments, each perhaps with every unit repeated (a
-convolution's channels, flattened, occur `height * width` times each).
+a map of its own. The axis of a parameter that makes units is a sequence of segments, each unit perhaps several
+positions long (a head of attention, whose features are replicated as a whole).
 """
 
 from __future__ import annotations
@@ -27,20 +27,14 @@ class Piece:
     repeat: int
 
 
-@dataclass(frozen=True)
-class AxisPlan:
-    """An axis of a parameter as a sequence of pieces; `split`: its weights are divided among replicas."""
-
-    pieces: tuple[Piece, ...]
-    split: bool
-
-
 @dataclass
 class Group:
     """Units that are widened together.
 
-    `layers` are the modules that produce them, `units` is their number. `reason` says why the group cannot be widened,
-    or is None; `output` tells that the reason is being the network's output, which is nobody's fault.
+    `layers` are the modules that produce them, `units` is the width of the first of them, `blocks` the number of what
+    can be replicated: fewer, where several positions are replicated as a whole, as those of an attention head. `reason`
+    says why the group cannot be widened, or is None; `output` tells that the reason is being the network's output,
+    which is nobody's fault.
     """
 
     layers: list[str]
@@ -48,6 +42,7 @@ class Group:
     reason: str | None = None
     segments: list[int] = field(default_factory=list)  # indices into Structure.segments
     axes: list[tuple[str, int]] = field(default_factory=list)  # what produces them, one per layer
+    blocks: int = 0
 
     @property
     def output(self) -> bool:
@@ -67,40 +62,51 @@ class Group:
 class Structure:
     """A model's groups, segments and axes, as inferred.
 
-    `segments[s]` holds the units of segment s (roots, in order); `axes[name, dim]` says how an axis is made of them;
-    `root_of[name, dim]` gives the unit of each position of an axis, for every axis that was seen.
+    `segments[s]` holds the units of segment s (roots, in order); `pieces[name, dim]` says how an axis is made of them,
+    if it is; `root_of[name, dim]` gives the unit of each position of an axis, for every axis that was seen; `even[s]`
+    tells whether the replicas of segment s must have equal shares.
     """
 
     groups: list[Group]
     segments: list[np.ndarray]
-    axes: dict[tuple[str, int], AxisPlan]
+    pieces: dict[tuple[str, int], tuple[Piece, ...]]
     root_of: dict[tuple[str, int], np.ndarray]
+    even: list[bool]
 
 
 def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
     """Traces a copy of `model`, and returns what was found. `model` is not touched."""
     check_model(model)
     copy = skeleton(model, lambda _name, t: t.shape)
-    context = Inference(copy)
+    # Twice: what rules decide by what is joined already is then decided in the light of what is joined later, as it
+    # will be for students.
+    first = _collect(copy, example_inputs, Units())
+    first.units.start_over()
+    context = _collect(copy, example_inputs, first.units)
+    for name, t in named_tensors(copy):
+        grown = [dim for dim in range(t.dim()) if (name, dim) in context.units.axes]
+        reason = None
+        if not movable(t):
+            reason = f"{name} ({t.dtype}, {t.dim()}-D) is not of a kind that the kernels move"
+        elif any(dim > 1 for dim in grown) and len(grown) > 1:
+            reason = f"{name} has units along its axes {', '.join(map(str, grown))}"
+        for dim in grown if reason else []:
+            context.units.pin(context.units.axes[name, dim].ids(), str(reason))
+    return context
+
+
+def _collect(copy: nn.Module, example_inputs: Inputs, units: Units) -> Inference:
+    context = Inference(copy, units)
     try:
-        walk(copy, example_inputs, context)
+        walk(copy.eval(), example_inputs, context)
     except TraceError as error:
         raise ValueError(f"the model does not run on example_inputs: {error}") from error
     # In train mode a network may have parts of its own (auxiliary heads). Not every input will do for it: batch
     # normalisation refuses a single value per channel, for example.
     try:
         walk(copy.train(), example_inputs, context)
-        context.trains = True
     except TraceError:
-        pass
-    for name, t in named_tensors(copy):
-        if not movable(t):
-            for dim in range(min(t.dim(), 2)):
-                if (name, dim) in context.units.axes:
-                    context.units.pin(
-                        context.units.axes[name, dim].ids(),
-                        f"{name} ({t.dtype}, {t.dim()}-D) is not of a kind that the kernels move",
-                    )
+        context.outputs = []
     return context
 
 
@@ -108,21 +114,23 @@ def structure(units: Units) -> Structure:
     """Works out groups and segments. Units pinned since the last call are honoured."""
     _pin_contradictions(units)
     pinned = units.pinned()
-    root_of = {key: units.sets.roots(axis.ids()) for key, axis in units.axes.items()}
-    together = DisjointSets(len(units.sets))
+    root_of = {key: units.blocks.roots(axis.ids()) for key, axis in units.axes.items()}
+    together = DisjointSets(len(units))
     for key, axis in units.axes.items():
         if "out" in axis.roles and axis.size > 1:
             together.join(root_of[key][:-1], root_of[key][1:])
     free = _free_roots(units, root_of, together, pinned)
-    segments = _segments(root_of, together, free)
+    runs = {key: _runs(roots, units.places.roots(units.axes[key].ids())) for key, roots in root_of.items()}
+    segments = _segments(runs, together, free)
     segment_of = {int(root): s for s, roots in enumerate(segments) for root in roots[:1]}
-    axes = {}
-    for key, axis in units.axes.items():
-        pieces = _parse(root_of[key], free, segments, segment_of)
-        if any(p.segment is not None for p in pieces):
-            axes[key] = AxisPlan(pieces, "in" in axis.roles)
+    pieces = {}
+    for key, (order, lengths) in runs.items():
+        found = _parse(order, lengths, free, segments, segment_of)
+        if any(p.segment is not None for p in found):
+            pieces[key] = found
     groups = _groups(units, root_of, together, pinned, segments)
-    return Structure(groups, segments, axes, root_of)
+    evened = set(units.evened().tolist())
+    return Structure(groups, segments, pieces, root_of, [not evened.isdisjoint(s.tolist()) for s in segments])
 
 
 def _pin_contradictions(units: Units) -> None:
@@ -136,29 +144,34 @@ def _free_roots(
     units: Units, root_of: dict[tuple[str, int], np.ndarray], together: DisjointSets, pinned: dict[int, str]
 ) -> np.ndarray:
     """bool per id: it is the root of a unit that some layer produces and that nothing pins."""
-    produced = np.zeros(len(units.sets), dtype=bool)
+    produced = np.zeros(len(units), dtype=bool)
     for key, axis in units.axes.items():
         if "out" in axis.roles:
             produced[root_of[key]] = True
-    stuck = np.zeros(len(units.sets), dtype=bool)
+    stuck = np.zeros(len(units), dtype=bool)
     stuck[together.roots(np.array(sorted(pinned), dtype=np.int64))] = True
-    everyone = np.arange(len(units.sets))
+    everyone = np.arange(len(units))
     return produced & ~stuck[together.roots(everyone)]
 
 
-def _runs(roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Run-length encoding: the units in order, and how often each is repeated in a row."""
-    starts = np.flatnonzero(np.diff(roots, prepend=-1))
+def _runs(roots: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The units along an axis in order, and how many positions each has there. A unit begins anew where its first place
+    comes again (a block that stands there twice, side by side)."""
+    change = np.diff(roots, prepend=-1) != 0
+    first = places[change][np.cumsum(change) - 1]
+    again = (places == first) & (np.concatenate([first[:1], places[:-1]]) != first)
+    starts = np.flatnonzero(change | again)
     return roots[starts], np.diff(starts, append=len(roots))
 
 
-def _segments(root_of: dict[tuple[str, int], np.ndarray], together: DisjointSets, free: np.ndarray) -> list[np.ndarray]:
+def _segments(
+    runs: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]], together: DisjointSets, free: np.ndarray
+) -> list[np.ndarray]:
     """Chains of units in which each is always followed by the next one, in every axis, and the next always preceded by
     it."""
     end = len(free)  # stands for "nothing that may be in the same segment"
     pairs = []
-    for roots in root_of.values():
-        order, lengths = _runs(roots)
+    for order, lengths in runs.values():
         same = (lengths[:-1] == lengths[1:]) & (together.roots(order[:-1]) == together.roots(order[1:]))
         after = np.append(np.where(same, order[1:], end), end)
         before = np.append(end, np.where(same, order[:-1], end))
@@ -195,9 +208,8 @@ def _only(unit: np.ndarray, neighbour: np.ndarray, end: int) -> np.ndarray:
 
 
 def _parse(
-    roots: np.ndarray, free: np.ndarray, segments: list[np.ndarray], segment_of: dict[int, int]
+    order: np.ndarray, lengths: np.ndarray, free: np.ndarray, segments: list[np.ndarray], segment_of: dict[int, int]
 ) -> tuple[Piece, ...]:
-    order, lengths = _runs(roots)
     pieces: list[Piece] = []
     at = 0
     while at < len(order):
@@ -239,7 +251,8 @@ def _groups(
         group.axes.append(key)
         members.setdefault(at, set()).update(root_of[key].tolist())
     for at, group in found.items():
-        group.units = len(members[at])
+        group.units = len(root_of[group.axes[0]])
+        group.blocks = len(members[at])
     for s, roots in enumerate(segments):
         found[int(together.roots(roots[:1])[0])].segments.append(s)
     return list(found.values())

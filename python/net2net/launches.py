@@ -22,20 +22,24 @@ class Entry(NamedTuple):
 
 
 class Law(NamedTuple):
-    """What becomes of the first two axes, as `gather_scale` takes it."""
+    """What becomes of the first two axes, as `gather_scale` takes it; or, if `late` is not 0, of that axis (as
+    `in_map`)."""
 
     out_map: Tensor | None = None
     in_map: Tensor | None = None
     out_scale: Tensor | None = None
     in_scale: Tensor | None = None
+    late: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A launch, and where in it a tensor of a name and dtype is."""
+    """A launch, where in it a tensor of a name and dtype is, and which axis behind the second one of each tensor grows
+    (0: none)."""
 
     launch: GatherScalePlan
     places: dict[tuple[str, torch.dtype], int]
+    late: list[int]
 
     def serves(self, device: torch.device, wanted: list[tuple[str, torch.dtype]]) -> bool:
         return self.launch.device == device and all(w in self.places for w in wanted)
@@ -61,7 +65,7 @@ class Launches:
         law: Callable[[Entry], Law],
         noise: str,
         tensor_ids: dict[str, int],
-    ) -> GatherScalePlan:
+    ) -> Prepared:
         """The launch for these entries (at least one). Of the tensors, one per entry, shapes, dtypes and the device
         count.
 
@@ -79,7 +83,7 @@ class Launches:
         with self._lock:
             if key not in self._prepared:
                 wanted = [(e.name, dtype) for e, dtype in zip(entries, dtypes, strict=True)]
-                out_maps, in_maps, out_scales, in_scales = zip(*map(law, entries), strict=True)
+                out_maps, in_maps, out_scales, in_scales, late = zip(*map(law, entries), strict=True)
                 # What has been prepared for the weights has the maps for their optimizer's state, and for a part of
                 # them.
                 base = next((p for p in self._prepared.values() if p.serves(device, wanted)), None)
@@ -89,25 +93,37 @@ class Launches:
                 else:
                     ids = [tensor_ids[e.name] for e in entries]
                     launch = GatherScalePlan(
-                        _flat(tensors), out_maps, in_maps, out_scales=out_scales, in_scales=in_scales, noise=noise,
-                        tensor_ids=ids,
+                        _flat(tensors, late), out_maps, in_maps, out_scales=out_scales, in_scales=in_scales,
+                        noise=noise, tensor_ids=ids,
                     )  # fmt: skip
-                self._prepared[key] = Prepared(launch, {w: i for i, w in enumerate(wanted)})
-            return self._prepared[key].launch
+                self._prepared[key] = Prepared(launch, {w: i for i, w in enumerate(wanted)}, list(late))
+            return self._prepared[key]
 
 
-def run(
-    launch: GatherScalePlan, tensors: Sequence[Tensor], noise_std: Tensor | float = 0.0, seed: int = 0
-) -> list[Tensor]:
+def run(prepared: Prepared, tensors: Sequence[Tensor], noise_std: Tensor | float = 0.0, seed: int = 0) -> list[Tensor]:
     """The grown tensors. On the meta device there is nothing to launch."""
-    flat = _flat(tensors)
+    launch = prepared.launch
+    flat = _flat(tensors, prepared.late)
     if launch.device.type == "meta":
         grown = launch.bind(flat, noise_std=noise_std, seed=seed).out
     else:
         grown = launch(flat, noise_std=noise_std, seed=seed)
-    return [new if old.dim() else new.view(()) for old, new in zip(tensors, grown, strict=True)]
+    return [
+        new if old.dim() and not late else _as(old, late, new)
+        for old, late, new in zip(tensors, prepared.late, grown, strict=True)
+    ]
 
 
-def _flat(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The kernels take no tensor without dimensions."""
-    return [t if t.dim() else t.view(1) for t in tensors]
+def _flat(tensors: Sequence[Tensor], late: Sequence[int]) -> list[Tensor]:
+    """The kernels take no tensor without dimensions, and move the first two axes. A tensor that grows along a later one
+    (an embedding of positions) is seen as [all before it, that axis, all behind it]."""
+    return [
+        t if t.dim() and not axis else t.view(1) if not axis else t.flatten(axis + 1).flatten(0, axis - 1)
+        if t.dim() > axis + 1 else t.flatten(0, axis - 1)
+        for t, axis in zip(tensors, late, strict=True)
+    ]  # fmt: skip
+
+
+def _as(old: Tensor, late: int, new: Tensor) -> Tensor:
+    """`new` with the dimensions of `old`, but for the one that grew."""
+    return new.view([new.shape[1] if late and d == late else n for d, n in enumerate(old.shape)])

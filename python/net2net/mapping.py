@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from net2net.units import ranks
+
 MAPPINGS = ("random", "even")
 SPLITS = ("uniform", "dyadic")
+#: All units in order, and again; for groups whose replicas the user's code only takes so. Not for users to choose.
+WHOLE = "whole"
 
 
 def make_map(units: int, width: int, mapping: str, rng: np.random.Generator) -> np.ndarray:
@@ -15,6 +19,8 @@ def make_map(units: int, width: int, mapping: str, rng: np.random.Generator) -> 
     units as equally often as possible, in a random order.
     """
     extra = width - units
+    if mapping == WHOLE:
+        return np.tile(np.arange(units), width // max(units, 1))
     if mapping == "random":
         rest = rng.integers(0, units, extra) if units else np.zeros(0, dtype=np.int64)
     else:
@@ -32,10 +38,7 @@ def make_split(index: np.ndarray, split: str) -> np.ndarray:
     replicas = np.bincount(index)[index]
     if split == "uniform":
         return 1.0 / replicas
-    order = np.argsort(index, kind="stable")
-    starts = np.flatnonzero(np.diff(index[order], prepend=-1))
-    rank = np.empty(len(index), dtype=np.int64)
-    rank[order] = np.arange(len(index)) - np.repeat(starts, np.diff(starts, append=len(index)))
+    rank = ranks(index)
     return np.exp2(-np.minimum(rank + 1, replicas - 1).astype(np.float64))
 
 

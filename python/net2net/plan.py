@@ -21,11 +21,10 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from n2n_kernels import GatherScalePlan
 from net2net import optimizer as optim
 from net2net.chunks import Part, cut, hand_over, placeholder
 from net2net.files import write_atomically
-from net2net.launches import Entry, Launches, Law, run
+from net2net.launches import Entry, Launches, Law, Prepared, run
 from net2net.skeleton import Tensors, check_model, in_place_of, movable, rebuild
 from net2net.spent import check_not_spent, one_consumer_at_a_time, spend
 from net2net.tree import no_collections
@@ -238,7 +237,7 @@ class GrowthPlan(ABC):
         hand_over(parts, old, list(new.values()), stds, self._seed)
         return student
 
-    def _launch(self, entries: Sequence[Entry], tensors: Sequence[Tensor]) -> GatherScalePlan:
+    def _launch(self, entries: Sequence[Entry], tensors: Sequence[Tensor]) -> Prepared:
         return self._launches.get(entries, tensors, self._law, self._noise, self._ids)
 
     def _parts(self, entries: list[Entry], tensors: list[Tensor]) -> list[Part]:

@@ -1,16 +1,26 @@
-"""Units: which positions of which parameter axes must be widened alike.
+"""Units: the values that flow through a forward pass, and which of them must be replicated alike.
 
-Every position of every parameter axis that takes part in the computation gets an id. Rules join ids as they walk the
-graph; what is joined in the end is one *unit*, which has one number of replicas wherever it occurs.
+Every element of every tensor has a *value id*. Equal ids mean equal values: an id stands for an expression over
+parameters and inputs, and whoever computes the same expression, teacher or student, gets the same id. (Elements that
+differ only in their place in an image or a sequence may share one id. How many places there are does not depend on any
+width.)
+
+Ids are joined in two steps. A *place* is what element-wise operations join: the same channel, seen before and after an
+activation. A *block* is what is replicated as a whole, in the order in which it stands: a channel, an attention head,
+all that a layer norm averages over. A block is one *unit* of growth: one number of replicas, wherever it occurs.
 """
 
+from __future__ import annotations
+
+import hashlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-#: A tensor element that was filled with a constant: agrees with any unit.
+#: The block of elements filled with a constant or with random numbers: they agree with any unit.
 CONSTANT = 0
-#: A tensor element whose place is fixed: the network's input, a buffer, the result of an operation without a rule.
+#: The block of elements whose number is fixed: the network's input, the result of an operation without a rule.
 FIXED = 1
 
 
@@ -25,72 +35,201 @@ class Axis:
     #: "out": its positions are new units; "in": a sum runs over it, so weights are split among replicas; "each":
     #: applied unit by unit (a bias, a norm's parameter, a depthwise kernel).
     roles: set[str] = field(default_factory=set)
+    #: int64 [size]: what the positions met first in the teacher, by which a student's positions are recognised.
+    met: np.ndarray | None = None
 
     def ids(self) -> np.ndarray:
         return np.arange(self.first, self.first + self.size)
 
 
 class DisjointSets:
-    """A union-find over consecutive integers, on whole arrays at once."""
+    """A union-find over consecutive integers, on whole arrays at once. The smallest member represents a set."""
 
     def __init__(self, size: int = 0) -> None:
-        self._parent = np.arange(size)
+        self._parents = np.arange(max(size, 1024))
+        self._size = size
 
     def __len__(self) -> int:
-        return len(self._parent)
+        return self._size
 
     def add(self, count: int) -> int:
         """Adds `count` elements, each a set of its own; returns the first."""
-        first = len(self._parent)
-        self._parent = np.concatenate([self._parent, np.arange(first, first + count)])
+        first, self._size = self._size, self._size + count
+        if self._size > len(self._parents):
+            self._parents = np.concatenate([self._parents, np.arange(len(self._parents), 2 * self._size)])
         return first
 
     def roots(self, ids: np.ndarray) -> np.ndarray:
         """The representative of each id's set, by pointer jumping."""
-        roots = self._parent[ids]
+        roots = self._parents[ids]
         while True:
-            above = self._parent[roots]
+            above = self._parents[roots]
             if np.array_equal(above, roots):
-                self._parent[ids] = roots
+                self._parents[ids] = roots
                 return roots
             roots = above
 
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
         """Unites the sets of a[i] and b[i], for each i."""
-        pairs = np.stack([a.ravel(), b.ravel()], 1)
-        while len(pairs):
-            pairs = np.unique(np.stack([self.roots(pairs[:, 0]), self.roots(pairs[:, 1])], 1), axis=0)
-            pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+        a, b = self.roots(a.ravel()), self.roots(b.ravel())
+        while len(a):
+            apart = a != b
+            low, high = np.minimum(a, b)[apart], np.maximum(a, b)[apart]
             # Where several pairs name the same root, the smallest wins; the others get their turn in the next round.
-            np.minimum.at(self._parent, pairs.max(1), pairs.min(1))
+            np.minimum.at(self._parents, high, low)
+            a, b = self.roots(low), self.roots(high)
+
+
+def ranks(index: np.ndarray) -> np.ndarray:
+    """int64: for each entry, how many earlier ones are equal to it."""
+    order = np.argsort(index, kind="stable")
+    starts = np.flatnonzero(np.diff(index[order], prepend=-1))
+    rank = np.empty(len(index), dtype=np.int64)
+    rank[order] = np.arange(len(index)) - np.repeat(starts, np.diff(starts, append=len(index)))
+    return rank
+
+
+_MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9], dtype=np.uint64)
+
+
+def mix(state: Any, x: np.ndarray) -> np.ndarray:
+    """uint64: `state` (uint64) with the integers `x` stirred in; neither commutative nor associative."""
+    with np.errstate(over="ignore"):
+        h = (np.asarray(state, dtype=np.uint64) ^ x.astype(np.uint64)) * _MULTIPLIERS[0]
+        h = (h ^ (h >> np.uint64(29))) * _MULTIPLIERS[1]
+        return np.asarray(h ^ (h >> np.uint64(32)))
+
+
+def seed(key: object) -> np.ndarray:
+    """uint64: where `mix` starts for an operation with its numbers, spelled out in `key`."""
+    return np.frombuffer(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), dtype=np.uint64).reshape(())
 
 
 class Units:
-    """The units of a model: sets of ids, the axes that the ids belong to, and why some must keep one replica."""
+    """The values of a model: their ids, the sets that these are in, the axes, and why some must keep one replica."""
 
     def __init__(self) -> None:
-        self.sets = DisjointSets(2)  # CONSTANT and FIXED
+        self.blocks, self.places = DisjointSets(2), DisjointSets(2)
         self.axes: dict[tuple[str, int], Axis] = {}
+        self._known: dict[int, int] = {}
         self._pins: list[tuple[np.ndarray, str]] = []
+        self._even: list[np.ndarray] = []
+        self._heads: list[np.ndarray] = []
+        #: What rules decided by what was known of the teacher at that time: the same must hold for students.
+        self.decisions: dict[tuple[str, str], bool] = {}
+        self._starts: tuple[np.ndarray, np.ndarray] | None = None
+
+    def start_over(self) -> None:
+        """Forgets all but what is joined."""
+        self._pins, self._even, self._heads = [], [], []
+        self.decisions = {}
+        for axis in self.axes.values():
+            axis.met = None
+            axis.roles = set()
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def add(self, count: int) -> int:
+        self.places.add(count)
+        return self.blocks.add(count)
 
     def axis(self, tensor: str, dim: int, size: int) -> Axis:
         if (tensor, dim) not in self.axes:
-            self.axes[tensor, dim] = Axis(tensor, dim, self.sets.add(size), size)
+            self.axes[tensor, dim] = Axis(tensor, dim, self.add(size), size)
         return self.axes[tensor, dim]
 
+    def intern(self, hashes: np.ndarray) -> np.ndarray:
+        """int64: the ids of expressions, given by their hashes."""
+        unique, inverse = np.unique(hashes.ravel(), return_inverse=True)
+        ids = np.array([self._known.get(h, -1) for h in unique.tolist()], dtype=np.int64)
+        fresh = np.flatnonzero(ids < 0)
+        if len(fresh):
+            first = self.add(len(fresh))
+            ids[fresh] = np.arange(first, first + len(fresh))
+            self._known.update(zip(unique[fresh].tolist(), ids[fresh].tolist(), strict=True))
+        return np.asarray(ids[inverse].reshape(hashes.shape))
+
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
-        self.sets.join(a, b)
+        """The same place: replicated together, and standing at the same place in their block. Values without a unit are
+        left out."""
+        a, b = a.ravel(), b.ravel()
+        both = (self.blocks.roots(a) > FIXED) & (self.blocks.roots(b) > FIXED)
+        self.places.join(a[both], b[both])
+        self.blocks.join(a[both], b[both])
+
+    def adopt(self, made: np.ndarray, root: int) -> None:
+        """Values without a unit: CONSTANT or FIXED. Those that have one keep it."""
+        made = np.unique(made)
+        made = made[self.blocks.roots(made) == made]
+        self.blocks.join(made, np.full_like(made, root))
+
+    def fuse(self, ids: np.ndarray) -> None:
+        """One block: replicated together, as a whole."""
+        ids = np.unique(ids[self.blocks.roots(ids) > FIXED])
+        if len(ids) > 1:
+            self.blocks.join(ids[:-1], ids[1:])
+
+    def even(self, ids: np.ndarray) -> None:
+        """A norm averages over the replicas of these: only equal shares keep the law of the gradients."""
+        self._even.append(np.unique(ids))
+
+    def head(self, ids: np.ndarray) -> None:
+        """These are heads of attention. Code tells their width from their number and that of all features, so that all
+        of them are replicated equally often."""
+        self._heads.append(np.unique(ids))
+
+    def heads(self) -> set[int]:
+        """The ids of such units."""
+        return set(np.concatenate([np.zeros(0, dtype=np.int64), *self._heads]).tolist())
+
+    def evened(self) -> np.ndarray:
+        """The roots of such blocks."""
+        return np.unique(self.blocks.roots(np.concatenate([np.zeros(0, dtype=np.int64), *self._even])))
 
     def pin(self, ids: np.ndarray, reason: str) -> None:
         """These units keep one replica."""
-        ids = np.unique(ids[ids > FIXED])
+        ids = np.unique(ids)
+        ids = ids[self.blocks.roots(ids) > FIXED]
         if len(ids):
             self._pins.append((ids, reason))
 
     def pinned(self) -> dict[int, str]:
-        """Root -> the first reason given for it."""
+        """Root of a block -> the first reason given for it."""
         reasons: dict[int, str] = {}
         for ids, reason in self._pins:
-            for root in self.sets.roots(ids).tolist():
+            for root in np.unique(self.blocks.roots(ids)).tolist():
                 reasons.setdefault(root, reason)
         return reasons
+
+    def axes_at(self, ids: np.ndarray) -> np.ndarray:
+        """For each id, the first id of the axis that it belongs to, or -1."""
+        if self._starts is None or len(self._starts[0]) != len(self.axes):
+            axes = sorted(self.axes.values(), key=lambda a: a.first)
+            self._starts = np.array([a.first for a in axes]), np.array([a.first + a.size for a in axes])
+        starts, ends = self._starts
+        if not len(starts):
+            return np.full(ids.shape, -1)
+        at = np.searchsorted(starts, ids, side="right") - 1
+        inside = (at >= 0) & (ids < ends[np.maximum(at, 0)])
+        return np.where(inside, starts[np.maximum(at, 0)], -1)
+
+    def crossing(self, rows: np.ndarray) -> bool:
+        """Whether units lie across the rows of codes [rows, n] too (the heads of attention, beside the features of
+        each), so that nothing can be applied to all rows alike without treating several units alike.
+
+        Units of different origin (a class token and patches) do not: they are replicated alike. Those of one
+        parameter's axis are different units.
+        """
+        if len(rows) < 2:
+            return False
+        roots = self.blocks.roots(rows & 0xFFFFFFFF)
+        origins = self.axes_at(roots)
+        several = roots.min(0) != roots.max(0)
+        if not several.any():
+            return False
+        column = int(np.argmax(several))
+        here, seen = np.unique(roots[:, column], return_index=True)
+        here, seen = here[here > FIXED], seen[here > FIXED]
+        origin = origins[seen, column]
+        return len(np.unique(origin)) < len(origin)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from net2net import attributes, mapping
-from net2net.check import Check
+from net2net import attributes, mapping, repair
+from net2net.blame import Blame
 from net2net.groups import Group, Structure, infer, structure
+from net2net.layout import Segment, Shares, layouts
 from net2net.plan import Inventory, Skipped
 from net2net.skeleton import skeleton
+from net2net.student import Laid, Layouts, Student
 from net2net.trace import Inference, Inputs, TraceError, walk
-from net2net.units import FIXED, Units
 from net2net.verify import check_growth
-from net2net.widen_plan import NOISES, Segment, Widened, WidenPlan, check_noise
+from net2net.widen_plan import NOISES, AxisPlan, Widened, WidenPlan, check_noise
 from net2net.widths import Width, Widths
 
 
@@ -62,6 +64,25 @@ def plan_widen(
         ValueError: for a bad argument, by name and value; if a layer that was named cannot be widened, or does not
             exist; if nothing at all can be widened; under `strict`, if anything cannot.
     """
+    return plan_and_groups(
+        model, example_inputs, width, layers, mapping, split, noise, noise_scale, multiple_of, seed, strict
+    )[0]  # fmt: skip
+
+
+def plan_and_groups(
+    model: nn.Module,
+    example_inputs: Inputs,
+    width: Width,
+    layers: str | Sequence[str] | None = None,
+    mapping: str = "random",
+    split: str = "uniform",
+    noise: str = "cancelling",
+    noise_scale: float | None = None,
+    multiple_of: int = 1,
+    seed: int = 0,
+    strict: bool = False,
+) -> tuple[WidenPlan, list[Group]]:
+    """`plan_widen`, and the groups that it found."""
     _check_arguments(width, layers, mapping, split, noise, noise_scale, multiple_of, seed)
     scale = NOISES[noise] if noise_scale is None else float(noise_scale)
     targets = dict(width) if isinstance(width, Mapping) else None
@@ -71,11 +92,11 @@ def plan_widen(
     factor = None if isinstance(width, Mapping) else float(width)
     chooser = Widths(targets, wanted, factor, multiple_of)
 
-    def plan_for(found: Structure) -> WidenPlan:
-        segments = _segments(found, chooser, mapping, split, seed)
-        return _plan(model, found, segments, noise, scale, seed)
+    def choose(found: Structure, whole: set[int]) -> list[Segment]:
+        return _segments(found, chooser, whole, mapping, split, seed)
 
-    plan, found = _settle(model, example_inputs, plan_for)
+    settled = _settle(model, example_inputs, choose)
+    plan, found = _plan(model, settled, noise, scale, seed), settled.found
     chooser.complain(found)
     stuck = [g for g in found.groups if g.reason is not None and not g.output]
     if strict and stuck:
@@ -86,21 +107,56 @@ def plan_widen(
         raise ValueError(
             "nothing was widened: " + (f"width (={width!r}) adds no unit" if could else f"for example, {example}")
         )
-    return plan
+    return plan, found.groups
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """What teacher and student agree on."""
+
+    inference: Inference
+    found: Structure
+    segments: list[Segment]
+    planned: Layouts
+    laid: dict[tuple[str, int], Laid]
+    changes: list[repair.Change]
 
 
 def _settle(
-    model: nn.Module, example_inputs: Inputs, plan_for: Callable[[Structure], WidenPlan]
-) -> tuple[WidenPlan, Structure]:
-    """Plans, holds the plan against the student's own forward, pins what they disagree about, and plans again."""
+    model: nn.Module, example_inputs: Inputs, choose: Callable[[Structure, set[int]], list[Segment]]
+) -> _Settled:
+    """Chooses maps, and runs the student's own forward on what comes of them. The groups that this fails on are
+    replicated as a whole instead, and if it fails again, not at all."""
     inference = infer(model, example_inputs)
+    blame = Blame(inference.units)
+    known = len(inference.units)
     while True:
         found = structure(inference.units)
-        plan = plan_for(found)
-        disagreement = _disagreement(model, example_inputs, plan, found, inference)
-        if disagreement is None:
-            return plan, found
-        _blame(inference.units, found, plan, disagreement)
+        segments = choose(found, blame.whole(found))
+        planned = layouts(inference.units, found, segments)
+        student = _empty(model, planned)
+        context = Student(student, planned, known, inference.returns)
+        changes = repair.attach(student, context)
+        try:
+            if any(s.width > s.units for s in segments):
+                for training in inference.returns:
+                    walk(student.train(training), example_inputs, context)
+        except TraceError as error:
+            blame.take(found, segments, error)
+        else:
+            return _Settled(inference, found, segments, planned, context.laid, changes)
+
+
+def _empty(model: nn.Module, planned: Layouts) -> nn.Module:
+    """The student without its weights."""
+    axes = planned.units.axes
+
+    def shape_of(name: str, t: Tensor) -> torch.Size:
+        return torch.Size(planned.width(axes[name, d]) if (name, d) in axes else n for d, n in enumerate(t.shape))
+
+    student = skeleton(model, shape_of)
+    attributes.update(student)
+    return student
 
 
 def groups(model: nn.Module, example_inputs: Inputs) -> list[Group]:
@@ -117,10 +173,10 @@ def groups(model: nn.Module, example_inputs: Inputs) -> list[Group]:
     """
     half_more = Widths(None, None, 1.5, 1)
 
-    def plan_for(found: Structure) -> WidenPlan:
-        return _plan(model, found, _segments(found, half_more, "random", "uniform", 0), "none", 0.0, 0)
+    def choose(found: Structure, whole: set[int]) -> list[Segment]:
+        return _segments(found, half_more, whole, "random", "uniform", 0)
 
-    return _settle(model, example_inputs, plan_for)[1].groups
+    return _settle(model, example_inputs, choose).found.groups
 
 
 def widen(
@@ -192,77 +248,27 @@ def _check_arguments(
         raise ValueError(f"seed (={seed!r}) must be an integer in [0, 2**63)")
 
 
-def _segments(found: Structure, chooser: Widths, how: str, split: str, seed: int) -> list[Segment]:
+def _segments(found: Structure, chooser: Widths, whole: set[int], how: str, split: str, seed: int) -> list[Segment]:
     rng = np.random.default_rng(seed)
     segments = []
-    for roots, width in zip(found.segments, chooser.widths(found), strict=True):
-        index = mapping.make_map(len(roots), width, how, rng)
-        segments.append(Segment(len(roots), index, mapping.make_split(index, split)))
+    for s, (roots, width) in enumerate(zip(found.segments, chooser.widths(found, whole), strict=True)):
+        index = mapping.make_map(len(roots), width, mapping.WHOLE if s in whole else how, rng)
+        segments.append(Segment(len(roots), index, mapping.make_split(index, "uniform" if found.even[s] else split)))
     return segments
 
 
-def _plan(
-    model: nn.Module, found: Structure, segments: list[Segment], noise: str, scale: float, seed: int
-) -> WidenPlan:
-    grows = [s.width > s.units for s in segments]
-    axes = {
-        key: axis
-        for key, axis in found.axes.items()
-        if any(p.segment is not None and grows[p.segment] for p in axis.pieces)
-    }
+def _plan(model: nn.Module, settled: _Settled, noise: str, scale: float, seed: int) -> WidenPlan:
+    found, segments, units = settled.found, settled.segments, settled.inference.units
+    shares = Shares(units, found, segments)
+    axes = {}
+    for key, axis in units.axes.items():
+        if settled.planned.width(axis) > axis.size:
+            laid = settled.laid.get(key, settled.planned.canonical[key])
+            axes[key] = AxisPlan(laid.index, shares.along(key, laid), "in" in axis.roles)
     widened = [
-        Widened(g.layers, g.units, sum(segments[s].width for s in g.segments))
+        Widened(g.layers, g.units, settled.planned.width(units.axes[g.axes[0]]))
         for g in found.groups
-        if any(grows[s] for s in g.segments)
+        if any(segments[s].width > segments[s].units for s in g.segments)
     ]
     skipped = [Skipped(g.layers, g.units, g.reason) for g in found.groups if g.reason is not None and not g.output]
-    return WidenPlan(Inventory.of(model), skipped, widened, segments, axes, noise, scale, seed)
-
-
-def _disagreement(
-    model: nn.Module,
-    example_inputs: Inputs,
-    plan: WidenPlan,
-    found: Structure,
-    inference: Inference,
-) -> TraceError | None:
-    """What the student's own forward says against the plan, if anything."""
-    if not plan.widened:
-        return None
-    student = skeleton(model, lambda name, _t: torch.Size(plan.student_shape(name)))
-    attributes.update(student)
-    unit_of = {
-        key: roots[plan._tables[key].index.numpy()] if key in plan.axes else roots
-        for key, roots in found.root_of.items()
-    }
-    widened = np.zeros(max([FIXED, *(int(r.max(initial=0)) for r in found.root_of.values())]) + 1, dtype=bool)
-    for roots, segment in zip(found.segments, plan.segments, strict=True):
-        widened[roots] = segment.width > segment.units
-    widened[: FIXED + 1] = False
-    check = Check(student, unit_of, widened, inference.seen_numbers)
-    try:
-        for training in (False, True)[: 1 + inference.trains]:
-            walk(student.train(training), example_inputs, check)
-    except TraceError as error:
-        return error
-    return None
-
-
-def _blame(units: Units, found: Structure, plan: WidenPlan, error: TraceError) -> None:
-    """Pins the groups that a disagreement is about. What stays in doubt is never widened."""
-    group_of: dict[int, Group] = {}
-    for group in found.groups:
-        for s in group.segments:
-            group_of.update(dict.fromkeys(found.segments[s].tolist(), group))
-    growing = {w.layers[0] for w in plan.widened}
-    # Last of all, an error that tells of no units: nothing may be assumed of any of them.
-    everyone = np.array(sorted(group_of))
-    for suspects in [*error.suspects, everyone]:
-        blamed = {g.name: g for u in suspects.tolist() if (g := group_of.get(u)) and g.name in growing}
-        if blamed:
-            break
-    if not blamed:
-        raise ValueError(f"a wider copy of the model does not run as inferred, and no layer is to blame: {error}")
-    for group in blamed.values():
-        for s in group.segments:
-            units.pin(found.segments[s], f"a wider copy of the model does not run as inferred: {error}")
+    return WidenPlan(Inventory.of(model), skipped, widened, axes, settled.changes, noise, scale, seed)

@@ -12,26 +12,23 @@ from torch import Tensor, nn
 
 from n2n_kernels import tensor_moments
 from net2net import attributes, mapping
-from net2net.groups import AxisPlan, Piece
 from net2net.launches import Entry, Law
 from net2net.plan import GrowthPlan, Inventory, Skipped
+from net2net.repair import Change
 
 #: The kinds of noise, and the default noise_scale of each.
 NOISES = {"cancelling": 0.5, "paper": 0.05, "none": 0.0}
 
 
 @dataclass(frozen=True, eq=False)
-class Segment:
-    """Consecutive units with one map: `index` [width] names the teacher unit of each student unit, `split` their
-    shares."""
+class AxisPlan:
+    """An axis of a parameter: for each position of the student's the teacher's position that it copies, and the share
+    that it has of its unit's outgoing weights. `split`: a sum runs over this axis, so its weights are these outgoing
+    ones."""
 
-    units: int
-    index: np.ndarray
-    split: np.ndarray
-
-    @property
-    def width(self) -> int:
-        return len(self.index)
+    index: np.ndarray  # int64 [width]
+    share: np.ndarray  # float64 [width]
+    split: bool
 
 
 @dataclass(frozen=True)
@@ -57,12 +54,12 @@ class AxisTables:
 
 
 class WidenPlan(GrowthPlan):
-    """A widening step: maps for segments of units, and for each tensor's axes how they are made of segments.
+    """A widening step: for each axis of each tensor, what its positions are copies of.
 
     Attributes:
-        widened: the groups that grow, with old and new numbers of units.
-        segments: the maps.
-        axes: (tensor, axis) -> its pieces.
+        widened: the groups that grow, with the old and new width of their first layer.
+        axes: (tensor, axis) -> its map and shares, for every axis that grows.
+        changes: attributes of the user's own modules that grow along.
         noise, noise_scale, seed: as given to `plan_widen`.
     """
 
@@ -73,31 +70,32 @@ class WidenPlan(GrowthPlan):
         inventory: Inventory,
         skipped: list[Skipped],
         widened: list[Widened],
-        segments: list[Segment],
         axes: dict[tuple[str, int], AxisPlan],
+        changes: list[Change],
         noise: str,
         noise_scale: float,
         seed: int,
     ) -> None:
         super().__init__(inventory, skipped)
         self.widened = widened
-        self.segments = segments
         self.axes = axes
+        self.changes = changes
         self.noise = noise
         self.noise_scale = noise_scale
         self.seed = self._seed = seed
         self._noise = "replicas" if noise == "paper" else "cancelling"
-        # Axes made of the same pieces share their tables, and thereby the kernels' tables on the device.
-        tables: dict[tuple[Piece, ...], AxisTables] = {}
+        # Axes with the same map share their tables, and thereby the kernels' tables on the device.
+        tables: dict[tuple[bytes, bytes], AxisTables] = {}
         self._tables = {}
         for key, axis in axes.items():
-            if axis.pieces not in tables:
-                tables[axis.pieces] = _tables(axis.pieces, segments)
-            self._tables[key] = tables[axis.pieces]
+            content = axis.index.tobytes(), axis.share.tobytes()
+            if content not in tables:
+                tables[content] = AxisTables(torch.from_numpy(axis.index), torch.from_numpy(axis.share))
+            self._tables[key] = tables[content]
 
     def student_shape(self, name: str) -> tuple[int, ...]:
         shape = list(self.shapes[name])
-        for dim in (0, 1):
+        for dim in range(len(shape)):
             if (name, dim) in self.axes:
                 shape[dim] = len(self._tables[name, dim].index)
         return tuple(shape)
@@ -118,6 +116,7 @@ class WidenPlan(GrowthPlan):
         for w in self.widened:
             more = f"  (+{len(w.layers) - 1} more)" if len(w.layers) > 1 else ""
             lines.append(f"  {w.layers[0]:<{width}}  {w.units:>5} -> {w.width:<5}{more}")
+        lines += [f"  attribute {c}" for c in self.changes]
         lines += [f"  left alone: {s}" for s in self.skipped]
         return "\n".join(lines)
 
@@ -129,17 +128,20 @@ class WidenPlan(GrowthPlan):
         name, power = entry
         maps: list[Tensor | None] = [None, None]
         scales: list[Tensor | None] = [None, None]
-        for dim in (0, 1):
+        late = 0
+        for dim in range(len(self.shapes[name])):
             axis = self.axes.get((name, dim))
             if axis is None:
                 continue
             tables = self._tables[name, dim]
-            maps[dim] = tables.index
+            at = min(dim, 1)
+            late = dim if dim > 1 else 0
+            maps[at] = tables.index
             if power is None and axis.split:
-                scales[dim] = tables.split
+                scales[at] = tables.split
             elif power and not axis.split:
-                scales[dim] = tables.split_to(power)
-        return Law(*maps, *scales)
+                scales[at] = tables.split_to(power)
+        return Law(maps[0], maps[1], scales[0], scales[1], late)
 
     def _noise_stds(self, names: list[str], tensors: list[Tensor]) -> Tensor | float:
         """Absolute noise: `noise_scale` times the standard deviation of each noisy tensor, which stays on the
@@ -162,6 +164,8 @@ class WidenPlan(GrowthPlan):
 
     def _finish(self, student: nn.Module) -> None:
         attributes.update(student)
+        for change in self.changes:
+            setattr(student.get_submodule(change.module), change.name, change.after)
 
     def _renamed(self, name: str) -> str:
         return name
@@ -175,53 +179,64 @@ class WidenPlan(GrowthPlan):
     # -- files -------------------------------------------------------------------------------------------------------
 
     def _body(self) -> dict[str, Any]:
+        distinct = {id(self._tables[key]): axis for key, axis in self.axes.items()}
+        number = {table: i for i, table in enumerate(distinct)}
         return {
             "noise": self.noise,
             "noise_scale": self.noise_scale,
             "seed": self.seed,
             "widened": [asdict(w) for w in self.widened],
-            "segments": [{"units": s.units, "map": s.index.tolist(), "split": s.split.tolist()} for s in self.segments],
+            "changes": [asdict(c) for c in self.changes],
+            "maps": [_map_to_json(a) for a in distinct.values()],
             "axes": [
-                {"tensor": name, "dim": dim, "split": a.split, "pieces": [[p.segment, p.repeat] for p in a.pieces]}
+                {"tensor": name, "dim": dim, "split": a.split, "map": number[id(self._tables[name, dim])]}
                 for (name, dim), a in self.axes.items()
             ],
         }
 
     @classmethod
     def _from_body(cls, body: dict[str, Any], inventory: Inventory, skipped: list[Skipped]) -> WidenPlan:
-        segments = []
-        for i, s in enumerate(body["segments"]):
-            index, split = np.array(s["map"], dtype=np.int64), np.array(s["split"], dtype=np.float64)
-            mapping.check_map(f"segments[{i}].map", index, int(s["units"]))
-            mapping.check_split(f"segments[{i}].split", split, index)
-            segments.append(Segment(int(s["units"]), index, split))
+        maps = [_map_from_json(m) for m in body["maps"]]
         axes = {}
         for a in body["axes"]:
-            axis = AxisPlan(tuple(Piece(s, int(r)) for s, r in a["pieces"]), bool(a["split"]))
-            size = sum(p.repeat * (1 if p.segment is None else segments[p.segment].units) for p in axis.pieces)
-            if size != inventory.shapes[a["tensor"]][a["dim"]]:
-                raise ValueError(f"the pieces of {a['tensor']}, axis {a['dim']}, cover {size} positions, not all")
-            axes[a["tensor"], int(a["dim"])] = axis
+            name, dim = a["tensor"], int(a["dim"])
+            index, share = maps[int(a["map"])]
+            mapping.check_map(f"the map of {name}, axis {dim},", index, inventory.shapes[name][dim])
+            if a["split"]:
+                mapping.check_split(f"the shares of {name}, axis {dim},", share, index)
+            axes[name, dim] = AxisPlan(index, share, bool(a["split"]))
         check_noise(body["noise"], float(body["noise_scale"]))
         widened = [Widened(**w) for w in body["widened"]]
-        return cls(inventory, skipped, widened, segments, axes, body["noise"], body["noise_scale"], int(body["seed"]))
+        changes = [_change(c) for c in body["changes"]]
+        return cls(inventory, skipped, widened, axes, changes, body["noise"], body["noise_scale"], int(body["seed"]))
 
 
-def _tables(pieces: tuple[Piece, ...], segments: list[Segment]) -> AxisTables:
-    indices, splits = [], []
-    at = 0
-    for piece in pieces:
-        if piece.segment is None:
-            indices.append(np.arange(at, at + piece.repeat))
-            splits.append(np.ones(piece.repeat))
-            at += piece.repeat
-        else:
-            s = segments[piece.segment]
-            repeats = np.arange(piece.repeat)
-            indices.append((at + s.index[:, None] * piece.repeat + repeats).ravel())
-            splits.append(np.repeat(s.split, piece.repeat))
-            at += s.units * piece.repeat
-    return AxisTables(torch.from_numpy(np.concatenate(indices)), torch.from_numpy(np.concatenate(splits)))
+def _change(c: dict[str, Any]) -> Change:
+    """JSON knows no tuples."""
+    before, after = c["before"], c["after"]
+    return Change(
+        str(c["module"]), str(c["name"]), *(tuple(v) if isinstance(v, list) else int(v) for v in (before, after))
+    )
+
+
+def _map_to_json(axis: AxisPlan) -> dict[str, Any]:
+    """Runs of consecutive positions as [first, length], runs of equal shares as [share, length]."""
+    starts = np.flatnonzero(np.diff(axis.index, prepend=-2) != 1)
+    index = np.stack([axis.index[starts], np.diff(starts, append=len(axis.index))], 1).tolist()
+    equal = (
+        np.flatnonzero(np.append(True, np.diff(axis.share) != 0)) if len(axis.share) else np.zeros(0, dtype=np.int64)
+    )
+    lengths = np.diff(equal, append=len(axis.share)).tolist()
+    return {"index": index, "share": [[s, n] for s, n in zip(axis.share[equal].tolist(), lengths, strict=True)]}
+
+
+def _map_from_json(m: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    index = [np.arange(int(first), int(first) + int(n), dtype=np.int64) for first, n in m["index"]]
+    share = [np.full(int(n), float(s)) for s, n in m["share"]]
+    found = np.concatenate([np.zeros(0, dtype=np.int64), *index]), np.concatenate([np.zeros(0), *share])
+    if len(found[0]) != len(found[1]):
+        raise ValueError(f"a map has {len(found[0])} positions, but {len(found[1])} shares")
+    return found
 
 
 def _stds(tensors: list[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping
 
 from net2net import mapping
@@ -22,14 +23,20 @@ class Widths:
         self._factor = factor
         self._multiple_of = multiple_of
 
-    def widths(self, found: Structure) -> list[int]:
-        """The new number of units of each segment."""
+    def widths(self, found: Structure, whole: set[int]) -> list[int]:
+        """The new number of units of each segment; a multiple of the old one for the segments `whole`."""
         widths = [len(roots) for roots in found.segments]
         for group in found.groups:
-            if group.segments and (total := self._total(group, found)) > 0:
-                sizes = [widths[s] for s in group.segments]
-                for s, w in zip(group.segments, mapping.share_out(sizes, total), strict=True):
-                    widths[s] = w
+            if not group.segments or (total := self._total(group, found)) <= 0:
+                continue
+            sizes = [widths[s] for s in group.segments]
+            if whole.isdisjoint(group.segments):
+                grown = mapping.share_out(sizes, total)
+            else:
+                times = max(1, math.floor(total / sum(sizes) + 0.5))
+                grown = [times * n for n in sizes]
+            for s, w in zip(group.segments, grown, strict=True):
+                widths[s] = w
         return widths
 
     def _total(self, group: Group, found: Structure) -> int:
@@ -53,8 +60,12 @@ class Widths:
             factor = self._factor
         if factor is None:
             return 0
-        total = max(free, round(free * factor))
-        return -(-total // self._multiple_of) * self._multiple_of if total > free else total
+        total = max(free, math.floor(free * factor + 0.5))
+        if total == free:
+            return total
+        # A unit may be several positions wide.
+        step = self._multiple_of // math.gcd(self._multiple_of, max(1, group.units // max(1, group.blocks)))
+        return -(-total // step) * step
 
     def complain(self, found: Structure) -> None:
         """Raises if a layer that was named cannot be widened or does not exist."""

@@ -1,0 +1,62 @@
+"""blame: what becomes of the groups on which a student's forward fails. What stays in doubt is never widened."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from net2net.groups import Group, Structure
+from net2net.layout import Segment
+from net2net.trace import TraceError
+from net2net.units import Units
+
+
+class Blame:
+    """Groups are first replicated as a whole (all units in order, and again, which is what shuffles and hard-wired
+    ratios can bear), then not at all."""
+
+    def __init__(self, units: Units) -> None:
+        self._units = units
+        self._whole = units.heads()  # ids of units
+
+    def whole(self, found: Structure) -> set[int]:
+        """The segments that may only be replicated as a whole."""
+        roots = set(self._units.blocks.roots(np.array(sorted(self._whole), dtype=np.int64)).tolist())
+        together: set[int] = set()
+        for group in found.groups:
+            if any(not roots.isdisjoint(found.segments[s].tolist()) for s in group.segments):
+                together.update(group.segments)
+        return together
+
+    def take(self, found: Structure, segments: list[Segment], error: TraceError) -> None:
+        """Finds the groups that an error is about."""
+        group_of: dict[int, Group] = {}
+        for group in found.groups:
+            if any(segments[s].width > segments[s].units for s in group.segments):
+                for s in group.segments:
+                    group_of.update(dict.fromkeys(found.segments[s].tolist(), group))
+        if not group_of:
+            raise ValueError(f"an empty copy of the model does not run as inferred: {error}")
+        # Last of all, an error that tells of no units: nothing may be assumed of any of them.
+        everyone = np.array(sorted(group_of))
+        blamed: dict[str, Group] = {}
+        for suspects in [*error.suspects, everyone]:
+            for root in np.unique(self._units.blocks.roots(suspects)).tolist():
+                if root in group_of:
+                    blamed[group_of[root].name] = group_of[root]
+            if blamed:
+                break
+        whole = self.whole(found)
+        free = {_pattern(g) for g in blamed.values() if whole.isdisjoint(g.segments)}
+        # What happens to one block of a network will happen to those like it.
+        for group in {g.name: g for g in group_of.values() if g.name in blamed or _pattern(g) in free}.values():
+            ids = np.concatenate([found.segments[s] for s in group.segments])
+            if whole.isdisjoint(group.segments):
+                self._whole.update(ids.tolist())
+            elif group.name in blamed:
+                self._units.pin(ids, f"a wider copy of the model does not run as inferred: {error}")
+
+
+def _pattern(group: Group) -> str:
+    return re.sub(r"\d+", "*", group.name)

@@ -1,0 +1,190 @@
+"""repair: numbers that user code keeps in attributes (`num_heads`, `hidden_dim`, split sizes) and that must grow with
+the widths.
+
+No list of names: where the student's forward fails within a module, that module's own integers are looked at that the
+operations before the failure were given. One at a time is scaled as the units at hand are, and the module is run again.
+Nonsense does not survive: every value of the student must be one of the teacher's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from net2net.skeleton import each_module
+from net2net.student import Student
+from net2net.trace import TraceError
+
+#: What every module holds itself.
+_OWN = frozenset(vars(nn.Module()))
+
+#: How many attributes of one module may change, and how many changes are tried for each.
+_DEPTH, _TRIES = 4, 24
+
+
+@dataclass(frozen=True)
+class Change:
+    """An attribute of a module, and what it becomes."""
+
+    module: str
+    name: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.module + '.' if self.module else ''}{self.name}: {self.before} -> {self.after}"
+
+
+def attach(model: nn.Module, context: Student) -> list[Change]:
+    """Lets the modules of `model`, our own copy of a student, mend their attributes as they run; returns the list to
+    which changes are added."""
+    changes: list[Change] = []
+    helped: set[tuple[type, str]] = set()
+    torch_own = nn.Module.__module__.split(".")[0] + "."
+    seen = {id(m): name for name, m in reversed(list(model.named_modules()))}
+    for module in each_module(model):
+        if not type(module).__module__.startswith(torch_own) and _attributes(module):
+            module.forward = _guarded(module, seen[id(module)], context, changes, helped)
+    return changes
+
+
+def _guarded(
+    module: nn.Module, name: str, context: Student, changes: list[Change], helped: set[tuple[type, str]]
+) -> Callable[..., Any]:
+    forward = module.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        mode = context.mode
+        state, since = context.saved((args, kwargs)), len(mode.seen)
+        try:
+            return forward(*args, **kwargs)
+        except Exception as error:
+            first = error
+            mode.mark(error)
+        made: list[Change] = []
+        latest, reached = first, len(mode.seen) - since
+        for _ in range(_DEPTH):
+            better = False
+            for change in _candidates(module, name, latest, mode.seen[since:], context, helped):
+                setattr(module, change.name, change.after)
+                context.restore(state)
+                del mode.seen[since:]
+                try:
+                    out = forward(*args, **kwargs)
+                except Exception as error:
+                    mode.mark(error)
+                    if __import__("os").environ.get("N2N_DEBUG"):
+                        print("    ->", error, flush=True)
+                    if len(mode.seen) - since > reached:
+                        latest, reached, better = error, len(mode.seen) - since, True
+                        made.append(change)
+                        break
+                    setattr(module, change.name, change.before)
+                else:
+                    changes.extend([*made, change])
+                    helped.update((type(module), c.name) for c in [*made, change])
+                    return out
+            if not better:
+                break
+        for change in reversed(made):
+            setattr(module, change.name, change.before)
+        context.restore(state)
+        # What brought the run to another module was right: what is wrong there is what counts.
+        raise latest if latest.where != first.where else first  # type: ignore[attr-defined]
+
+    return run
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """A module's own integers, alone or in tuples and lists."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name not in _OWN
+        and (_is_int(value) or (isinstance(value, tuple | list) and value and all(map(_is_int, value))))
+    }
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _candidates(
+    module: nn.Module, name: str, error: Exception, seen: list[Any], context: Student, helped: set[tuple[type, str]]
+) -> Iterator[Change]:
+    """What to try, the likeliest first: attributes that helped in modules of this class, then those whose value the
+    last operations were given."""
+    if stated := _stated(error):
+        seen = [*seen, stated]
+    order: dict[int, int] = {}
+    for age, (_, numbers) in enumerate(reversed(seen)):
+        for n in numbers:
+            order.setdefault(n, age)
+    found = []
+    for attribute, value in _attributes(module).items():
+        values = [value] if _is_int(value) else list(value)
+        ages = [order[v] for v in values if v in order]
+        if ages:
+            found.append(((type(module), attribute) not in helped, min(ages), attribute, value))
+    factors = _factors(error, context)
+    tried = 0
+    for _, _, attribute, value in sorted(found, key=lambda f: f[:3]):
+        for after in _scaled(value, factors, seen):
+            tried += 1
+            if tried > _TRIES:
+                return
+            yield Change(name, attribute, value, after)
+
+
+def _stated(error: Exception) -> tuple[int, tuple[int, ...]] | None:
+    """The elements and sizes that an error tells of, which was raised before there was an operation to be seen."""
+    found = re.search(r"shape '\[(.*)\]' is invalid for input of size (\d+)", str(error))
+    if found:
+        return int(found[2]), tuple(int(n) for n in found[1].split(","))
+    stated = tuple(int(n) for n in re.findall(r"(?<![\w.])\d+(?![\w.])", str(error)))
+    return (0, stated) if stated and not isinstance(error, TraceError) else None
+
+
+def _factors(error: Exception, context: Student) -> list[float]:
+    """By how much the numbers of units in the failing operation have grown."""
+    suspects = [s for s in error.suspects if len(s)]  # type: ignore[attr-defined]
+    found: list[float] = []
+    for ids in suspects:
+        roots = np.unique(context.units.blocks.roots(ids))
+        for some in (ids, roots, *(roots[i : i + 1] for i in range(min(len(roots), 4)))):
+            counts = context.layouts.count(some)
+            found += [float(counts.mean()), float(counts[counts > 1].mean()) if (counts > 1).any() else 1.0]
+    return [f for f in dict.fromkeys(found) if f > 1]
+
+
+def _scaled(value: Any, factors: list[float], seen: list[Any]) -> Iterator[Any]:
+    if _is_int(value):
+        wanted = [_solved(value, seen[-1])] if seen else []
+        wanted += [value * f for f in factors]
+        for after in dict.fromkeys(round(w) for w in wanted if w and abs(w - round(w)) < 1e-9):
+            if after != value:
+                yield after
+        return
+    kind = type(value)
+    for f in factors:
+        whole = [v * f for v in value]
+        if all(abs(w - round(w)) < 1e-9 for w in whole):
+            yield kind(round(w) for w in whole)
+        if len(value) > 1:
+            for i, v in enumerate(value):
+                if abs(v * f - round(v * f)) < 1e-9:
+                    yield kind(round(v * f) if j == i else u for j, u in enumerate(value))
+
+
+def _solved(value: int, operation: tuple[int, tuple[int, ...]]) -> float | None:
+    """What a size must be for a view to fit."""
+    elements, sizes = operation
+    sizes = tuple(n for n in sizes if n != 0)
+    if sizes.count(value) != 1 or -1 in sizes:
+        return None
+    return elements / (float(np.prod(sizes)) / value)

@@ -1,0 +1,147 @@
+"""Operations that work element by element, and those that make constants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from net2net.rules.table import POINTWISE, array, name_of, numbers, register, tensors, unknown
+from net2net.shadows import compact
+from net2net.trace import Context
+from net2net.units import FIXED
+
+
+@register(
+    "clone", "_to_copy", "copy", "contiguous", "lift_fresh_copy", "native_dropout", "hardtanh", "hardswish",
+    "hardsigmoid", "leaky_relu", "elu", "gelu", "silu", "mish", "softplus", "_prelu_kernel", "threshold", "relu6",
+    "log_sigmoid", "glu_jvp", "nan_to_num", "detach", "alias",
+)  # fmt: skip
+def pointwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Units that meet in one element must be replicated alike; then equal inputs give equal outputs.
+
+    An operand that is broadcast along the units of another one (a spatial gate) has one value for all of them, and
+    needs no agreement; but its own units must keep one replica, or it would no longer broadcast.
+    """
+    results = tensors(out)
+    if not results:
+        return unknown(context, func, args, kwargs, out)
+    dims = results[0].dim()
+    operands = [t for t in tensors((args, kwargs)) if t.dim() > 0]
+    aligned = _codes(context, func, operands, dims)
+    tied = []
+    for t, mine in zip(operands, aligned, strict=True):
+        sizes = (1,) * (dims - t.dim()) + tuple(t.shape)
+        over = [d for d, n in enumerate(sizes) if n == 1 and any(_varies(context, a, d) for a in aligned)]
+        if over:
+            context.pin(mine, f"{func} broadcasts it over other units")
+        tied.append(not over)
+    _pin_to_fixed(context, func, operands, aligned, tied, dims)
+    made = context.make((name_of(func).removesuffix("_"), numbers((args, kwargs))), aligned, tied)
+    for t in results:
+        context.set(t, made if t.dim() == dims else np.full((), FIXED, dtype=np.int64))
+
+
+POINTWISE.append(pointwise)
+
+
+def _varies(context: Context, codes: np.ndarray, dim: int) -> bool:
+    """Whether there are units along a dimension."""
+    return codes.shape[dim] > 1 and context.has_units(codes)
+
+
+def _codes(context: Context, func: Any, operands: list[Tensor], dims: int) -> list[np.ndarray]:
+    """Each operand's codes, with dimensions of size 1 in front so that all have as many.
+
+    Parameters of which nothing is known yet come last: the other operands tell which of their dimensions has units.
+    """
+    new = [context.shadows.get(t) is None and context.is_parameter(t) for t in operands]
+    found: dict[int, np.ndarray] = {}
+    for i in sorted(range(len(operands)), key=lambda i: new[i]):
+        t = operands[i]
+        along, met = None, None
+        if new[i]:
+            for other in found.values():
+                varying = [d for d in range(dims) if _varies(context, other, d) and _long(t, d - (dims - t.dim()))]
+                if len(varying) == 1 and not _crossing_rows(context, other, varying[0], name_of(func)):
+                    d = varying[0]
+                    along = d - (dims - t.dim())
+                    met = np.moveaxis(other, d, -1).reshape(-1, other.shape[d])
+                    break
+        codes = array(context, t, along, met)
+        found[i] = codes.reshape((1,) * (dims - codes.ndim) + codes.shape)
+    return [found[i] for i in range(len(operands))]
+
+
+def _crossing_rows(context: Context, codes: np.ndarray, dim: int, what: str) -> bool:
+    return context.crossing(np.moveaxis(codes, dim, -1).reshape(-1, codes.shape[dim]), what)
+
+
+def _long(t: Tensor, d: int) -> bool:
+    return d >= 0 and t.shape[d] > 1 and t.stride(d) != 0
+
+
+def _pin_to_fixed(
+    context: Context, func: Any, operands: list[Tensor], aligned: list[np.ndarray], tied: list[bool], dims: int
+) -> None:
+    """An operand whose width is fixed (it is neither expanded nor of units) keeps the units that it meets."""
+    for t, mine, counts in zip(operands, aligned, tied, strict=True):
+        if not counts or not (context.roots(mine) == FIXED).any():
+            continue
+        for other in aligned:
+            along = [d for d in range(dims) if _varies(context, other, d)]
+            if other is mine or not any(_long(t, d - (dims - t.dim())) for d in along):
+                continue
+            met, at = np.broadcast_arrays(other, mine)
+            context.pin(met[context.roots(at) == FIXED], f"{func} joins it to a tensor whose width is fixed")
+
+
+@register("copy_")
+def overwrite(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    codes = array(context, args[1])
+    target = args[0]
+    if codes.ndim > target.dim():
+        codes = codes.reshape(codes.shape[codes.ndim - target.dim() :])
+    context.set(target, codes)
+
+
+@register("zero", "fill")
+def constant_write(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """A constant in the place of units: there are still as many."""
+    known = context.shadows.get(args[0])
+    if known is None and context.is_parameter(args[0]):
+        known = context.of(args[0])
+    old = [] if known is None else [context.families(np.asarray(compact(known).numpy()))]
+    context.set(out, context.make(("full", numbers(args[1:]) or ("0",)), old))
+
+
+@register(
+    "zeros", "ones", "full", "empty", "empty_strided", "scalar_tensor", "new_zeros", "new_ones", "new_full",
+    "new_empty", "new_empty_strided", "zeros_like", "ones_like", "full_like", "empty_like",
+)  # fmt: skip
+def constant(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    name = name_of(func).removeprefix("new_").removesuffix("_like")
+    value: Any = {"zeros": 0, "ones": 1}.get(name, "uninitialised")
+    if name in {"full", "scalar_tensor"}:
+        value = numbers([a for a in args if not isinstance(a, list | tuple | Tensor)])
+    context.set(out, context.make((name, value), []))
+
+
+@register("bernoulli", "rand_like", "randn_like", "rand", "randn", "normal", "uniform", "exponential")
+def random(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Random numbers, such as dropout's mask. They differ from replica to replica, which is welcome (the paper, section
+    2.3), so that any units may be combined with them."""
+    context.set(out, context.make((name_of(func), numbers([a for a in args[1:] if isinstance(a, float)])), []))
+
+
+@register("sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "is_same_size")
+def nothing(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Tells of shapes alone."""
+
+
+@register("native_dropout")
+def dropout(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    result, mask = out
+    context.set(result, context.make(("dropout", args[1]), [np.asarray(compact(context.of(args[0])).numpy())]))
+    context.set(mask, context.make(("dropout", args[1]), []))

@@ -1,0 +1,125 @@
+"""Operations that move data without changing it, and those that treat each channel of an image by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from net2net.rules.table import array, name_of, numbers, register, tensors, unknown
+from net2net.shadows import compact, compressed
+from net2net.trace import Context
+from net2net.units import FIXED
+
+
+@register("cat", "stack")
+def concatenate(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Units side by side (the paper, section 2.3: the remapping of a consumer takes the concatenation into account)."""
+    stacked = name_of(func) == "stack"
+    given = [t for t in args[0] if stacked or t.shape != (0,)]
+    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()
+    sizes = [1 if stacked else t.shape[dim] for t in given]
+    parts = [array(context, t) for t in given]
+    if stacked:
+        parts = [np.expand_dims(p, dim) for p in parts]
+    context.set(out, _side_by_side(context, parts, sizes, dim))
+
+
+def _side_by_side(context: Context, parts: list[np.ndarray], sizes: list[int], dim: int) -> np.ndarray:
+    others = np.broadcast_shapes(*[(*p.shape[:dim], 1, *p.shape[dim + 1 :]) for p in parts])
+    inside = any(context.has_units(p) and p.shape[dim] > 1 for p in parts)
+    across = any(context.has_units(p) and p.size > p.shape[dim] for p in parts)
+    if across and not inside:
+        return _family(context, parts, sizes)
+    wide = [np.broadcast_to(p, (*others[:dim], n, *others[dim + 1 :])) for p, n in zip(parts, sizes, strict=True)]
+    return np.concatenate(wide, dim)
+
+
+def _family(context: Context, parts: list[np.ndarray], sizes: list[int]) -> np.ndarray:
+    """Tokens of different origin (a class token and patches): the units lie along other dimensions, in which all the
+    tokens must be replicated alike. From here on they are one family of values, as the places of an image are."""
+    arrays = np.broadcast_arrays(*parts)
+    for other in arrays[1:]:
+        stuck = context.roots(other) == FIXED
+        context.pin(arrays[0][stuck], "it stands beside tokens whose width is fixed")
+        context.pin(other[context.roots(arrays[0]) == FIXED], "it stands beside tokens whose width is fixed")
+        context.join(arrays[0], other)
+    return context.make(("tokens", len(parts), tuple(sizes)), arrays)
+
+
+@register("constant_pad_nd")
+def pad(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    x, widths = args[0], list(args[1])
+    codes = array(context, x)
+    padded = {x.dim() - 1 - i // 2 for i, w in enumerate(widths) if w}
+    if any(codes.shape[d] > 1 for d in padded):
+        fill = int(context.make(("full", numbers(args[2:]) or ("0",)), []))
+        codes_ = torch.ops.aten.constant_pad_nd(context.of(x).contiguous(), widths, fill)
+        return context.set(out, compressed(codes_))
+    return context.set(out, context.make(("pad", numbers(args[1:])), [codes]))
+
+
+@register(
+    "roll", "flip", "repeat", "index_select", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "index", "gather",
+    "im2col", "rot90", "tril", "triu", "unfold", "repeat_interleave", "take_along_dim",
+)  # fmt: skip
+def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Data movement: codes move as the data do. Indices are used as they are."""
+    x = args[0]
+    if not isinstance(x, Tensor) or not isinstance(out, Tensor):
+        return unknown(context, func, args, kwargs, out)
+    known = context.of(x, along=_left_alone(func, args))
+    few = compact(known)
+    if few.numel() == 1:
+        made = few.reshape(()).numpy()
+        if name_of(func) in {"im2col", "tril", "triu"}:  # zeros come in
+            made = context.make((name_of(func), numbers(args[1:])), [made])
+        return context.set(out, made)
+    try:
+        moved = func(known.contiguous(), *args[1:], **kwargs)
+    except (RuntimeError, NotImplementedError):  # there is no integer kernel
+        at = torch.arange(1, known.numel() + 1, dtype=torch.float64).view(known.shape)
+        where = func(at, *args[1:], **kwargs).long()
+        moved = known.contiguous().view(-1)[(where - 1).clamp_min(0)]
+        moved[where == 0] = int(context.make(("full", ("0",)), []))
+    return context.set(out, compressed(moved))
+
+
+def _left_alone(func: Any, args: Any) -> int | None:
+    """The only dimension of a table that is not indexed."""
+    if name_of(func) == "index":
+        rest = [d for d in range(args[0].dim()) if d >= len(args[1]) or args[1][d] is None]
+    elif name_of(func) == "index_select":
+        rest = [d for d in range(args[0].dim()) if d != args[1] % args[0].dim()]
+    else:
+        return None
+    return rest[0] if len(rest) == 1 else None
+
+
+@register(
+    "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d",
+    "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "adaptive_max_pool1d",
+    "adaptive_max_pool2d", "adaptive_max_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d",
+    "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa",
+    "upsample_trilinear3d", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
+    "replication_pad2d", "replication_pad3d", "grid_sampler_2d", "grid_sampler_3d",
+)  # fmt: skip
+def channelwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Each channel by itself: pooling, resizing and padding of images."""
+    spatial = int(next(c for c in name_of(func).removesuffix("_aa") if c.isdigit()))
+    x = args[0]
+    channel = x.dim() - spatial - 1
+    codes = array(context, x, along=channel)
+    if any(codes.shape[d] > 1 for d in range(channel + 1, x.dim())):
+        return unknown(context, func, args, kwargs, out)
+    others = [array(context, t).ravel()[:1] for t in tensors(args[1:])]  # a grid
+    others = [o.reshape((1,) * x.dim()) for o in others]
+    result, *indices = tensors(out)
+    made = context.make((name_of(func), numbers(args[1:])), [codes, *others], [True] + [False] * len(others))
+    context.set(result, made)
+    for t in indices:
+        context.set(t, context.make(("indices", name_of(func)), [codes]))
+    return None

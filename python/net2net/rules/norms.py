@@ -1,0 +1,95 @@
+"""Normalisations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from net2net.rules.reductions import histogram
+from net2net.rules.table import array, name_of, numbers, register, rows_along, tensors, unknown
+from net2net.shadows import ids_of
+from net2net.trace import Context
+
+
+@register(
+    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
+    "miopen_batch_norm", "_batch_norm_with_update", "_batch_norm_no_update", "batch_norm",
+)  # fmt: skip
+def batch_norm(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Normalises unit by unit; its parameters and statistics are replicated with the units (the paper, section 2.3)."""
+    x = args[0]
+    channel = min(1, x.dim() - 1)
+    given = array(context, x)
+    rows = rows_along(given, channel, x.shape[channel])
+    if len(rows) > 1 or context.crossing(rows, name_of(func)):
+        return unknown(context, func, args, kwargs, out)
+    vector = rows[0]
+    operands = [vector]
+    for t in args[1:5]:
+        if isinstance(t, Tensor):
+            operands.append(np.broadcast_to(array(context, t, 0, rows).ravel(), vector.shape))
+    made = context.make((name_of(func), numbers(args[5:])), operands)
+    result, *rest = tensors(out)
+    context.set(result, made.reshape([-1 if d == channel else 1 for d in range(x.dim())]))
+    for t in rest:
+        if t.dim() == 1 and t.shape[0] == len(made):
+            context.set(t, context.make("statistics", [made]))
+    return None
+
+
+@register("native_layer_norm", "_fused_rms_norm", "rms_norm")
+def layer_norm(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Averages over units, which keeps its statistics if they are replicated as a whole: the more, the same again."""
+    x, shape = args[0], args[1]
+    first = x.dim() - len(shape)
+    eps = numbers(args[2:])
+    given = array(context, x)
+    rows = given.reshape(-1, int(np.prod(given.shape[first:])))
+    for row in rows:
+        context.fuse(row)
+        context.even(row)
+    signatures = histogram(context, rows, proportional=True).reshape(*given.shape[:first], *[1] * len(shape))
+    crossing = context.crossing(rows, name_of(func))
+    operands, tied = [given, signatures], [True, False]
+    for t in tensors(args[2:]):
+        along = [d for d in range(len(shape)) if given.shape[first + d] > 1]
+        met = rows if len(along) == 1 and not crossing else None
+        mine = array(context, t, along[0] if len(along) == 1 else None, met)
+        if crossing:  # one gain for several units at a time, the features of all heads: it stays as it is
+            context.pin(mine, f"{func} applies it to several units")
+        operands.append(mine.reshape((1,) * first + mine.shape))
+        tied.append(not crossing)
+    result, *rest = tensors(out)
+    context.set(result, context.make((name_of(func), eps), operands, tied))
+    for t in rest:
+        if t.dim() == x.dim():
+            context.set(t, context.make("statistics", [signatures], [False]))
+
+
+@register("native_group_norm")
+def group_norm(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Averages over a group of channels, which is replicated as a whole; `num_groups` grows with the number of
+    groups."""
+    x, weight, bias, _, channels, _, groups = args[:7]
+    given = array(context, x)
+    if any(given.shape[d] > 1 for d in range(x.dim()) if d != 1):
+        return unknown(context, func, args, kwargs, out)
+    vector = np.broadcast_to(given.reshape(-1), (channels,))
+    rows = vector.reshape(groups, -1)
+    for row in rows:
+        context.fuse(row)
+        context.even(row)
+    signatures = np.repeat(histogram(context, rows, proportional=True), channels // groups)
+    operands, tied = [vector, signatures], [True, False]
+    for t in (weight, bias):
+        if isinstance(t, Tensor):
+            operands.append(np.broadcast_to(array(context, t, 0, vector[None]).ravel(), vector.shape))
+            tied.append(True)
+    made = context.make((name_of(func), numbers(args[7:])), operands, tied)
+    result, *rest = tensors(out)
+    context.set(result, made.reshape([-1 if d == 1 else 1 for d in range(x.dim())]))
+    for t in rest:
+        context.set(t, context.make("statistics", [signatures[:1]], [False]).reshape(()))
+    assert ids_of(made).size == channels

@@ -1,0 +1,230 @@
+"""Sums of products: convolutions, matrix products with weights and between activations, attention, embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from net2net.rules.table import array, name_of, numbers, refuse, register, rows_along, tensors
+from net2net.shadows import codes, ids_of
+from net2net.trace import Context, total
+from net2net.units import FIXED, mix, seed
+
+
+@register("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution", "convolution_overrideable")
+def convolution(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """A convolution sums over its input channels and makes new units; a grouped one does so group by group."""
+    x, weight, bias = args[:3]
+    named = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | kwargs
+    groups, transposed = named["groups"], named.get("transposed", False)
+    known = context.parameter(weight)
+    channel = x.dim() - (weight.dim() - 2) - 1
+    given = array(context, x)
+    into, outof = (0, 1) if transposed else (1, 0)
+    if known is None or known[1] != list(range(weight.dim())):
+        return refuse(context, func, args, kwargs, out, "the weight of a convolution is computed, not a parameter")
+    name = known[0]
+    if any(given.shape[d] > 1 for d in range(channel + 1, x.dim())):
+        context.produce(name, outof, weight.shape[outof])  # so that it is listed
+        return refuse(context, func, args, kwargs, out, "the input of a convolution has other units at other places")
+    rows = rows_along(given, channel, x.shape[channel])
+    if context.crossing(rows, name_of(func)):
+        context.produce(name, outof, weight.shape[outof])
+        return refuse(context, func, args, kwargs, out, "the input of a convolution has other units in other images")
+    key = (
+        "convolution",
+        name,
+        numbers([v for n, v in named.items() if n not in {"input", "weight", "bias", "groups"}]),
+    )
+    why = f"the input of {name} has a fixed width"
+    if groups == 1:
+        met = context.meet(name, into, weight.shape[into], "in", rows, why)
+        signatures = context.signature(mix(seed("sum"), context.contracted(met, rows, name)), rows)
+        units = context.produce(name, outof, weight.shape[outof])
+        made = context.make(key, [codes(signatures)[:, None], units[None]], [False, True])
+    elif transposed:
+        context.produce(name, outof, weight.shape[outof])
+        return refuse(context, func, args, kwargs, out, f"a transposed convolution with groups={groups}")
+    else:
+        made = _grouped(context, key, name, weight, rows, groups)
+    if isinstance(bias, Tensor):
+        made = _plus_bias(context, key, bias, made)
+    shape = given.shape[:channel]
+    made = np.moveaxis(made.reshape(*shape, -1, *[1] * (x.dim() - channel - 1)), len(shape), channel)
+    context.set(out, made)
+    return None
+
+
+def _grouped(context: Context, key: object, name: str, weight: Tensor, rows: np.ndarray, groups: int) -> np.ndarray:
+    """A group, with all that goes in and comes out, is one block: it is replicated as a whole, and `groups` grows."""
+    o = weight.shape[0]
+    inputs = rows.reshape(len(rows), groups, -1)
+    role = "each" if o == groups and weight.shape[1] == 1 else "out"
+    met = _first_of(rows, groups, o // groups)
+    units = context.meet(name, 0, o, role, met, f"the input of {name} has a fixed width") if role == "each" else None
+    if units is None:
+        units = context.produce(name, 0, o)
+        for g, mine in enumerate(units.reshape(groups, -1)):
+            stuck = (context.roots(inputs[:, g]) == FIXED).any()
+            context.fuse(np.concatenate([mine, inputs[:, g].ravel()]))
+            if stuck:
+                context.pin(mine, f"the input of {name} has a fixed width")
+    places = np.arange(inputs.shape[-1])
+    sums = total(mix(mix(seed("grouped"), places), ids_of(inputs)))  # [rows, groups]
+    signatures = context.signature(mix(seed("sum"), sums), rows)
+    each = np.repeat(signatures, o // groups, axis=1)
+    return context.make(key, [codes(each), units[None], met], [False, True, role == "each"])
+
+
+def _first_of(rows: np.ndarray, groups: int, each: int) -> np.ndarray:
+    """[rows, groups * each]: one input of the group of each output."""
+    return np.repeat(rows.reshape(len(rows), groups, -1)[:, :, 0], each, axis=1)
+
+
+def _plus_bias(context: Context, key: object, bias: Tensor, made: np.ndarray) -> np.ndarray:
+    added = array(context, bias, bias.dim() - 1, made)
+    return context.make((key, "bias"), [made, np.broadcast_to(added.reshape(1, -1), (1, made.shape[1]))])
+
+
+@register("mm", "addmm", "linear")
+def linear(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """A matrix product with a weight on the right sums over its input features and makes new units."""
+    kind = name_of(func)
+    if kind == "addmm":
+        bias, x, right = args[:3]
+    else:
+        x, right, bias = args[0], args[1], args[2] if len(args) > 2 else None
+    known = context.parameter(right)
+    if known is None:
+        if kind == "mm" and not context.is_parameter(x) and not context.is_parameter(right):
+            return _between(context, func, x[None], right[None], out[None])
+        return refuse(context, func, args, kwargs, out, "the weight of a matrix product is computed, not a parameter")
+    name, dims = known
+    # F.linear has the weight as [out, in]; mm and addmm have it on the right, as [in, out].
+    into, outof = (dims[1], dims[0]) if kind == "linear" else (dims[0], dims[1])
+    features, produced = (right.shape[1], right.shape[0]) if kind == "linear" else (right.shape[0], right.shape[1])
+    given = array(context, x)
+    rows = rows_along(given, x.dim() - 1, features)
+    key = ("linear", name, numbers(kwargs))
+    crossing = context.crossing(rows, name_of(func))
+    if crossing or (context.has_units(given) and given.shape[-1] == 1 < features):
+        made = _within(context, key, name, rows, (into, features), (outof, produced))
+    else:
+        met = context.meet(name, into, features, "in", rows, f"the input of {name} has a fixed width")
+        signatures = context.signature(mix(seed("sum"), context.contracted(met, rows, name)), rows)
+        units = context.produce(name, outof, produced)
+        made = context.make(key, [codes(signatures)[:, None], units[None]], [False, True])
+    if isinstance(bias, Tensor):
+        if crossing:
+            context.pin_tensor(bias, f"{name} is applied to several units")
+            made = context.make((key, "bias"), [made, array(context, bias).reshape(1, -1)], [True, False])
+        else:
+            made = _plus_bias(context, key, bias, made)
+    context.set(out, made.reshape(*given.shape[:-1], produced))
+    return None
+
+
+def _within(
+    context: Context, key: object, name: str, rows: np.ndarray, into: tuple[int, int], outof: tuple[int, int]
+) -> np.ndarray:
+    """One matrix for the rows of several units (tokens of each channel, features of each head). It stays as it is, and
+    what it makes of a row is replicated with the row."""
+    why = f"{name} is applied to several units, within each"
+    left, right = context.produce(name, *into), context.produce(name, *outof)
+    context.pin(left, why)
+    context.pin(right, why)
+    replicas = np.array([context.fuse(row) for row in rows])
+    sums = total(mix(mix(seed("term"), ids_of(left)), ids_of(rows)))
+    signatures = context.signature(mix(seed("sum"), sums), rows)
+    return context.derive(key, [signatures[:, None], right[None]], rows[:, :1], replicas[:, None])
+
+
+@register("bmm", "baddbmm")
+def batched(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Products between activations: see `_between`."""
+    start = 1 if name_of(func) == "baddbmm" else 0
+    x, y = args[start : start + 2]
+    if context.is_parameter(x) or context.is_parameter(y) or (start and kwargs.get("beta", 1) != 0):
+        return refuse(context, func, args, kwargs, out, "a batch of matrices of parameters")
+    return _between(context, func, x, y, out, numbers(kwargs))
+
+
+def _between(context: Context, func: Any, x: Tensor, y: Tensor, out: Tensor, key: object = ()) -> None:
+    """x [b, n, k] times y [b, k, m]: all the units of a batch entry (a head of attention) become one block."""
+    a, b = array(context, x), array(context, y)
+    if not context.has_units(a) and not context.has_units(b):
+        sums = total(mix(seed("fixed"), np.concatenate([np.unique(ids_of(a)), np.unique(ids_of(b))])))
+        nothing = np.full(1, FIXED)
+        return context.set(
+            out, context.derive(("matmul", key), [np.atleast_1d(sums).astype(np.int64)], nothing, nothing - 1)
+        )
+    return context.set(out, product(context, a, b, x.shape[2], ("matmul", key)))
+
+
+def product(context: Context, a: np.ndarray, b: np.ndarray, k: int, key: object) -> np.ndarray:
+    """Codes [b, n, m] of the product of codes [b, n, k] and [b, k, m], compact."""
+    batch = max(a.shape[0], b.shape[0])
+    a, b = np.broadcast_to(a, (batch, *a.shape[1:])), np.broadcast_to(b, (batch, *b.shape[1:]))
+    wide = max(a.shape[2], b.shape[1])
+    replicas = np.array([context.fuse(np.concatenate([a[i].ravel(), b[i].ravel()])) for i in range(batch)])
+    context.head(np.concatenate([a.ravel(), b.ravel()]))
+    left = np.broadcast_to(a, (*a.shape[:2], wide))[:, :, None, :]
+    right = np.broadcast_to(b, (batch, wide, b.shape[2])).transpose(0, 2, 1)[:, None]
+    terms = mix(mix(seed("pair"), ids_of(left)), ids_of(right))
+    with np.errstate(over="ignore"):
+        sums = total(terms) * np.uint64(k // wide)
+    about = np.concatenate([a.ravel(), b.ravel()])
+    units = np.array([_a_unit(context, a[i], b[i]) for i in range(batch)])
+    signatures = context.signature(mix(seed("product"), sums), about)
+    return context.derive(key, [signatures], units[:, None, None], replicas[:, None, None])
+
+
+def _a_unit(context: Context, *values: np.ndarray) -> int:
+    """Some value among these that has a unit; else any."""
+    every = np.concatenate([v.ravel() for v in values])
+    return int(every[np.argmax(context.roots(every) > FIXED)])
+
+
+@register(
+    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+)  # fmt: skip
+def attention(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """softmax(q k^T) v: each head is a block, q and k its inner places, v what comes out of it."""
+    q, k, v = args[:3]
+    given = [array(context, t) for t in (q, k, v)]
+    result, *rest = tensors(out)
+    heads = np.broadcast_shapes(*[g.shape[:2] for g in given])
+    flat = [np.broadcast_to(g, (*heads, *g.shape[2:])).reshape(-1, *g.shape[2:]) for g in given]
+    if any(g.shape[1] > 1 for g in flat) or not any(context.has_units(g) for g in flat):
+        return refuse(context, func, args, kwargs, out, "attention over tokens of different origin")
+    masks = [a for a in [*args[3:], *kwargs.values()] if isinstance(a, Tensor)]
+    mask = [array(context, m) for m in masks if m.is_floating_point()]
+    # A mask holds biases of the heads, perhaps, in the dimension of the heads.
+    biases = [np.broadcast_to(m[..., :1, :1], (*heads, 1, 1)).reshape(-1, 1, 1) for m in mask]
+    key = ("attention", q.shape[-1], numbers([a for a in args[3:] if not isinstance(a, Tensor)]), numbers(kwargs))
+    inner = np.concatenate([flat[1].transpose(0, 2, 1), *biases], axis=1) if biases else flat[1].transpose(0, 2, 1)
+    outer = np.concatenate([flat[0], *[np.full((len(flat[0]), 1, 1), 0) for _ in biases]], axis=2)
+    scores = product(context, outer, inner, max(outer.shape[2], 1), key)
+    for row, score in zip(flat[2], scores, strict=True):
+        context.fuse(np.concatenate([row.ravel(), score.ravel()]))
+    made = context.make((key, "values"), [scores, flat[2]])
+    context.set(result, made.reshape(*heads, 1, -1))
+    for t in rest:
+        if t.is_floating_point() and t.dim():
+            context.set(t, np.full((1,) * t.dim(), FIXED))
+    return None
+
+
+@register("embedding")
+def embedding(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """A table of rows: what is looked up has the units of the columns."""
+    weight, index = args[:2]
+    known = context.parameter(weight)
+    if known is None or known[1] != [0, 1]:
+        return refuse(context, func, args, kwargs, out, "the table is computed, not a parameter")
+    units = context.produce(known[0], 1, weight.shape[1])
+    context.set(out, context.make(("embedding", known[0]), [units]).reshape((1,) * index.dim() + (-1,)))
+    return None

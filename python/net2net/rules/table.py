@@ -1,0 +1,148 @@
+"""The table itself, and what happens to an operation that is not in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from net2net.shadows import compact, ids_of
+from net2net.trace import Context, total
+from net2net.units import FIXED, mix, seed
+
+Rule = Callable[[Context, Any, Any, Any, Any], None]
+
+_RULES: dict[str, Rule] = {}
+
+#: The rule for operations that PyTorch tags as element-wise; set by elementwise.py.
+POINTWISE: list[Rule] = []
+
+
+def register(*names: str) -> Callable[[Rule], Rule]:
+    """Registers the decorated function as the rule for these operations.
+
+    A rule is called after the operation has been run, with a `Context` (trace.py), the operation, its positional and
+    keyword arguments and its result. It gives every tensor of the result its codes.
+
+    Args:
+        names: of ATen operations without namespace and overload (`"convolution"`), of others with their namespace
+            (`"mylib::op"`).
+    """
+
+    def add(function: Rule) -> Rule:
+        for name in names:
+            _RULES[name] = function
+        return function
+
+    return add
+
+
+def name_of(func: Any) -> str:
+    packet = func.overloadpacket.__name__
+    return packet if func.namespace == "aten" else f"{func.namespace}::{packet}"
+
+
+def rule_for(func: Any) -> Rule:
+    """The rule for an operation: its own, the one for element-wise operations or views, or the one that pins."""
+    name = name_of(func)
+    if name in _RULES:
+        return _RULES[name]
+    # An in-place operation means for units what its out-of-place form means.
+    if name.endswith("_") and not name.endswith("__") and name[:-1] in _RULES:
+        return _RULES[name[:-1]]
+    if torch.Tag.pointwise in func.tags and torch.Tag.nondeterministic_seeded not in func.tags:
+        return POINTWISE[0]
+    if _is_view(func):
+        return view
+    return unknown
+
+
+def _is_view(func: Any) -> bool:
+    returns = func._schema.returns
+    return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+
+
+@register(
+    "_unsafe_view",
+    "_reshape_alias",
+    "as_strided_",
+    "squeeze_",
+    "unsqueeze_",
+    "t_",
+    "transpose_",
+    "swapaxes_",
+    "swapdims_",
+)
+def view(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """A view shares its storage, and with it the codes. Whether its sizes still fit a wider tensor is for the student's
+    own forward to tell."""
+
+
+def unknown(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """No rule: the units must stay as they are, and nothing is known of the result."""
+    why = f"there is no rule for {func}"
+    if context.opaque:
+        why = "a recurrent layer is not looked into"
+    refuse(context, func, args, kwargs, out, why)
+
+
+def refuse(context: Context, func: Any, args: Any, kwargs: Any, out: Any, why: str) -> None:
+    """Pins all that goes in; what comes out is one fixed value per tensor."""
+    given = tensors(args) + tensors(kwargs)
+    state: Any = seed((str(func), numbers((args, kwargs))))
+    for t in given:
+        context.pin_tensor(t, why)
+        known = context.shadows.get(t)
+        if known is not None:
+            inside = np.unique(ids_of(compact(known).numpy()))
+            state = mix(state, np.array(total(mix(seed("in"), inside))))
+    for i, t in enumerate(tensors(out)):
+        if t.is_floating_point() or t.is_complex() or context.shadows.get(t) is not None:
+            made = context.make(("opaque", i), [_interned(context, state)], tied=[False])
+            context.set(t, _pinned(context, made))
+
+
+def _interned(context: Context, state: Any) -> np.ndarray:
+    return context.signature(np.atleast_1d(np.asarray(state, dtype=np.uint64)), np.zeros(0, dtype=np.int64))
+
+
+def _pinned(context: Context, made: np.ndarray) -> np.ndarray:
+    """These values are fixed in number."""
+    context.units.adopt(ids_of(made), FIXED)
+    return made.reshape(())
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+
+
+def numbers(tree: Any) -> tuple[Any, ...]:
+    """The numbers, flags and strings among an operation's arguments. Code may have made them from a tensor's width (`x
+    / x.shape[1]`), which no code shows; so they are part of the value."""
+    return tuple(_plain(a) for a in tree_leaves(tree) if _is_number(a))
+
+
+def _is_number(a: Any) -> bool:
+    return isinstance(a, bool | int | float | complex | str) or (isinstance(a, Tensor) and a.dim() == 0)
+
+
+def _plain(a: Any) -> Any:
+    if isinstance(a, Tensor):
+        return "meta" if a.is_meta else repr(a.item())
+    return repr(a)
+
+
+def array(context: Context, t: Tensor, along: int | None = None, met: np.ndarray | None = None) -> np.ndarray:
+    """The codes of `t`, with size 1 along every dimension along which they are all the same, or one family."""
+    return context.families(np.asarray(compact(context.of(t, along, met)).numpy()))
+
+
+def rows_along(codes: np.ndarray, dim: int, size: int) -> np.ndarray:
+    """[rows, size]: the codes with `dim` last and the other dimensions as rows."""
+    moved = np.moveaxis(codes, dim, -1)
+    moved = np.broadcast_to(moved, (*moved.shape[:-1], size))
+    return moved.reshape(-1, size)

@@ -1,0 +1,142 @@
+"""Shadows: for every element of every tensor of a forward pass, a code that says which value it is.
+
+Codes are kept per storage, so that views, aliases and in-place writes need no rules of their own. Most are the same
+along most dimensions (a channel's code holds for the whole image), so they are kept as *expanded* tensors, in which
+such dimensions have stride 0 and cost nothing; only a view of another geometry than the storage was labelled in makes
+them dense.
+
+A code is an int64: the value's id (units.py) in the lower half, and in the upper half which replica of its unit it is.
+In a teacher that is always 0.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from net2net.units import FIXED
+
+Geometry = tuple[torch.Size, tuple[int, ...], int | torch.SymInt]
+
+_SHIFT = 32
+
+
+def codes(ids: np.ndarray, replicas: np.ndarray | int = 0) -> np.ndarray:
+    return np.asarray(ids | (np.asarray(replicas, dtype=np.int64) << _SHIFT))
+
+
+def ids_of(codes: np.ndarray) -> np.ndarray:
+    return np.asarray(codes & ((1 << _SHIFT) - 1))
+
+
+def replicas_of(codes: np.ndarray) -> np.ndarray:
+    return np.asarray(codes >> _SHIFT)
+
+
+def _geometry(t: Tensor) -> Geometry:
+    return t.shape, t.stride(), t.storage_offset()
+
+
+def compact(codes: Tensor) -> Tensor:
+    """`codes` with the dimensions along which they were expanded cut to size 1."""
+    for dim, (size, stride) in enumerate(zip(codes.shape, codes.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            codes = codes.narrow(dim, 0, 1)
+    return codes
+
+
+def spread(vector: Tensor, dim: int, shape: torch.Size) -> Tensor:
+    """Codes of a tensor of `shape` that are `vector` along `dim` and the same along all other dimensions."""
+    return vector.reshape([-1 if d == dim % len(shape) else 1 for d in range(len(shape))]).expand(shape)
+
+
+def compressed(codes: Tensor) -> Tensor:
+    """`codes` again, but expanded along every dimension along which they are all the same."""
+    shape = codes.shape
+    for dim, size in enumerate(shape):
+        if size > 1:
+            first = codes.narrow(dim, 0, 1)
+            if codes.stride(dim) == 0 or bool((codes == first).all()):
+                codes = first
+    return codes.clone(memory_format=torch.contiguous_format).expand(shape)
+
+
+def _fills_its_range(t: Tensor) -> bool:
+    """Whether `t` visits each element between its first and its last once, in whatever order of dimensions."""
+    expected = 1
+    for stride, size in sorted((s, n) for n, s in zip(t.shape, t.stride(), strict=True) if n > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+class _Entry:
+    def __init__(self, t: Tensor, codes: Tensor) -> None:
+        self.alive = StorageWeakRef(t.untyped_storage())
+        self.geometry: Geometry | None = _geometry(t)
+        self.codes = codes
+        self.itemsize = t.element_size()
+
+    def of(self, t: Tensor) -> Tensor:
+        if self.geometry == _geometry(t):
+            return self.codes
+        if self._uniform():
+            return self.codes.reshape(-1)[:1].view((1,) * t.dim()).expand(t.shape)
+        dense = self._dense(t)
+        codes = compressed(dense.as_strided(*_geometry(t)))
+        if t.numel() == dense.numel() and _fills_its_range(t):
+            # This view covers the storage: from now on it is the geometry in which codes are kept.
+            self.geometry, self.codes = _geometry(t), codes
+        return codes
+
+    def _uniform(self) -> bool:
+        """One code for the whole storage, however it is viewed."""
+        return self.geometry is not None and self.whole and compact(self.codes).numel() == 1
+
+    whole = False
+
+    def _dense(self, t: Tensor) -> Tensor:
+        if self.geometry is not None:
+            dense = torch.full((t.untyped_storage().nbytes() // self.itemsize,), FIXED, dtype=torch.int64)
+            dense.as_strided(*self.geometry).copy_(self.codes)
+            self.codes, self.geometry = dense, None
+        return self.codes
+
+    def write(self, t: Tensor, codes: Tensor) -> None:
+        if self.geometry == _geometry(t):
+            self.codes = codes
+        else:
+            self._dense(t).as_strided(*_geometry(t)).copy_(codes)
+
+
+class Shadows:
+    """The codes of all storages of a forward pass. A storage that dies takes its codes along."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, _Entry] = {}
+
+    def get(self, t: Tensor) -> Tensor | None:
+        """int64 codes of the shape of `t`, or None if its storage has none."""
+        entry = self._entries.get(t.untyped_storage()._cdata)
+        if entry is None or entry.alive.expired() or entry.itemsize != t.element_size():
+            return None
+        return entry.of(t)
+
+    def set(self, t: Tensor, codes: Tensor) -> None:
+        key = t.untyped_storage()._cdata
+        entry = self._entries.get(key)
+        if entry is None or entry.alive.expired() or entry.itemsize != t.element_size():
+            # A storage is labelled whole the first time, even where this tensor is a view of a part of it.
+            entry = self._entries[key] = _Entry(t, codes)
+            entry.whole = t.numel() * t.element_size() == t.untyped_storage().nbytes()
+            if len(self._entries) % 1024 == 0:
+                self._entries = {k: e for k, e in self._entries.items() if not e.alive.expired()}
+        else:
+            entry.write(t, codes)
+
+    def forget(self, tensors: Iterable[Tensor]) -> None:
+        for t in tensors:
+            self._entries.pop(t.untyped_storage()._cdata, None)

@@ -1,0 +1,218 @@
+"""student: holds a student to what was inferred about its teacher, by running the student's own forward.
+
+Which units have how many replicas is decided beforehand, and with it the shapes of all parameters. How a parameter that
+takes units in is laid out, the student's own forward tells: its positions are those of the values that they meet, each
+known by what it is (its id) and which replica. A value that the teacher does not have, a replica too many or too few, a
+number that depends on a width: all that a hard-coded size, a slice at a fixed place or an attribute can do ends in an
+error here, which names the values that it is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from net2net.shadows import codes, compact, ids_of, replicas_of
+from net2net.skeleton import named_tensors
+from net2net.trace import Context, TraceError, Walk, row_keys, total
+from net2net.units import CONSTANT, FIXED, Axis, Units, mix, ranks, seed
+
+
+@dataclass(frozen=True, eq=False)
+class Laid:
+    """How a student's axis is made: for each of its positions the teacher's position [width], and which replica of
+    it."""
+
+    index: np.ndarray
+    replica: np.ndarray
+
+
+class Layouts:
+    """The number of replicas of each unit, and the layout of the axes that make units."""
+
+    def __init__(self, units: Units, counts: np.ndarray, canonical: dict[tuple[str, int], Laid]) -> None:
+        self.units = units
+        self.counts = counts  # by root
+        self.canonical = canonical
+
+    def count(self, ids: np.ndarray) -> np.ndarray:
+        roots = self.units.blocks.roots(ids)
+        return np.where(roots < len(self.counts), self.counts[np.minimum(roots, len(self.counts) - 1)], 1)
+
+    def width(self, axis: Axis) -> int:
+        return int(self.count(axis.ids()).sum())
+
+
+class Student(Context):
+    """Compares instead of joining."""
+
+    def __init__(self, model: nn.Module, layouts: Layouts, known: int, returns: dict[bool, list[np.ndarray]]) -> None:
+        super().__init__(model, layouts.units)
+        self.layouts = layouts
+        self.laid: dict[tuple[str, int], Laid] = {}
+        self._tensors = [t for _, t in named_tensors(model)]
+        self._known = known  # ids below are the teacher's
+        self._returns = returns
+
+    def running(self, mode: Walk) -> None:
+        self.mode = mode
+
+    def saved(self, arguments: Any) -> tuple[dict[tuple[str, int], Laid], int, list[tuple[Tensor, Tensor]]]:
+        """What running a module again must find as it was."""
+        given = [t for t in tree_leaves(arguments) if isinstance(t, Tensor)]
+        values = [
+            (t, compact(known).clone().expand(t.shape)) for t in given if (known := self.shadows.get(t)) is not None
+        ]
+        return dict(self.laid), len(self.outputs), values
+
+    def restore(self, state: tuple[dict[tuple[str, int], Laid], int, list[tuple[Tensor, Tensor]]]) -> None:
+        laid, outputs, values = state
+        self.laid = dict(laid)
+        del self.outputs[outputs:]
+        # Parameters first met in the failed attempt may have been laid out wrongly.
+        self.shadows.forget(p for p in self._tensors if self.handle(p) is not None)
+        for t, known in values:
+            self.shadows.set(t, known)
+
+    def _widened(self, values: np.ndarray) -> np.ndarray:
+        return self.layouts.count(ids_of(values)) > 1
+
+    def _failed(self, why: str, *about: np.ndarray) -> TraceError:
+        return TraceError(why + self.where(), [np.concatenate([ids_of(np.asarray(a)).ravel() for a in about])])
+
+    # -- axes --------------------------------------------------------------------------------------------------------
+
+    def produce(self, name: str, dim: int, size: int, role: str = "out") -> np.ndarray:
+        axis = self.units.axes.get((name, dim))
+        if axis is None:
+            return np.full(size, FIXED)
+        if (name, dim) not in self.laid:
+            self.laid[name, dim] = self.layouts.canonical[name, dim]
+        return self._codes(axis, size)
+
+    def meet(self, name: str, dim: int, size: int, role: str, rows: np.ndarray, why: str) -> np.ndarray:
+        axis = self.units.axes.get((name, dim))
+        if axis is None:
+            raise self._failed(f"{name} is used in another way than by the teacher", rows)
+        if (name, dim) not in self.laid:
+            self.laid[name, dim] = self._recognised(axis, size, rows)
+        mine = self._codes(axis, size)
+        for row in rows:
+            self._same_replicas(mine, row)
+        return mine
+
+    def _codes(self, axis: Axis, size: int) -> np.ndarray:
+        laid = self.laid[axis.tensor, axis.dim]
+        if len(laid.index) != size:
+            raise self._failed(
+                f"{axis.tensor} has {size} positions on axis {axis.dim}, not {len(laid.index)}", axis.ids()
+            )
+        return codes(axis.first + laid.index, laid.replica)
+
+    def _recognised(self, axis: Axis, size: int, rows: np.ndarray) -> Laid:
+        """The teacher's position of each position, by the values that it meets."""
+        counts = self.layouts.count(axis.ids())
+        if axis.met is None or (counts == 1).all():
+            return self.layouts.canonical[axis.tensor, axis.dim]
+        if rows.shape[1] != counts.sum() or size != counts.sum():
+            raise self._failed(f"{axis.tensor} has {size} positions, but meets {rows.shape[1]} values", rows)
+        replicas = np.max(np.where(self._widened(rows), replicas_of(rows), 0), axis=0)
+        _, number = np.unique(np.concatenate([axis.met, row_keys(rows)]), return_inverse=True)
+        theirs, mine = number[: axis.size], number[axis.size :]
+        # Where several positions of the teacher meet the same value, it does not matter which is which.
+        order = np.argsort(theirs, kind="stable")
+        have = np.bincount(theirs, minlength=number.max(initial=0) + 1)
+        nth = ranks(mine * (replicas.max(initial=0) + 1) + replicas)
+        if (nth >= have[mine]).any():
+            raise self._failed(f"the input of {axis.tensor} has values that the teacher's has not", rows)
+        index = order[np.cumsum(have)[mine] - have[mine] + nth]
+        if (np.bincount(index, minlength=axis.size) != counts).any():
+            raise self._failed(
+                f"the input of {axis.tensor} has too many replicas of some unit, and too few of another", rows
+            )
+        if (replicas >= counts[index]).any() or len(np.unique(index * (replicas.max() + 1) + replicas)) != size:
+            raise self._failed(f"the input of {axis.tensor} has a replica twice", rows)
+        return Laid(index, replicas)
+
+    def _same_replicas(self, a: np.ndarray, b: np.ndarray) -> None:
+        a, b = np.broadcast_arrays(a, b)
+        both = self._widened(a) & self._widened(b)
+        if (replicas_of(a)[both] != replicas_of(b)[both]).any():
+            raise self._failed("replicas stand in another order here than was planned", a, b)
+
+    # -- values ------------------------------------------------------------------------------------------------------
+
+    def check_known(self, made: np.ndarray, about: list[np.ndarray]) -> None:
+        if about and (made >= self._known).any():
+            new = np.broadcast_to(made, np.broadcast_shapes(made.shape, *[a.shape for a in about])) >= self._known
+            raise self._failed(
+                "the student has a value here that the teacher has not", *[a[_cut(new, a)] for a in about]
+            )
+
+    def tie(self, made: np.ndarray, operands: Sequence[np.ndarray]) -> np.ndarray:
+        replica = np.zeros(made.shape, dtype=np.int64)
+        first: np.ndarray | None = None
+        for operand in operands:
+            if first is not None:
+                self._same_replicas(first, operand)
+            first = operand if first is None else np.where(self._widened(first), first, operand)
+            replica = np.maximum(replica, np.where(self._widened(operand), replicas_of(operand), 0))
+        return codes(made, replica)
+
+    def grow_with(self, made: np.ndarray, units: np.ndarray) -> None:
+        pass
+
+    def fuse(self, values: np.ndarray) -> int:
+        replicas = np.unique(replicas_of(values)[self._widened(values)])
+        # Several replicas of a whole block: a layer norm over all of them, say. What this does to the values, their
+        # signature tells.
+        return int(replicas[0]) if len(replicas) == 1 else 0
+
+    def join(self, a: np.ndarray, b: np.ndarray) -> None:
+        self._same_replicas(a, b)
+
+    def crossing(self, rows: np.ndarray, what: str) -> bool:
+        return self.units.decisions.get((self.module, what), False)
+
+    def pin(self, values: np.ndarray, why: str) -> None:
+        if self._widened(values).any():
+            raise self._failed(why, values)
+
+    def signature(self, hashes: np.ndarray, about: np.ndarray) -> np.ndarray:
+        ids = self.units.intern(hashes)
+        if (ids >= self._known).any() and self.has_units(about):
+            raise self._failed("the student sums up other values here than the teacher", about)
+        self.units.adopt(ids, CONSTANT)
+        return ids
+
+    def contracted(self, axis: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
+        ids = ids_of(axis)
+        _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+        values = ids_of(rows)
+        if (values != values[:, first[inverse]]).any():
+            raise self._failed(f"{name} does not meet equal values at all replicas of a unit", rows)
+        return total(mix(mix(seed("term"), ids[first]), values[:, first]))
+
+    def finished(self, training: bool) -> None:
+        expected, mine, self.outputs = self._returns[training], self.outputs, []
+        if len(expected) != len(mine):
+            raise self._failed("the student returns other tensors", *mine)
+        for a, b in zip(expected, mine, strict=True):
+            if a.shape != b.shape or (a != b).any():
+                raise self._failed("the student's outputs are not the teacher's", a, b)
+
+
+def _cut(new: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """`new`, reduced to the dimensions in which `like` is not broadcast."""
+    for dim in range(new.ndim - like.ndim):
+        new = np.asarray(new.any(axis=dim, keepdims=True))
+    new = new.reshape(new.shape[new.ndim - like.ndim :])
+    for dim, n in enumerate(like.shape):
+        if n == 1:
+            new = np.asarray(new.any(axis=dim, keepdims=True))
+    return np.asarray(new)
