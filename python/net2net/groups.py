@@ -80,7 +80,7 @@ def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
     copy = skeleton(model, lambda _name, t: t.shape)
     # Twice: what rules decide by what is joined already is then decided in the light of what is joined later, as it
     # will be for students.
-    first = _collect(copy, example_inputs, Units())
+    first = _collect(copy, example_inputs, Units(), also_train=False)
     first.units.start_over()
     context = _collect(copy, example_inputs, first.units)
     for name, t in named_tensors(copy):
@@ -95,7 +95,7 @@ def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
     return context
 
 
-def _collect(copy: nn.Module, example_inputs: Inputs, units: Units) -> Inference:
+def _collect(copy: nn.Module, example_inputs: Inputs, units: Units, also_train: bool = True) -> Inference:
     context = Inference(copy, units)
     try:
         walk(copy.eval(), example_inputs, context)
@@ -104,7 +104,8 @@ def _collect(copy: nn.Module, example_inputs: Inputs, units: Units) -> Inference
     # In train mode a network may have parts of its own (auxiliary heads). Not every input will do for it: batch
     # normalisation refuses a single value per channel, for example.
     try:
-        walk(copy.train(), example_inputs, context)
+        if also_train:
+            walk(copy.train(), example_inputs, context)
     except TraceError:
         context.outputs = []
     return context

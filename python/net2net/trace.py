@@ -218,15 +218,20 @@ class Context(ABC):
         return self._tied(made, list(arrays), wanted)
 
     def _tied(self, made: np.ndarray, operands: list[np.ndarray], tied: Sequence[bool]) -> np.ndarray:
+        fresh = made >= self.units.fresh
         roots = [self.roots(a) for a in operands]
-        unit = np.zeros(made.shape, dtype=bool)
-        fixed = np.zeros(made.shape, dtype=bool)
-        for r, t in zip(roots, tied, strict=True):
-            unit |= (r > FIXED) & t
-            fixed |= r >= FIXED
         self.check_known(made, [a for a, r in zip(operands, roots, strict=True) if (r > FIXED).any()])
-        self.units.adopt(made[fixed & ~unit], FIXED)
-        self.units.adopt(made[~fixed], CONSTANT)
+        if fresh.any():
+            # New values are put where their first operand with a unit is.
+            block, place = np.zeros(made.shape, dtype=np.int64), made.copy()
+            for a, r, t in zip(operands, roots, tied, strict=True):
+                first = (r > FIXED) & (block <= FIXED)
+                if t and first.any():
+                    place[first] = self.units.places.roots(ids_of(a[first]))
+                    block[first] = r[first]
+                block[(r >= FIXED) & (block < FIXED)] = FIXED
+            self.units.blocks.put(made[fresh], block[fresh])
+            self.units.places.put(made[fresh], place[fresh])
         return self.tie(made, [a for a, t in zip(operands, tied, strict=True) if t])
 
     def derive(

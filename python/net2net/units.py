@@ -62,17 +62,22 @@ class DisjointSets:
     def roots(self, ids: np.ndarray) -> np.ndarray:
         """The representative of each id's set, by pointer jumping."""
         roots = self._parents[ids]
-        while True:
-            above = self._parents[roots]
-            if np.array_equal(above, roots):
-                self._parents[ids] = roots
-                return roots
-            roots = above
+        above = self._parents[roots]
+        if (above == roots).all():
+            return roots
+        while (above != roots).any():
+            roots, above = above, self._parents[above]
+        self._parents[ids] = roots
+        return roots
+
+    def put(self, ids: np.ndarray, roots: np.ndarray) -> None:
+        """Puts new elements, each still a set of its own, into the sets with these representatives."""
+        self._parents[ids] = roots
 
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
         """Unites the sets of a[i] and b[i], for each i."""
         a, b = self.roots(a.ravel()), self.roots(b.ravel())
-        while len(a):
+        while (a != b).any():
             apart = a != b
             low, high = np.minimum(a, b)[apart], np.maximum(a, b)[apart]
             # Where several pairs name the same root, the smallest wins; the others get their turn in the next round.
@@ -112,6 +117,7 @@ class Units:
         self.blocks, self.places = DisjointSets(2), DisjointSets(2)
         self.axes: dict[tuple[str, int], Axis] = {}
         self._known: dict[int, int] = {}
+        self.fresh = 0  # ids from here on were made by the last `intern`
         self._pins: list[tuple[np.ndarray, str]] = []
         self._even: list[np.ndarray] = []
         self._heads: list[np.ndarray] = []
@@ -144,6 +150,7 @@ class Units:
         unique, inverse = np.unique(hashes.ravel(), return_inverse=True)
         ids = np.array([self._known.get(h, -1) for h in unique.tolist()], dtype=np.int64)
         fresh = np.flatnonzero(ids < 0)
+        self.fresh = len(self)
         if len(fresh):
             first = self.add(len(fresh))
             ids[fresh] = np.arange(first, first + len(fresh))
