@@ -23,6 +23,9 @@ from net2net.trace import TraceError
 #: What every module holds itself.
 _OWN = frozenset(vars(nn.Module()))
 
+#: Modules of torch that keep a width which no weight of theirs tells.
+_ALSO = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.Unflatten)
+
 #: How many attributes of one module may change, and how many changes are tried for each.
 _DEPTH, _TRIES = 4, 24
 
@@ -48,7 +51,7 @@ def attach(model: nn.Module, context: Student) -> list[Change]:
     torch_own = nn.Module.__module__.split(".")[0] + "."
     seen = {id(m): name for name, m in reversed(list(model.named_modules()))}
     for module in each_module(model):
-        if not type(module).__module__.startswith(torch_own) and _attributes(module):
+        if _attributes(module) and (isinstance(module, _ALSO) or not type(module).__module__.startswith(torch_own)):
             module.forward = _guarded(module, seen[id(module)], context, changes, helped)
     return changes
 
@@ -69,7 +72,7 @@ def _guarded(
         made: list[Change] = []
         latest, reached = first, len(mode.seen) - since
         for _ in range(_DEPTH):
-            better = False
+            best: tuple[Change, Exception] | None = None
             for change in _candidates(module, name, latest, mode.seen[since:], context, helped):
                 setattr(module, change.name, change.after)
                 context.restore(state)
@@ -78,19 +81,19 @@ def _guarded(
                     out = forward(*args, **kwargs)
                 except Exception as error:
                     mode.mark(error)
-                    if __import__("os").environ.get("N2N_DEBUG"):
-                        print("    ->", error, flush=True)
-                    if len(mode.seen) - since > reached:
-                        latest, reached, better = error, len(mode.seen) - since, True
-                        made.append(change)
-                        break
                     setattr(module, change.name, change.before)
+                    if len(mode.seen) - since > reached:
+                        reached, best = len(mode.seen) - since, (change, error)
                 else:
                     changes.extend([*made, change])
                     helped.update((type(module), c.name) for c in [*made, change])
                     return out
-            if not better:
+            if best is None:
                 break
+            # None is enough by itself. The one that led furthest stays, and another one is looked for.
+            made.append(best[0])
+            latest = best[1]
+            setattr(module, best[0].name, best[0].after)
         for change in reversed(made):
             setattr(module, change.name, change.before)
         context.restore(state)

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from net2net.outputs import kept, leaves
-from net2net.shadows import Shadows, codes, compact, ids_of, spread
+from net2net.shadows import Shadows, codes, compact, ids_of, replicas_of, spread
 from net2net.skeleton import named_tensors, own_random_state
 from net2net.units import CONSTANT, FIXED, Axis, Units, mix, seed
 
@@ -251,6 +251,21 @@ class Context(ABC):
         self.grow_with(made[~lone], ids_of(units[~lone]))
         return codes(made, replicas)
 
+    def bundle(self, values: np.ndarray, dims: Sequence[int]) -> np.ndarray:
+        """The codes `values` with one for all along `dims`, in which several units take turns (as in an image whose
+        channels were made of several by a pixel shuffle): these become one block."""
+        for dim in dims:
+            n = values.shape[dim]
+            if n == 1:
+                continue
+            last = np.moveaxis(values, dim, -1)
+            rows = last.reshape(-1, n)
+            replicas = np.array([self.fuse(row) for row in rows])
+            units = np.take_along_axis(rows, np.argmax(self.roots(rows) > FIXED, axis=-1)[:, None], -1)[:, 0]
+            made = self.derive(("bundle", n), list(rows.T), units, replicas)
+            values = np.moveaxis(made.reshape(*last.shape[:-1], 1), -1, dim)
+        return values
+
     @abstractmethod
     def grow_with(self, made: np.ndarray, units: np.ndarray) -> None:
         """The new values `made` are in the blocks of `units`."""
@@ -286,6 +301,9 @@ class Context(ABC):
             most = places.max(axis=dim, keepdims=True)
             if not ((places == most) | (places == CONSTANT)).all():
                 continue
+            which = replicas_of(values)
+            if (which != which.take([0], axis=dim)).any():  # the replicas of a single unit
+                continue
             state = seed(("family", n))
             for i in range(n):
                 state = mix(state, ids.take([i], axis=dim))
@@ -300,7 +318,7 @@ class Context(ABC):
             roots = self.units.blocks.roots(ids)
         return values
 
-    def check_known(self, made: np.ndarray, about: list[np.ndarray]) -> None:  # noqa: B027 -- a teacher may compute anything
+    def check_known(self, made: np.ndarray, about: list[np.ndarray]) -> None:  # noqa: B027 -- a teacher may
         """A student must not compute values of units that the teacher has not got."""
 
     def pin_tensor(self, t: Tensor, why: str) -> None:

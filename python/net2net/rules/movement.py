@@ -112,9 +112,7 @@ def channelwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
     spatial = int(next(c for c in name_of(func).removesuffix("_aa") if c.isdigit()))
     x = args[0]
     channel = x.dim() - spatial - 1
-    codes = array(context, x, along=channel)
-    if any(codes.shape[d] > 1 for d in range(channel + 1, x.dim())):
-        return unknown(context, func, args, kwargs, out)
+    codes = context.bundle(array(context, x, along=channel), range(channel + 1, x.dim()))
     others = [array(context, t).ravel()[:1] for t in tensors(args[1:])]  # a grid
     others = [o.reshape((1,) * x.dim()) for o in others]
     result, *indices = tensors(out)

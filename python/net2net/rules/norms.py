@@ -21,9 +21,9 @@ def batch_norm(context: Context, func: Any, args: Any, kwargs: Any, out: Any) ->
     """Normalises unit by unit; its parameters and statistics are replicated with the units (the paper, section 2.3)."""
     x = args[0]
     channel = min(1, x.dim() - 1)
-    given = array(context, x)
+    given = context.bundle(array(context, x), [d for d in range(x.dim()) if d != channel])
     rows = rows_along(given, channel, x.shape[channel])
-    if len(rows) > 1 or context.crossing(rows, name_of(func)):
+    if context.crossing(rows, name_of(func)):
         return unknown(context, func, args, kwargs, out)
     vector = rows[0]
     operands = [vector]
@@ -73,9 +73,7 @@ def group_norm(context: Context, func: Any, args: Any, kwargs: Any, out: Any) ->
     """Averages over a group of channels, which is replicated as a whole; `num_groups` grows with the number of
     groups."""
     x, weight, bias, _, channels, _, groups = args[:7]
-    given = array(context, x)
-    if any(given.shape[d] > 1 for d in range(x.dim()) if d != 1):
-        return unknown(context, func, args, kwargs, out)
+    given = context.bundle(array(context, x), [d for d in range(x.dim()) if d != 1])
     vector = np.broadcast_to(given.reshape(-1), (channels,))
     rows = vector.reshape(groups, -1)
     for row in rows:

@@ -26,9 +26,7 @@ def convolution(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
     if known is None or known[1] != list(range(weight.dim())):
         return refuse(context, func, args, kwargs, out, "the weight of a convolution is computed, not a parameter")
     name = known[0]
-    if any(given.shape[d] > 1 for d in range(channel + 1, x.dim())):
-        context.produce(name, outof, weight.shape[outof])  # so that it is listed
-        return refuse(context, func, args, kwargs, out, "the input of a convolution has other units at other places")
+    given = context.bundle(given, range(channel + 1, x.dim()))
     rows = rows_along(given, channel, x.shape[channel])
     if context.crossing(rows, name_of(func)):
         context.produce(name, outof, weight.shape[outof])

@@ -1,0 +1,219 @@
+"""Remapping inference: what larger networks are made of is widened whole, exactly, or left alone with a reason."""
+
+import copy
+import math
+
+import net2net
+import numpy as np
+import pytest
+import torch
+from net2net.layout import ranks
+from net2net.units import FIXED, DisjointSets
+from torch import Tensor, nn
+from zoo import NETWORKS, Attention, Network, VisionTransformer
+
+EXACT = 1e-10
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request: pytest.FixtureRequest) -> Network:
+    return NETWORKS[request.param]
+
+
+@pytest.mark.parametrize("factor", [1.5, 2, 3])
+def test_function_stays(network: Network, factor: float) -> None:
+    model, x = network.build()
+    plan = net2net.plan_widen(model, x, factor, seed=1)
+    student = plan.apply(model)
+    for training in (False, True):
+        assert net2net.verify(model.train(training), student.train(training), x).max_rel < EXACT
+    assert [s.layers[0] for s in plan.skipped] == list(network.skipped)
+
+
+def test_twice_in_a_row(network: Network) -> None:
+    model, x = network.build()
+    student = net2net.widen(net2net.widen(model, x, 2), x, 1.5, seed=5)
+    assert net2net.verify(model, student, x).max_rel < EXACT
+
+
+def test_state_dict_and_file(network: Network, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    model, x = network.build()
+    plan = net2net.plan_widen(model, x, 2)
+    plan.save(tmp_path / "plan.json")
+    again = net2net.GrowthPlan.load(tmp_path / "plan.json")
+    one, other = plan.apply(model), again.apply(model)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert torch.equal(one(x), other(x))
+    grown = plan.grow_state_dict(model.state_dict())
+    assert {k: v.shape for k, v in grown.items()} == {k: v.shape for k, v in one.state_dict().items()}
+    other.load_state_dict(grown)
+
+
+def test_gradients_follow_the_law(network: Network) -> None:
+    """The student's gradient is the teacher's, gathered, times the share of the output's replica (DESIGN 2.2): what
+    momentum becomes under the plan is what the student's own gradients are."""
+    model, x = network.build()
+    plan = net2net.plan_widen(model, x, 2, noise="none")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    model(x).square().mean().backward()
+    optimizer.step()
+    student = plan.apply(model)
+    student.zero_grad()
+    grown = plan.grow_optimizer(optimizer, student)
+    student(x).square().mean().backward()
+    for name, p in student.named_parameters():
+        if p.grad is None:
+            continue
+        expected = grown.state[p]["momentum_buffer"]
+        largest = expected.abs().max().clamp_min(1e-12)
+        assert ((p.grad - expected).abs().max() / largest).item() < 1e-8 or expected.abs().max() < 1e-12, name
+
+
+@pytest.mark.parametrize("split", ["uniform", "dyadic"])
+@pytest.mark.parametrize("noise", ["none", "cancelling"])
+def test_splits_and_noise(network: Network, split: str, noise: str) -> None:
+    model, x = network.build()
+    student = net2net.plan_widen(model, x, 2.5, split=split, noise=noise, seed=3).apply(model)
+    assert net2net.verify(model, student, x).max_rel < EXACT
+
+
+def test_attributes_grow_along() -> None:
+    model, x = NETWORKS["vision_transformer"].build()
+    plan = net2net.plan_widen(model, x, 2)
+    assert {str(c) for c in plan.changes} == {
+        "embed_dim: 12 -> 24", "blocks.0.attn.num_heads: 3 -> 6", "blocks.1.attn.num_heads: 3 -> 6"
+    }  # fmt: skip
+    student = plan.apply(model)
+    assert (student.embed_dim, student.blocks[1].attn.num_heads) == (24, 6)
+    assert student.positions.shape == (1, 5, 24)
+    assert student.blocks[0].attn.table.shape == (9, 6)
+    assert student.norm.normalized_shape == (24,)
+    assert model.embed_dim == 12
+    assert "attribute embed_dim: 12 -> 24" in plan.summary()
+
+
+def test_groups_of_a_convolution_and_of_a_norm_are_replicated_as_a_whole() -> None:
+    model, x = NETWORKS["grouped"].build()
+    student = net2net.widen(model, x, 2)
+    assert (student.cardinal.groups, student.cardinal.in_channels, student.cardinal.out_channels) == (8, 24, 48)
+    assert student.norm.num_groups == 6
+    assert (student.up.in_channels, student.up.out_channels) == (32, 16)
+
+
+def test_torch_attention_keeps_its_books() -> None:
+    model, x = NETWORKS["language_model"].build()
+    student = net2net.widen(model, x, 2)
+    attention = student.attention
+    assert (attention.embed_dim, attention.num_heads, attention.head_dim, attention.kdim) == (16, 4, 4, 16)
+    assert student.tokens.embedding_dim == 16
+
+
+def test_an_average_over_units_needs_whole_multiples() -> None:
+    model, x = NETWORKS["merging"].build()
+    widths = {w.layers[0]: (w.units, w.width) for w in net2net.plan_widen(model, x, 1.5).widened}
+    assert widths == {"stem": (6, 12), "reduction": (8, 12)}
+    assert [g.blocks for g in net2net.groups(model, x) if g.name == "stem"] == [1]
+
+
+def test_a_head_is_never_torn() -> None:
+    model, x = NETWORKS["vision_transformer"].build()
+    plan = net2net.plan_widen(model, x, 2)
+    index = plan.axes["blocks.0.attn.qkv.weight", 0].index
+    assert (index.reshape(-1, 4) // 4 * 4 == index.reshape(-1, 4)[:, :1]).all()
+    assert (np.diff(index.reshape(-1, 4), axis=1) == 1).all()
+
+
+class Hidden(nn.Module):
+    """A number that no attribute holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.attn, self.head = nn.Linear(5, 8), Attention(8, 2, 4), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        return self.head(y.view(len(x), 4, 8) + self.attn(y))
+
+
+def test_a_width_written_into_the_code_is_left_alone() -> None:
+    torch.manual_seed(0)
+    model, x = Hidden().double().eval(), torch.randn(2, 4, 5).double()
+    with pytest.raises(ValueError, match="nothing was widened"):
+        net2net.plan_widen(model, x, 2)
+
+
+class Sliced(nn.Module):
+    """Half of the features, whatever that is: right for replicas only if heads stay where they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Linear(5, 8), nn.LayerNorm(8)
+        self.b, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.a(x))
+        return self.head(self.b(x[..., : x.shape[-1] // 2]).relu())
+
+
+def test_half_of_a_block_is_another_half_in_a_student() -> None:
+    torch.manual_seed(0)
+    model, x = Sliced().double().eval(), torch.randn(3, 5).double()
+    plan = net2net.plan_widen(model, x, 2)
+    assert [s.layers for s in plan.skipped] == [["a"]]
+    assert net2net.verify(model, plan.apply(model), x).max_rel < EXACT
+
+
+def test_a_rule_of_ones_own() -> None:
+    torch.library.define("net2net_tests::twice", "(Tensor x) -> Tensor")
+    torch.library.impl("net2net_tests::twice", "cpu", lambda x: x + x)
+
+    class Custom(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.ops.net2net_tests.twice(self.a(x)))
+
+    model, x = Custom().double().eval(), torch.randn(3, 4).double()
+    with pytest.raises(ValueError, match=r"no rule for net2net_tests\.twice"):
+        net2net.plan_widen(model, x, 2)
+    net2net.rules.register("net2net_tests::twice")(net2net.rules.elementwise.pointwise)
+    student = net2net.widen(model, x, 2)
+    assert student.a.out_features == 12
+
+
+def test_students_can_be_copied_and_compiled_and_exported() -> None:
+    model, x = NETWORKS["vision_transformer"].build()
+    student = net2net.widen(model, x, 2)
+    assert torch.equal(copy.deepcopy(student)(x), student(x))
+    exported = torch.export.export(student, (x,)).module()
+    assert torch.allclose(exported(x), student(x))
+
+
+def test_a_teacher_keeps_its_attributes() -> None:
+    torch.manual_seed(0)
+    model, x = VisionTransformer().double().eval(), torch.randn(2, 3, 8, 8).double()
+    before = {name: dict(vars(m)) for name, m in model.named_modules()}
+    net2net.widen(model, x, 2)
+    assert all(vars(m).keys() == before[name].keys() for name, m in model.named_modules())
+    assert model.blocks[0].attn.num_heads == 3
+
+
+# -- the parts --------------------------------------------------------------------------------------------------------
+
+
+def test_disjoint_sets() -> None:
+    sets = DisjointSets(6)
+    sets.join(np.array([0, 2, 3]), np.array([1, 3, 4]))
+    assert sets.roots(np.arange(6)).tolist() == [0, 0, 2, 2, 2, 5]
+    first = sets.add(2000)
+    assert (first, len(sets)) == (6, 2006)
+    sets.join(np.arange(6, 2005), np.arange(7, 2006))
+    assert set(sets.roots(np.arange(6, 2006)).tolist()) == {6}
+    assert FIXED == 1
+
+
+def test_ranks_count_earlier_equals() -> None:
+    assert ranks(np.array([3, 1, 3, 3, 1])).tolist() == [0, 0, 1, 2, 1]
+    assert math.prod(ranks(np.zeros(0, dtype=np.int64)).shape) == 0

@@ -1,0 +1,228 @@
+"""Small networks with what larger ones are made of: attention, norms that mix units, groups, shuffles, gates, tables.
+Each keeps numbers in attributes as code in the wild does."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Fused q, k and v, heads by reshape, a table of relative positions, features per head from what is there."""
+
+    def __init__(self, dim: int, heads: int, tokens: int, fused: bool = True) -> None:
+        super().__init__()
+        self.num_heads, self.fused = heads, fused
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.table = nn.Parameter(torch.randn(2 * tokens - 1, heads))
+        at = torch.arange(tokens)
+        self.register_buffer("index", (at[:, None] - at[None] + tokens - 1).flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
+        bias = self.table[self.index].view(n, n, -1).permute(2, 0, 1).contiguous()
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+        else:
+            y = ((q * (c // self.num_heads) ** -0.5) @ k.transpose(-2, -1) + bias).softmax(-1) @ v
+        return self.proj(y.transpose(1, 2).reshape(b, n, c))
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int, heads: int, tokens: int, fused: bool) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn = Attention(dim, heads, tokens, fused)
+        self.fc1, self.fc2 = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
+        self.gamma = nn.Parameter(torch.randn(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.gamma * self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class VisionTransformer(nn.Module):
+    """Patches, a class token, embeddings of positions, pre-norm blocks."""
+
+    def __init__(self, fused: bool = True) -> None:
+        super().__init__()
+        self.embed_dim = 12
+        self.patches = nn.Conv2d(3, 12, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 12))
+        self.positions = nn.Parameter(torch.randn(1, 5, 12))
+        self.blocks = nn.ModuleList(Block(12, 3, 5, fused) for _ in range(2))
+        self.norm, self.head = nn.LayerNorm(12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).reshape(len(x), self.embed_dim, -1).transpose(1, 2)
+        x = torch.cat((self.token.expand(len(x), -1, -1), x), 1) + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x)[:, 0])
+
+
+class LanguageModel(nn.Module):
+    """A table of tokens, torch's own attention under a mask, a gated feed-forward part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(11, 8), nn.Embedding(6, 8)
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.RMSNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.gate, self.up, self.down = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(12, 8)
+        self.out = nn.Linear(8, 5)
+
+    def forward(self, index: Tensor) -> Tensor:
+        n = index.shape[1]
+        x = self.tokens(index) + self.positions(torch.arange(n))
+        mask = torch.full((n, n), float("-inf"), dtype=x.dtype).triu(1)
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, attn_mask=mask, need_weights=False)[0]
+        y = self.norm2(x)
+        return self.out(x + self.down(F.silu(self.gate(y)) * self.up(y)))
+
+
+class Grouped(nn.Module):
+    """Cardinality, group norm, channel shuffle, pixel shuffle, a transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(3, 12, 3, padding=1), nn.GroupNorm(3, 12)
+        self.cardinal = nn.Conv2d(12, 24, 3, padding=1, groups=4)
+        self.b = nn.Conv2d(24, 16, 1)
+        self.up = nn.ConvTranspose2d(16, 8, 2, 2)
+        self.c = nn.Conv2d(4, 6, 3, padding=1)
+        self.head = nn.Conv2d(6 + 8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cardinal(F.relu(self.norm(self.a(x))))
+        x = F.relu(self.b(x))
+        shuffled = F.pixel_shuffle(x, 2)
+        return self.head(torch.cat((self.c(shuffled), self.up(x)), 1))
+
+
+class Shuffled(nn.Module):
+    """Two branches of one width, shuffled into each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 6, 3, padding=1)
+        self.c = nn.Conv2d(12, 6, 1)
+        self.norm, self.head = nn.BatchNorm2d(12), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat((self.a(x), self.b(x)), 1)
+        b, c, h, w = x.shape
+        x = self.norm(x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w))
+        return self.head(self.c(x.relu()).mean((2, 3)))
+
+
+class Merging(nn.Module):
+    """Patches side by side under a layer norm; a unit of several features that occurs four times in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 6, 1), nn.LayerNorm(6)
+        self.merged, self.reduction, self.head = nn.LayerNorm(24), nn.Linear(24, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x).permute(0, 2, 3, 1))
+        x = torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], -1)
+        return self.head(F.gelu(self.reduction(self.merged(x))).mean((1, 2)))
+
+
+class Modulated(nn.Module):
+    """One linear layer makes scale and shift of all features (as in diffusion models)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.condition = nn.Linear(5, 8), nn.Linear(5, 16)
+        self.norm, self.fc, self.head = nn.LayerNorm(8, elementwise_affine=False), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.condition(x).chunk(2, -1)
+        y = self.stem(x)
+        return self.head(y + self.fc(self.norm(y) * (1 + scale) + shift))
+
+
+class NormedQueries(nn.Module):
+    """A gain that all heads share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(5, 8)
+        self.heads, self.head_dim = 2, 4
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+        self.q_norm, self.head = nn.LayerNorm(4), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        x = self.stem(x)
+        q, k, v = (f(x).view(b, n, self.heads, self.head_dim).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(self.q_norm(q), k, v)
+        return self.head(x + self.out(y.transpose(1, 2).reshape(b, n, -1)))
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer, which is left alone, between layers that are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 5)
+        self.lstm, self.c, self.head = nn.LSTM(5, 7, batch_first=True), nn.Linear(7, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, _ = self.lstm(self.b(self.a(x).relu()))
+        return self.head(self.c(x).relu())
+
+
+class CrossedSigns(nn.Module):
+    """One channel beside its negative: what looks alike is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 1, 3), nn.Conv2d(2, 4, 1), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.head(self.b(torch.cat((x, -x), 1).relu()).mean((2, 3)))
+
+
+class Network(NamedTuple):
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    #: The layers that are left alone.
+    skipped: tuple[str, ...] = ()
+    tokens: bool = False
+
+    def build(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[nn.Module, Tensor]:
+        """The network with random gains and tables, in eval mode, and a batch of inputs."""
+        torch.manual_seed(seed)
+        model = self.make().to(dtype).eval()
+        with torch.no_grad():
+            for name, t in model.named_parameters():
+                if t.dim() == 1 and name.endswith("weight"):
+                    t.copy_(torch.rand_like(t) + 0.5)
+            for name, t in model.named_buffers():
+                if name.endswith("running_var"):
+                    t.copy_(torch.rand_like(t) + 0.5)
+        x = torch.randint(11, self.shape) if self.tokens else torch.randn(self.shape, dtype=dtype)
+        return model, x
+
+
+NETWORKS = {
+    "vision_transformer": Network(VisionTransformer, (3, 3, 8, 8)),
+    "vision_transformer_by_hand": Network(lambda: VisionTransformer(False), (3, 3, 8, 8)),
+    "language_model": Network(LanguageModel, (2, 6), tokens=True),
+    "grouped": Network(Grouped, (2, 3, 6, 6)),
+    "shuffled": Network(Shuffled, (4, 3, 5, 5)),
+    "merging": Network(Merging, (2, 3, 4, 4)),
+    "modulated": Network(Modulated, (3, 4, 5)),
+    "normed_queries": Network(NormedQueries, (2, 4, 5)),
+    "recurrent": Network(Recurrent, (2, 5, 4), ("b",)),
+    # A single channel that occurs twice cannot be told from two places of it, so it stays.
+    "crossed_signs": Network(CrossedSigns, (2, 3, 6, 6), ("a",)),
+}
