@@ -9,6 +9,7 @@ A code is an int64: the value's id (units.py) in the lower half, and in the uppe
 In a teacher that is always 0.
 """
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -73,6 +74,17 @@ def _fills_its_range(t: Tensor) -> bool:
     return True
 
 
+def _contiguous(shape: torch.Size) -> tuple[int, ...]:
+    strides = [1]
+    for n in reversed(shape[1:]):
+        strides.insert(0, strides[0] * max(n, 1))
+    return tuple(strides[: len(shape)])
+
+
+def _stepped(codes: Tensor, dim: int, first: int, step: int, size: int) -> Tensor:
+    return codes.narrow(dim, first, (size - 1) * step + 1)[(slice(None),) * dim + (slice(None, None, step),)]
+
+
 class _Entry:
     def __init__(self, t: Tensor, codes: Tensor) -> None:
         self.alive = StorageWeakRef(t.untyped_storage())
@@ -85,12 +97,64 @@ class _Entry:
             return self.codes
         if self._uniform():
             return self.codes.reshape(-1)[:1].view((1,) * t.dim()).expand(t.shape)
+        if (part := self._reshaped(t)) is not None or (part := self._part(t)) is not None:
+            return part
         dense = self._dense(t)
         codes = compressed(dense.as_strided(*_geometry(t)))
         if t.numel() == dense.numel() and _fills_its_range(t):
             # This view covers the storage: from now on it is the geometry in which codes are kept.
             self.geometry, self.codes = _geometry(t), codes
         return codes
+
+    def _reshaped(self, t: Tensor) -> Tensor | None:
+        """The codes of a view that only splits or merges dimensions, if that needs no dense codes."""
+        if self.geometry is None or not t.is_contiguous() or t.storage_offset() != self.geometry[2]:
+            return None
+        shape, strides, _ = self.geometry
+        if math.prod(shape) != t.numel() or strides != _contiguous(shape):
+            return None
+        try:
+            self.codes = self.codes.view(t.shape)
+        except RuntimeError:
+            return None
+        self.geometry = _geometry(t)
+        return self.codes
+
+    def _part(self, t: Tensor) -> Tensor | None:
+        """The codes of a view that takes some of the dimensions, slices of others, in whatever order."""
+        if self.geometry is None:
+            return None
+        shape, strides, offset = self.geometry
+        rest = int(t.storage_offset()) - int(offset)
+        order = sorted((d for d, n in enumerate(shape) if n > 1), key=lambda d: -strides[d])
+        first = dict.fromkeys(range(len(shape)), 0)
+        for d in order:
+            if strides[d] == 0:
+                return None
+            first[d], rest = divmod(rest, strides[d])
+        if rest:
+            return None
+        taken: dict[int, tuple[int, int, int]] = {}  # by dimension of `t`: dimension, step, size
+        for i, (n, stride) in enumerate(zip(t.shape, t.stride(), strict=True)):
+            if n == 1 or stride == 0:
+                continue
+            # The longest stride that divides it: a step within that dimension.
+            at = next((d for d in order if stride % strides[d] == 0), None)
+            if at is None or any(at == other for other, _, _ in taken.values()):
+                return None
+            step = stride // strides[at]
+            if first[at] + (n - 1) * step >= shape[at]:
+                return None
+            taken[i] = (at, step, n)
+        if any(not 0 <= first[d] < shape[d] for d in order):
+            return None
+        codes = self.codes
+        for d in order:
+            how = next(((step, n) for other, step, n in taken.values() if other == d), None)
+            codes = codes.narrow(d, first[d], 1) if how is None else _stepped(codes, d, first[d], *how)
+        used = [d for d, _, _ in taken.values()]
+        codes = codes.permute([*used, *(d for d in range(len(shape)) if d not in used)])
+        return codes.reshape([n if i in taken else 1 for i, n in enumerate(t.shape)]).expand(t.shape)
 
     def _uniform(self) -> bool:
         """One code for the whole storage, however it is viewed."""

@@ -1,9 +1,11 @@
 """Copies of a model that share nothing with it: the one way in which this package makes one module tree of another."""
 
 import contextlib
-from collections.abc import Callable, ItemsView, Iterator
+import math
+from collections.abc import Callable, ItemsView, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -152,6 +154,14 @@ def in_place_of(old: Tensor, new: Tensor) -> Tensor:
     return nn.Parameter(new, requires_grad=old.requires_grad)
 
 
+def lazy_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`torch.zeros`, but on the CPU without touching the memory: the pages come when they are read or written."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(pages).view(dtype).view(torch.Size(shape))
+
+
 def skeleton(model: nn.Module, shape_of: Callable[[str, Tensor], torch.Size]) -> nn.Module:
     """A copy in evaluation mode with parameters of the given shapes, all zero, and buffers of the given shapes.
 
@@ -162,5 +172,5 @@ def skeleton(model: nn.Module, shape_of: Callable[[str, Tensor], torch.Size]) ->
     for name, t in named_tensors(model):
         shape = shape_of(name, t)
         if isinstance(t, nn.Parameter) or shape != t.shape:
-            zeros[name] = torch.zeros(shape, dtype=t.dtype, device=t.device)
+            zeros[name] = lazy_zeros(shape, t.dtype, t.device)
     return rebuild(model, zeros).eval()

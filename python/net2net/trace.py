@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from net2net.outputs import kept, leaves
 from net2net.shadows import Shadows, codes, compact, ids_of, replicas_of, spread
-from net2net.skeleton import named_tensors, own_random_state
+from net2net.skeleton import lazy_zeros, named_tensors, own_random_state
 from net2net.units import CONSTANT, FIXED, Axis, Units, mix, seed
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
@@ -448,7 +448,11 @@ def computed(func: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
     device = next(t.device for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
     meta_args, meta_kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
-    return tree_map_only(Tensor, lambda t: torch.zeros_like(t, device=device), func(*meta_args, **meta_kwargs))
+
+    def zeros(t: Tensor) -> Tensor:  # they are dense, in whatever memory format
+        return lazy_zeros((t.numel(),), t.dtype, device).as_strided(t.shape, t.stride())
+
+    return tree_map_only(Tensor, zeros, func(*meta_args, **meta_kwargs))
 
 
 class Walk(TorchDispatchMode):

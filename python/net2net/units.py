@@ -117,6 +117,7 @@ class Units:
         self.blocks, self.places = DisjointSets(2), DisjointSets(2)
         self.axes: dict[tuple[str, int], Axis] = {}
         self._known: dict[int, int] = {}
+        self._arrays: dict[bytes, np.ndarray] = {}
         self.fresh = 0  # ids from here on were made by the last `intern`
         self._pins: list[tuple[np.ndarray, str]] = []
         self._even: list[np.ndarray] = []
@@ -147,6 +148,11 @@ class Units:
 
     def intern(self, hashes: np.ndarray) -> np.ndarray:
         """int64: the ids of expressions, given by their hashes."""
+        # The same operation on the same values, in another walk.
+        whole = hashes.tobytes()
+        if (before := self._arrays.get(whole)) is not None:
+            self.fresh = len(self)
+            return before.reshape(hashes.shape)
         unique, inverse = np.unique(hashes.ravel(), return_inverse=True)
         ids = np.array([self._known.get(h, -1) for h in unique.tolist()], dtype=np.int64)
         fresh = np.flatnonzero(ids < 0)
@@ -155,7 +161,8 @@ class Units:
             first = self.add(len(fresh))
             ids[fresh] = np.arange(first, first + len(fresh))
             self._known.update(zip(unique[fresh].tolist(), ids[fresh].tolist(), strict=True))
-        return np.asarray(ids[inverse].reshape(hashes.shape))
+        found = self._arrays[whole] = np.asarray(ids[inverse].reshape(hashes.shape))
+        return found
 
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
         """The same place: replicated together, and standing at the same place in their block. Values without a unit are
