@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from net2net.shadows import codes, compact, ids_of, replicas_of
@@ -65,9 +66,9 @@ class Student(Context):
     def saved(self, arguments: Any) -> tuple[dict[tuple[str, int], Laid], int, list[tuple[Tensor, Tensor]]]:
         """What running a module again must find as it was."""
         given = [t for t in tree_leaves(arguments) if isinstance(t, Tensor)]
-        values = [
-            (t, compact(known).clone().expand(t.shape)) for t in given if (known := self.shadows.get(t)) is not None
-        ]
+        with _disable_current_modes():  # what is done with codes is not part of the forward
+            known = [(t, self.shadows.get(t)) for t in given]
+            values = [(t, compact(k).clone().expand(t.shape)) for t, k in known if k is not None]
         return dict(self.laid), len(self.outputs), values
 
     def restore(self, state: tuple[dict[tuple[str, int], Laid], int, list[tuple[Tensor, Tensor]]]) -> None:
@@ -75,9 +76,10 @@ class Student(Context):
         self.laid = dict(laid)
         del self.outputs[outputs:]
         # Parameters first met in the failed attempt may have been laid out wrongly.
-        self.shadows.forget(p for p in self._tensors if self.handle(p) is not None)
-        for t, known in values:
-            self.shadows.set(t, known)
+        with _disable_current_modes():
+            self.shadows.forget(self._tensors)
+            for t, known in values:
+                self.shadows.set(t, known)
 
     def _widened(self, values: np.ndarray) -> np.ndarray:
         return self.layouts.count(ids_of(values)) > 1

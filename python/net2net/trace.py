@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from net2net.outputs import kept, leaves
@@ -493,7 +493,8 @@ class Walk(TorchDispatchMode):
     def mark(self, error: Any) -> tuple[str, list[np.ndarray]]:
         """Keeps with an error, when it is first seen, where it was and what it may be about; returns both."""
         if not hasattr(error, "where"):
-            error.suspects = [*getattr(error, "suspects", []), *self._suspects()]
+            with _disable_current_modes():
+                error.suspects = [*getattr(error, "suspects", []), *self._suspects()]
             error.where = self.where
         return error.where, error.suspects
 
