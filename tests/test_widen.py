@@ -33,8 +33,8 @@ def same_function(teacher: nn.Module, student: nn.Module, x: Tensor, training: b
     return net2net.verify(teacher.train(training), student.train(training), x)
 
 
-@pytest.mark.parametrize("mapping", ["random", "even"])
-@pytest.mark.parametrize("split", ["uniform", "dyadic"])
+@pytest.mark.parametrize("mapping", ["random", "balanced"])
+@pytest.mark.parametrize("split", ["uniform", "dyadic", "random"])
 @pytest.mark.parametrize("noise", ["cancelling", "none"])
 def test_function_stays_and_teacher_is_untouched(example: Example, mapping: str, split: str, noise: str) -> None:
     model, x = example.build()
@@ -103,9 +103,20 @@ def test_dyadic_split_is_lossless_in_bfloat16() -> None:
         assert torch.equal(summed, weight.double())
 
 
+def test_the_most_important_units_are_replicated_first() -> None:
+    model, x = EXAMPLES["plain_2d"].build()
+    with torch.no_grad():
+        model[0].weight[3] *= 100
+        model[0].weight[1] *= 10
+    plan = net2net.plan_widen(model, x, {"0": 9}, mapping="importance")
+    # Shared among two replicas, the first of them still does more than any other.
+    assert plan.axes["0.weight", 0].index.tolist() == [0, 1, 2, 3, 4, 5, 3, 3, 3]
+    assert net2net.verify(model, plan.apply(model), x).max_rel < EXACT
+
+
 def test_replicas_are_told_apart() -> None:
     model, x = EXAMPLES["residual"].build()
-    plan = net2net.plan_widen(model, x, 2, mapping="even")
+    plan = net2net.plan_widen(model, x, 2, mapping="balanced")
     student = plan.apply(model)
     for name, weight in student.named_parameters():
         if (name, 1) in plan.axes:

@@ -6,22 +6,27 @@ import numpy as np
 
 from net2net.units import ranks
 
-MAPPINGS = ("random", "even")
-SPLITS = ("uniform", "dyadic")
+MAPPINGS = ("random", "balanced", "importance")
+SPLITS = ("uniform", "dyadic", "random")
 #: All units in order, and again; for groups whose replicas the user's code only takes so. Not for users to choose.
 WHOLE = "whole"
 
 
-def make_map(units: int, width: int, mapping: str, rng: np.random.Generator) -> np.ndarray:
+def make_map(
+    units: int, width: int, mapping: str, rng: np.random.Generator, scores: np.ndarray | None = None
+) -> np.ndarray:
     """int64 [width]: the teacher unit of each student unit. The first `units` entries are the identity.
 
-    `random` draws the rest uniformly with replacement (Chen et al., ICLR 2016, section 2.3). `even` replicates all
-    units as equally often as possible, in a random order.
+    `random` draws the rest uniformly with replacement (Chen et al., ICLR 2016, section 2.3). `balanced` replicates all
+    units as equally often as possible, in a random order. `importance` gives each further replica to the unit with the
+    highest of the `scores` [units] per replica that it has.
     """
     extra = width - units
     if mapping == WHOLE:
         return np.tile(np.arange(units), width // max(units, 1))
-    if mapping == "random":
+    if mapping == "importance" and scores is not None:
+        rest = _by_score(scores, extra)
+    elif mapping == "random":
         rest = rng.integers(0, units, extra) if units else np.zeros(0, dtype=np.int64)
     else:
         rounds = -(-extra // units) if units else 0
@@ -29,15 +34,28 @@ def make_map(units: int, width: int, mapping: str, rng: np.random.Generator) -> 
     return np.concatenate([np.arange(units), rest]).astype(np.int64)
 
 
-def make_split(index: np.ndarray, split: str) -> np.ndarray:
+def _by_score(scores: np.ndarray, extra: int) -> np.ndarray:
+    replicas = np.ones(len(scores))
+    rest = np.empty(extra, dtype=np.int64)
+    for i in range(extra):
+        rest[i] = np.argmax(scores / replicas)
+        replicas[rest[i]] += 1
+    return rest
+
+
+def make_split(index: np.ndarray, split: str, rng: np.random.Generator) -> np.ndarray:
     """float64 [len(index)]: each student unit's share of its teacher unit's outgoing weights; a unit's shares sum to 1.
 
     `uniform` is 1/r for r replicas (the paper). `dyadic` halves: 1/2, 1/4, ..., the last two alike, so that scaling by
-    a share is exact in every floating-point format.
+    a share is exact in every floating-point format. `random` draws shares of which the largest is at most three times
+    the smallest, so that replicas learn at different speeds.
     """
     replicas = np.bincount(index)[index]
     if split == "uniform":
         return 1.0 / replicas
+    if split == "random":
+        drawn = rng.uniform(0.5, 1.5, len(index))
+        return np.asarray(drawn / np.bincount(index, weights=drawn)[index])
     rank = ranks(index)
     return np.exp2(-np.minimum(rank + 1, replicas - 1).astype(np.float64))
 

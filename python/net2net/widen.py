@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from net2net import attributes, mapping, repair
 from net2net.blame import Blame
 from net2net.groups import Group, Structure, infer, structure
+from net2net.importance import activations, scores
 from net2net.layout import Segment, Shares, layouts
 from net2net.plan import Inventory, Skipped
 from net2net.skeleton import skeleton
@@ -45,9 +46,12 @@ def plan_widen(
         width: the factor by which the number of units grows; or a mapping from module names or patterns to factors
             (float) or numbers of units (int), which then names the layers to widen.
         layers: names or shell-style patterns of the layers to widen (with what must be widened along); None: all.
-        mapping: how replicas are chosen, `"random"` (the paper) or `"even"`.
-        split: how replicas share their unit's outgoing weights, `"uniform"` (1/r, the paper) or `"dyadic"` (powers of
-            two, exact in every format).
+        mapping: how replicas are chosen: `"random"` (the paper), `"balanced"` (all units as equally often as possible)
+        or
+            `"importance"` (those with the largest activations on `example_inputs` first).
+        split: how replicas share their unit's outgoing weights: `"uniform"` (1/r, the paper), `"dyadic"` (powers of
+        two,
+            exact in every format) or `"random"` (convex). What a norm averages over is shared uniformly in any case.
         noise: `"cancelling"` perturbs the outgoing weights of replicas so that the function stays exactly the same and
             yet replicas learn apart; `"paper"` perturbs the incoming weights of all copies but the first (the function
             changes slightly); `"none"`.
@@ -92,8 +96,10 @@ def plan_and_groups(
     factor = None if isinstance(width, Mapping) else float(width)
     chooser = Widths(targets, wanted, factor, multiple_of)
 
+    known = activations(model, example_inputs) if mapping == "importance" else None
+
     def choose(found: Structure, whole: set[int]) -> list[Segment]:
-        return _segments(found, chooser, whole, mapping, split, seed)
+        return _segments(found, chooser, whole, mapping, split, seed, known)
 
     settled = _settle(model, example_inputs, choose)
     plan, found = _plan(model, settled, noise, scale, seed), settled.found
@@ -248,12 +254,23 @@ def _check_arguments(
         raise ValueError(f"seed (={seed!r}) must be an integer in [0, 2**63)")
 
 
-def _segments(found: Structure, chooser: Widths, whole: set[int], how: str, split: str, seed: int) -> list[Segment]:
+def _segments(
+    found: Structure,
+    chooser: Widths,
+    whole: set[int],
+    how: str,
+    split: str,
+    seed: int,
+    layers: dict[str, np.ndarray] | None = None,
+) -> list[Segment]:
     rng = np.random.default_rng(seed)
+    by_root = scores(found, layers) if layers is not None else None
     segments = []
     for s, (roots, width) in enumerate(zip(found.segments, chooser.widths(found, whole), strict=True)):
-        index = mapping.make_map(len(roots), width, mapping.WHOLE if s in whole else how, rng)
-        segments.append(Segment(len(roots), index, mapping.make_split(index, "uniform" if found.even[s] else split)))
+        mine = None if by_root is None else by_root[roots]
+        index = mapping.make_map(len(roots), width, mapping.WHOLE if s in whole else how, rng, mine)
+        shares = mapping.make_split(index, "uniform" if found.even[s] else split, rng)
+        segments.append(Segment(len(roots), index, shares))
     return segments
 
 
