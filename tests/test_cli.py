@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -172,3 +173,30 @@ def test_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
     write_atomically(path, b"new")
     assert path.read_text() == "new"
+
+
+def test_inspect_shows_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    model = "net2net.models:inception_bn(num_classes=3, width=0.2, stem='small')"
+    assert main(["inspect", "--model", model, "--input", "1x3x16x16", "--widen", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["layer", "with", "it", "units", "blocks", "becomes"]
+    assert any("the network's outputs" in line for line in lines)
+    name, units, blocks, becomes = lines[1].split()
+    assert (name, int(becomes)) == ("stem.conv1.conv", 2 * int(units))
+    assert blocks == units
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nothing", "--input", "1x3"], r"--model \(='nothing'\)"),
+        (["--model", "torch.nn:Missing", "--input", "1x3"], "Missing"),
+        (["--model", "torch.nn:Linear(3)", "--input", "1x3"], "is not name=value"),
+        (["--model", "torch.nn:Linear", "--input", "1x3"], "in_features"),
+        (["--model", "torch:Size", "--input", "1x3"], "not a torch.nn.Module"),
+        (["--model", "torch.nn:Identity", "--input", "1,3"], r"--input \(='1,3'\)"),
+    ],
+)
+def test_inspect_with_bad_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", *arguments]) == 1
+    assert re.search(message, capsys.readouterr().err)

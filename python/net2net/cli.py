@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from net2net import benchmarks, console, data
+from net2net import benchmarks, console, data, inspection
 from net2net.environment import EXTRAS, environment
 from net2net.experiments import artifacts, digits
 from net2net.experiments.digits import DemoConfig
@@ -204,6 +204,29 @@ def _bench(args: argparse.Namespace) -> int:
     return benchmarks.run(args.out, args.size, args.only, args.threads, args.time_limit)
 
 
+# -- inspect ---------------------------------------------------------------------------------------------------------
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, metavar="MODULE:FACTORY", help="what makes the model: torchvision.models:resnet18")
+    add(
+        "--input",
+        required=True,
+        action="append",
+        metavar="SHAPE",
+        help="of an input, 1x3x64x64; 1x16:50000 for tokens below 50000; once for each positional argument",
+    )
+    add("--widen", type=_positive_float, default=1.5, metavar="X", help="the factor to show (default: %(default)s)")
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    example = inspection.inputs(args.input)
+    plan, groups = inspection.inspect(inspection.build(args.model), example, args.widen)
+    print(inspection.table(plan, groups))
+    return 0
+
+
 # -- argument types --------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +268,15 @@ COMMANDS: tuple[Command, ...] = (
         "Writes results.json (everything measured) and curves.png (the paper's figure 4) into --out.",
         _add_demo,
         _demo,
+    ),
+    Command(
+        "inspect",
+        "show what of a model can be widened, what is coupled to what, and why something is left alone",
+        "example:\n"
+        "  net2net inspect --model torchvision.models:resnet18 --input 1x3x64x64\n"
+        "  net2net inspect --model 'net2net.models:inception_bn(num_classes=10)' --input 2x3x64x64 --widen 2",
+        _add_inspect,
+        _inspect,
     ),
     Command(
         "bench",
