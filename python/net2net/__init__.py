@@ -1,8 +1,9 @@
 """Net2Net for any PyTorch model: grow a trained network wider or deeper without changing what it computes."""
 
-from net2net import models
+from net2net import models, rules
 from net2net.baselines import random_pad
 from net2net.deepen import deepen, plan_deepen
+from net2net.kernel_size import enlarge_kernels
 from net2net.plan import GrowthPlan
 from net2net.verify import verify
 from net2net.widen import groups, plan_widen, widen
@@ -10,11 +11,13 @@ from net2net.widen import groups, plan_widen, widen
 __all__ = [
     "GrowthPlan",
     "deepen",
+    "enlarge_kernels",
     "groups",
     "models",
     "plan_deepen",
     "plan_widen",
     "random_pad",
+    "rules",
     "verify",
     "widen",
 ]
