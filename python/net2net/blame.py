@@ -42,7 +42,8 @@ class Blame:
         everyone = np.array(sorted(group_of))
         blamed: dict[str, Group] = {}
         for suspects in [*error.suspects, everyone]:
-            for root in np.unique(self._units.blocks.roots(suspects)).tolist():
+            known = suspects[(suspects >= 0) & (suspects < len(self._units))]  # numbers that are returned have no unit
+            for root in np.unique(self._units.blocks.roots(known)).tolist():
                 if root in group_of:
                     blamed[group_of[root].name] = group_of[root]
             if blamed:

@@ -136,6 +136,11 @@ def structure(units: Units) -> Structure:
 
 def _pin_contradictions(units: Units) -> None:
     """An axis whose weights would have to be both divided among replicas and not (tied, transposed weights) stays."""
+    for name, dim in units.values:
+        for other in range(5):
+            axis = units.axes.get((name, other))
+            if other != dim and axis is not None and "in" in axis.roles:
+                units.pin(axis.ids(), f"the values of {name} are used beside the layer that it belongs to")
     for (name, _dim), axis in units.axes.items():
         if "in" in axis.roles and len(axis.roles) > 1:
             units.pin(axis.ids(), f"{name} is used both as a consumer and as a producer of the same units")

@@ -171,6 +171,7 @@ def skeleton(model: nn.Module, shape_of: Callable[[str, Tensor], torch.Size]) ->
     zeros: dict[str, Tensor] = {}
     for name, t in named_tensors(model):
         shape = shape_of(name, t)
-        if isinstance(t, nn.Parameter) or shape != t.shape:
+        # Code may ask a single number for its value.
+        if shape != t.shape or (isinstance(t, nn.Parameter) and t.numel() != 1):
             zeros[name] = lazy_zeros(shape, t.dtype, t.device)
     return rebuild(model, zeros).eval()

@@ -9,6 +9,7 @@ put to the proof by the student's own forward.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -161,7 +162,18 @@ class Context(ABC):
             return known
         # A weight that is read by anything but the layers that know what its axes are (a norm of it, say).
         self._pin_parameter(t, "its values are used beside the layer that it belongs to")
-        return fixed(t)
+        return self._unlabelled(t)
+
+    def _unlabelled(self, t: Tensor) -> Tensor:
+        """One fixed value: a parameter or buffer is known by its name and place, anything else by its content."""
+        if (handle := self.handle(t)) is not None:
+            key: Any = ("parameter", handle.name, t.storage_offset(), tuple(t.shape), t.stride())
+        else:
+            content = b"" if t.is_meta or t.numel() > _CONTENT else _bytes(t)
+            key = ("content", str(t.dtype), tuple(t.shape), hashlib.blake2b(content, digest_size=16).hexdigest())
+        made = self.units.intern(np.atleast_1d(seed(key)))
+        self.units.adopt(made, FIXED)
+        return torch.from_numpy(codes(made)).reshape((1,) * t.dim()).expand(t.shape)
 
     def _label(self, t: Tensor, handle: Handle, along: int | None, met: np.ndarray | None) -> Tensor | None:
         """Labels a parameter that is met by anything but the layers that know what its axes are."""
@@ -182,6 +194,7 @@ class Context(ABC):
         if dim < 0 or p.dim() == 0:
             return None
         size = p.shape[dim]
+        self.units.values.add((handle.name, dim))
         if met is not None and met.shape[-1] == size:
             vector = self.meet(
                 handle.name, dim, size, "each", met, f"{handle.name} is applied to values of fixed width"
@@ -350,12 +363,16 @@ class Context(ABC):
     def returned(self, t: Tensor, why: str) -> None:
         """What the network gives away: its values are part of the function."""
         self.pin_tensor(t, why)
-        if (known := self.shadows.get(t)) is not None:
-            self.outputs.append(ids_of(compact(known).numpy()))
+        self.outputs.append(ids_of(compact(self.of(t)).numpy()))
 
 
-def fixed(t: Tensor) -> Tensor:
-    return torch.full((1,) * t.dim(), FIXED, dtype=torch.int64).expand(t.shape)
+#: Tensors of more elements than this are not compared by their content: inputs, which are the same in any case.
+_CONTENT = 2**22
+
+
+def _bytes(t: Tensor) -> bytes:
+    dense = t.detach().cpu().contiguous().reshape(-1)
+    return dense.view(torch.uint8).numpy().tobytes()
 
 
 def row_keys(rows: np.ndarray) -> np.ndarray:
@@ -467,7 +484,7 @@ class Walk(TorchDispatchMode):
         self.seen: list[tuple[int, tuple[int, ...]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from net2net.rules import rule_for, unknown
+        from net2net.rules.table import refuse, rule_for, unknown
 
         kwargs = kwargs or {}
         leaves_ = tree_leaves((args, kwargs))
@@ -482,7 +499,12 @@ class Walk(TorchDispatchMode):
             out = computed(func, args, kwargs)
             self.context.operation = str(func)
             rule = rule_for(func) if not self.context.opaque else unknown
-            rule(self.context, func, args, kwargs, out)
+            try:
+                rule(self.context, func, args, kwargs, out)
+            except TraceError:
+                raise
+            except Exception as error:  # not foreseen by the rule; in a student the same happens
+                refuse(self.context, func, args, kwargs, out, f"{func} is not understood here ({error})")
         except Exception as error:
             self.mark(error)
             raise
@@ -565,6 +587,8 @@ def walk(model: nn.Module, inputs: Inputs, context: Context) -> None:
     for t in leaves(out):
         if isinstance(t, Tensor):
             context.returned(t, OUTPUT)
+        else:
+            context.outputs.append(seed(repr(t)).astype(np.int64))
     for t in kept(model):
         if not context.is_parameter(t):
             context.returned(t, "a module keeps them as an attribute, which other code may read")

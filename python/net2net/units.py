@@ -124,6 +124,8 @@ class Units:
         self._heads: list[np.ndarray] = []
         #: What rules decided by what was known of the teacher at that time: the same must hold for students.
         self.decisions: dict[tuple[str, str], bool] = {}
+        #: Parameters whose values are used as such, and the axis that has units then.
+        self.values: set[tuple[str, int]] = set()
         self._starts: tuple[np.ndarray, np.ndarray] | None = None
 
     def start_over(self) -> None:

@@ -28,7 +28,7 @@ def pointwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
     if not results:
         return unknown(context, func, args, kwargs, out)
     dims = results[0].dim()
-    operands = [t for t in tensors((args, kwargs)) if t.dim() > 0]
+    operands = tensors((args, kwargs))
     aligned = _codes(context, func, operands, dims)
     tied = []
     for t, mine in zip(operands, aligned, strict=True):
@@ -113,7 +113,8 @@ def constant_write(context: Context, func: Any, args: Any, kwargs: Any, out: Any
     if known is None and context.is_parameter(args[0]):
         known = context.of(args[0])
     old = [] if known is None else [context.families(np.asarray(compact(known).numpy()))]
-    context.set(out, context.make(("full", numbers(args[1:]) or ("0",)), old))
+    new = [array(context, t).reshape((1,) * args[0].dim()) for t in tensors(args[1:])]
+    context.set(out, context.make(("full", numbers(args[1:]) or ("0",)), [*old, *new]))
 
 
 @register(
@@ -132,7 +133,10 @@ def constant(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> N
 def random(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """Random numbers, such as dropout's mask. They differ from replica to replica, which is welcome (the paper, section
     2.3), so that any units may be combined with them."""
+    if kwargs.get("generator") is not None:  # always the same numbers are part of the function
+        return unknown(context, func, args, kwargs, out)
     context.set(out, context.make((name_of(func), numbers([a for a in args[1:] if isinstance(a, float)])), []))
+    return None
 
 
 @register("sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "is_same_size")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from net2net.rules.table import array, name_of, numbers, register, tensors, unknown
+from net2net.rules.table import array, extent, name_of, numbers, register, tensors, unknown
 from net2net.shadows import compact, compressed
 from net2net.trace import Context
 from net2net.units import FIXED
@@ -58,7 +58,7 @@ def pad(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         fill = int(context.make(("full", numbers(args[2:]) or ("0",)), []))
         codes_ = torch.ops.aten.constant_pad_nd(context.of(x).contiguous(), widths, fill)
         return context.set(out, compressed(codes_))
-    return context.set(out, context.make(("pad", numbers(args[1:])), [codes]))
+    return context.set(out, context.make(("pad", numbers(args[1:]), extent(codes, x)), [codes]))
 
 
 @register(
@@ -72,11 +72,17 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         return unknown(context, func, args, kwargs, out)
     known = context.of(x, along=_left_alone(func, args))
     few = compact(known)
+    indices = tensors((args[1:], kwargs))
+    if any(context.has_units(array(context, i)) for i in indices):
+        return unknown(context, func, args, kwargs, out)
     if few.numel() == 1:
-        made = few.reshape(()).numpy()
-        if name_of(func) in {"im2col", "tril", "triu"}:  # zeros come in
-            made = context.make((name_of(func), numbers(args[1:])), [made])
-        return context.set(out, made)
+        which = [array(context, i).reshape(-1)[:1] for i in indices]
+        made = few.reshape(1).numpy()
+        key = (name_of(func), numbers(args[1:]), extent(few.numpy(), x))
+        tied = [True] + [False] * len(which)
+        return context.set(out, context.make(key, [made, *which], tied).reshape(()))
+    if not all(map(context.is_parameter, indices)) and _indexed_units(func, args, few):
+        return unknown(context, func, args, kwargs, out)  # data tell which units are taken
     try:
         moved = func(known.contiguous(), *args[1:], **kwargs)
     except (RuntimeError, NotImplementedError):  # there is no integer kernel
@@ -85,6 +91,17 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         moved = known.contiguous().view(-1)[(where - 1).clamp_min(0)]
         moved[where == 0] = int(context.make(("full", ("0",)), []))
     return context.set(out, compressed(moved))
+
+
+def _indexed_units(func: Any, args: Any, few: Tensor) -> bool:
+    """Whether dimensions are indexed that have units, as far as the codes tell."""
+    name = name_of(func)
+    if name == "index":
+        return any(i is not None and few.shape[d] > 1 for d, i in enumerate(args[1]))
+    if name in {"gather", "index_select", "take_along_dim"}:
+        dim = args[2] if name == "take_along_dim" else args[1]
+        return dim is None or few.shape[dim % few.dim()] > 1
+    return False
 
 
 def _left_alone(func: Any, args: Any) -> int | None:
@@ -116,7 +133,8 @@ def channelwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
     others = [array(context, t).ravel()[:1] for t in tensors(args[1:])]  # a grid
     others = [o.reshape((1,) * x.dim()) for o in others]
     result, *indices = tensors(out)
-    made = context.make((name_of(func), numbers(args[1:])), [codes, *others], [True] + [False] * len(others))
+    key = (name_of(func), numbers(args[1:]), tuple(x.shape[channel + 1 :]))
+    made = context.make(key, [codes, *others], [True] + [False] * len(others))
     context.set(result, made)
     for t in indices:
         context.set(t, context.make(("indices", name_of(func)), [codes]))

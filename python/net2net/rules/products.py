@@ -153,7 +153,7 @@ def _between(context: Context, func: Any, x: Tensor, y: Tensor, out: Tensor, key
     """x [b, n, k] times y [b, k, m]: all the units of a batch entry (a head of attention) become one block."""
     a, b = array(context, x), array(context, y)
     if not context.has_units(a) and not context.has_units(b):
-        sums = total(mix(seed("fixed"), np.concatenate([np.unique(ids_of(a)), np.unique(ids_of(b))])))
+        sums = total(mix(seed(("fixed", x.shape[2])), np.concatenate([np.unique(ids_of(a)), np.unique(ids_of(b))])))
         nothing = np.full(1, FIXED)
         return context.set(
             out, context.derive(("matmul", key), [np.atleast_1d(sums).astype(np.int64)], nothing, nothing - 1)
@@ -221,8 +221,12 @@ def embedding(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
     """A table of rows: what is looked up has the units of the columns."""
     weight, index = args[:2]
     known = context.parameter(weight)
+    if context.has_units(array(context, index)):
+        return refuse(context, func, args, kwargs, out, "what is looked up depends on units")
     if known is None or known[1] != [0, 1]:
         return refuse(context, func, args, kwargs, out, "the table is computed, not a parameter")
     units = context.produce(known[0], 1, weight.shape[1])
-    context.set(out, context.make(("embedding", known[0]), [units]).reshape((1,) * index.dim() + (-1,)))
+    which = array(context, index).reshape(-1)[:1]
+    made = context.make(("embedding", known[0]), [units, which], [True, False])
+    context.set(out, made.reshape((1,) * index.dim() + (-1,)))
     return None

@@ -46,7 +46,8 @@ def reduction(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
     keep = [d for d in range(x.dim()) if d not in over]
     key = (name, tuple(a for i, a in enumerate(numbers((args[2:], kwargs))) if i >= 0))
     if not over:
-        made = context.make(key, [given])
+        places = () if name in _PROPORTIONAL else tuple(x.shape[d] for d in sorted(reduced))
+        made = context.make((key, places), [given])
     else:
         moved = np.moveaxis(given, over, range(given.ndim - len(over), given.ndim))
         rows = moved.reshape(-1, int(np.prod(moved.shape[given.ndim - len(over) :])))
@@ -88,7 +89,7 @@ def along_one_dim(context: Context, func: Any, args: Any, kwargs: Any, out: Any)
     given = array(context, x)
     key = (name_of(func).removeprefix("_safe").removeprefix("_"), numbers(args[2:]))
     if given.shape[dim] == 1:
-        return context.set(out, context.make(key, [given]))
+        return context.set(out, context.make((key, x.shape[dim]), [given]))
     if name_of(func) not in {"_softmax", "_log_softmax", "_safe_softmax"}:
         return refuse(context, func, args, kwargs, out, f"{func} runs over units")
     moved = np.moveaxis(given, dim, -1)

@@ -57,7 +57,7 @@ def rule_for(func: Any) -> Rule:
     if torch.Tag.pointwise in func.tags and torch.Tag.nondeterministic_seeded not in func.tags:
         return POINTWISE[0]
     if _is_view(func):
-        return view
+        return another_dtype if name in _ANOTHER_DTYPE or func._overloadname == "dtype" else view
     return unknown
 
 
@@ -79,7 +79,31 @@ def _is_view(func: Any) -> bool:
 )
 def view(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """A view shares its storage, and with it the codes. Whether its sizes still fit a wider tensor is for the student's
-    own forward to tell."""
+    own forward to tell. But which of several places is taken, and how many, must not depend on a width."""
+    x, name = args[0], name_of(func)
+    if name not in {"select", "slice", "split", "split_with_sizes", "narrow"} or not x.dim():
+        return
+    known = context.shadows.get(x)
+    if known is None:
+        return
+    dim = (args[1] if name in {"select", "slice", "narrow"} and len(args) > 1 else kwargs.get("dim", 0)) % x.dim()
+    if name.startswith("split") and len(args) > 2:
+        dim = args[2] % x.dim()
+    codes = compact(known).numpy()
+    if codes.shape[dim] == 1 and x.shape[dim] > 1:
+        given = args[1] if name.startswith("split") else args[2:]
+        bounds = [min(a, x.shape[dim]) for a in tree_leaves(given) if isinstance(a, int)]
+        if name == "slice" and tuple(bounds) in {(0, x.shape[dim]), (0, x.shape[dim], 1), ()}:
+            return
+        context.signature(np.atleast_1d(seed((name, x.shape[dim], tuple(bounds)))), codes)
+
+
+#: Views in which the same memory holds other numbers.
+_ANOTHER_DTYPE = {"view_as_complex", "view_as_real", "_view_as_real_physical", "real", "imag", "view_dtype"}
+
+
+def another_dtype(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    refuse(context, func, args, kwargs, out, f"{func} sees the memory as numbers of another kind")
 
 
 def unknown(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -96,14 +120,11 @@ def refuse(context: Context, func: Any, args: Any, kwargs: Any, out: Any, why: s
     state: Any = seed((str(func), numbers((args, kwargs))))
     for t in given:
         context.pin_tensor(t, why)
-        known = context.shadows.get(t)
-        if known is not None:
-            inside = np.unique(ids_of(compact(known).numpy()))
-            state = mix(state, np.array(total(mix(seed("in"), inside))))
+        inside = np.unique(ids_of(compact(context.of(t)).numpy()))
+        state = mix(state, np.array(total(mix(seed("in"), inside))))
     for i, t in enumerate(tensors(out)):
-        if t.is_floating_point() or t.is_complex() or context.shadows.get(t) is not None:
-            made = context.make(("opaque", i), [_interned(context, state)], tied=[False])
-            context.set(t, _pinned(context, made))
+        made = context.make(("opaque", i), [_interned(context, state)], tied=[False])
+        context.set(t, _pinned(context, made))
 
 
 def _interned(context: Context, state: Any) -> np.ndarray:
@@ -123,22 +144,22 @@ def tensors(tree: Any) -> list[Tensor]:
 def numbers(tree: Any) -> tuple[Any, ...]:
     """The numbers, flags and strings among an operation's arguments. Code may have made them from a tensor's width (`x
     / x.shape[1]`), which no code shows; so they are part of the value."""
-    return tuple(_plain(a) for a in tree_leaves(tree) if _is_number(a))
+    return tuple(repr(a) for a in tree_leaves(tree) if _is_number(a))
 
 
 def _is_number(a: Any) -> bool:
-    return isinstance(a, bool | int | float | complex | str) or (isinstance(a, Tensor) and a.dim() == 0)
-
-
-def _plain(a: Any) -> Any:
-    if isinstance(a, Tensor):
-        return "meta" if a.is_meta else repr(a.item())
-    return repr(a)
+    return isinstance(a, bool | int | float | complex | str)
 
 
 def array(context: Context, t: Tensor, along: int | None = None, met: np.ndarray | None = None) -> np.ndarray:
     """The codes of `t`, with size 1 along every dimension along which they are all the same, or one family."""
     return context.families(np.asarray(compact(context.of(t, along, met)).numpy()))
+
+
+def extent(codes: np.ndarray, t: Tensor) -> tuple[int, ...]:
+    """The sizes of the dimensions along which all codes are the same: how many values there are is part of what an
+    operation along them makes."""
+    return tuple(n for n, c in zip(t.shape, codes.shape, strict=True) if c == 1)
 
 
 def rows_along(codes: np.ndarray, dim: int, size: int) -> np.ndarray:
