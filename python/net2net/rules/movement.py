@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from net2net.rules.table import array, extent, name_of, numbers, register, tensors, unknown
+from net2net.rules.table import ambiguous, array, extent, name_of, numbers, register, tensors, unknown
 from net2net.shadows import compact, compressed
 from net2net.trace import Context
 from net2net.units import FIXED
@@ -81,6 +81,12 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         key = (name_of(func), numbers(args[1:]), extent(few.numpy(), x))
         tied = [True] + [False] * len(which)
         return context.set(out, context.make(key, [made, *which], tied).reshape(()))
+    if name_of(func) in {"roll", "flip"}:
+        dims = args[-1] if len(args) > 1 else []
+        if dims and all(few.shape[d] == 1 for d in dims):
+            return context.set(out, context.make((name_of(func), numbers(args[1:])), [array(context, x)]))
+        if context.has_units(few.numpy()) and any(ambiguous(few.numpy(), d) for d in dims):
+            context.pin(few.numpy(), f"{func} moves several places")
     if not all(map(context.is_parameter, indices)) and _indexed_units(func, args, few):
         return unknown(context, func, args, kwargs, out)  # data tell which units are taken
     try:

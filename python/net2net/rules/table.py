@@ -90,12 +90,21 @@ def view(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     if name.startswith("split") and len(args) > 2:
         dim = args[2] % x.dim()
     codes = compact(known).numpy()
-    if codes.shape[dim] == 1 and x.shape[dim] > 1:
-        given = args[1] if name.startswith("split") else args[2:]
-        bounds = [min(a, x.shape[dim]) for a in tree_leaves(given) if isinstance(a, int)]
-        if name == "slice" and tuple(bounds) in {(0, x.shape[dim]), (0, x.shape[dim], 1), ()}:
-            return
+    given = args[1] if name.startswith("split") else args[2:]
+    bounds = [min(a, x.shape[dim]) for a in tree_leaves(given) if isinstance(a, int)]
+    if x.shape[dim] == 1 or (name == "slice" and tuple(bounds) in {(0, x.shape[dim]), (0, x.shape[dim], 1), ()}):
+        return
+    if codes.shape[dim] == 1:
         context.signature(np.atleast_1d(seed((name, x.shape[dim], tuple(bounds)))), codes)
+    elif context.has_units(codes) and ambiguous(codes, dim):
+        context.pin(codes, f"{func} takes some of several places")
+
+
+def ambiguous(codes: np.ndarray, dim: int) -> bool:
+    """Whether several positions of a dimension of units have the same code: places that a view has put there (an image,
+    flattened). What takes some of them by their number cannot be followed."""
+    columns = np.moveaxis(codes, dim, 0).reshape(codes.shape[dim], -1)
+    return codes.shape[dim] > 1 and len(np.unique(columns, axis=0)) < len(columns)
 
 
 #: Views in which the same memory holds other numbers.
