@@ -1,0 +1,184 @@
+"""What is easily mistaken for something else: each of these must be widened exactly or left alone, never wrongly."""
+
+from collections.abc import Callable
+
+import net2net
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EXACT = 1e-10
+
+
+class Between(nn.Module):
+    """A function of the units of `a`, and what it may need."""
+
+    def __init__(self, function: Callable[["Between", Tensor], Tensor], features: int = 8) -> None:
+        super().__init__()
+        self.function = [function]  # not a method: it is part of the code
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 8)
+        self.scalar, self.other = nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.tensor(2.0))
+        self.table, self.words = nn.Parameter(torch.randn(64, 8)), nn.Embedding(64, 8)
+        self.head = nn.Linear(features, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.function[0](self, self.a(x)))
+
+
+def width(y: Tensor) -> int:
+    return y.shape[-1]
+
+
+VECTORS: dict[str, Callable[[Between, Tensor], Tensor]] = {
+    "complex numbers": lambda m, y: m.b(y) * torch.view_as_complex(y.view(len(y), -1, 2)).abs().mean(1, True),
+    "bits": lambda m, y: m.b(y) * ((y.view(torch.int64) & 1).double().mean(1, keepdim=True) + 1),
+    "scalar parameter": lambda m, y: y * (m.scalar * width(y) ** -0.5),
+    "scalar's value": lambda m, y: y * (m.scalar.item() * width(y)),
+    "mean of all": lambda m, y: y * (y.mean() * width(y)),
+    "two scalars": lambda m, y: m.b(y) * torch.cat([y * m.scalar, y * m.other], 1)[:, 8:].mean(1, keepdim=True),
+    "literal": lambda m, y: y * torch.tensor([width(y) ** -0.5]).to(y),
+    "numpy": lambda m, y: y * torch.from_numpy(np.full((1, 1), width(y) ** -0.5)),
+    "sum of ones": lambda m, y: y / torch.ones_like(y).sum(1, keepdim=True),
+    "norm of ones": lambda m, y: y * torch.ones_like(y).norm(dim=1, keepdim=True),
+    "softmax of zeros": lambda m, y: y * torch.zeros_like(y).softmax(1),
+    "product of ones": lambda m, y: y * (torch.ones(1, width(y)).to(y) @ torch.ones(width(y), 1).to(y)).rsqrt(),
+    "expanded": lambda m, y: m.b(y) * y.mean(1, keepdim=True).expand_as(y).sum(1, keepdim=True),
+    "counted": lambda m, y: y * torch.ones_like(y).cumsum(1),
+    "padded": lambda m, y: y * F.pad(torch.ones(1, width(y) - 2).to(y), (1, 1)),
+    "triangle": lambda m, y: y * torch.ones(width(y), width(y)).to(y).tril()[1],
+    "pooled ones": lambda m, y: y * F.avg_pool1d(torch.ones(1, 1, width(y)).to(y), 3, 1, 1)[0],
+    "rows of a table": lambda m, y: y + m.table[width(y) : width(y) + len(y)],
+    "word of a width": lambda m, y: y + m.words(torch.tensor([width(y)])),
+    "stacked, sliced": lambda m, y: m.b(y) * torch.stack([y, y * m.b(y)], 1).flatten(1)[:, 8:].mean(1, keepdim=True),
+    "index of units": lambda m, y: m.b(y) + m.words((y.abs() * 2).long().clamp(0, 3)).mean(1),
+    "table by units": lambda m, y: m.b(y) + m.table[(y.abs() * 2).long().clamp(0, 3)].mean(1),
+    "weight's values": lambda m, y: m.b(y) * m.head.weight[0],
+    "seeded numbers": lambda m, y: y * torch.randn(width(y), generator=torch.Generator().manual_seed(0)).to(y),
+    "masked": lambda m, y: m.b(y) * y[y > 0].sum(),
+}
+
+TOKENS: dict[str, Callable[[Between, Tensor], Tensor]] = {
+    "steps of a width": lambda m, y: y * torch.arange(0, 6 * width(y), width(y))[:, None],
+    "token by width": lambda m, y: y[:, width(y) // 8],
+    "number of tokens by width": lambda m, y: y[:, : width(y) // 4].mean(1),
+    "shift by width": lambda m, y: y * 2 + y.roll(width(y) // 8, 1) * (torch.arange(6)[:, None] > 2),
+    "token of flattened": lambda m, y: m.b(y[:, 0]) * y.flatten(1)[:, 8:16].mean(1, keepdim=True),
+}
+
+
+def check(model: nn.Module, x: Tensor) -> None:
+    for factor in (1.5, 2):
+        try:
+            student = net2net.plan_widen(model, x, factor, seed=1).apply(model)
+        except ValueError as refused:
+            assert "nothing was widened" in str(refused)  # noqa: PT017 -- either is right
+            continue
+        for training in (False, True):
+            assert net2net.verify(model.train(training), student.train(training), x).max_rel < EXACT
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+def test_vectors(kind: str) -> None:
+    torch.manual_seed(0)
+    check(Between(VECTORS[kind]).double().eval(), torch.randn(4, 5).double())
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+def test_tokens(kind: str) -> None:
+    torch.manual_seed(0)
+    check(Between(TOKENS[kind]).double().eval(), torch.randn(2, 6, 5).double())
+
+
+@pytest.mark.parametrize("steps", [8, 1])
+def test_rolled_places(steps: int) -> None:
+    torch.manual_seed(0)
+    model = Between(lambda m, y: torch.stack([y, y * m.b(y)], 1).flatten(1).roll(steps, 1), 16)
+    check(model.double().eval(), torch.randn(4, 5).double())
+
+
+def test_a_number_that_is_returned() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, int]:
+            y = self.a(x)
+            return self.head(y), y.shape[1]
+
+    with pytest.raises(ValueError, match="nothing was widened"):
+        net2net.plan_widen(Two(), torch.randn(2, 5), 2)
+
+
+def test_an_index_that_is_data() -> None:
+    """Which units are taken is not known from one example."""
+
+    class Gather(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor, index: Tensor) -> Tensor:
+            y = self.a(x)
+            return self.head(self.b(y) * y.gather(1, index).mean(1, keepdim=True))
+
+    torch.manual_seed(0)
+    model, x = Gather().double().eval(), torch.randn(4, 5).double()
+    student = net2net.plan_widen(model, (x, torch.tensor([[0, 1]] * 4)), 2).apply(model)
+    other = torch.tensor([[5, 2], [7, 3], [1, 6], [4, 4]])
+    assert net2net.verify(model, student, (x, other)).max_rel < EXACT
+
+
+def test_a_split_weight_that_is_used_as_a_value() -> None:
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(5, 1), nn.Linear(1, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.b(self.a(x)) * self.b.weight[:, 0])
+
+    torch.manual_seed(0)
+    check(One().double().eval(), torch.randn(4, 5).double())
+
+
+def test_one_attribute_for_heads_and_tokens() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.k = 2
+            self.a, self.qkv, self.head = nn.Linear(5, 8), nn.Linear(8, 24), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            b, n, _ = x.shape
+            q, k, v = self.qkv(self.a(x)).view(b, n, 3, self.k, 4).permute(2, 0, 3, 1, 4)
+            y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            return self.head(y[:, : self.k].mean(1))
+
+    torch.manual_seed(0)
+    check(Both().double().eval(), torch.randn(2, 6, 5).double())
+
+
+def test_rotary_embedding_by_complex_numbers() -> None:
+    class Rotary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+            self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+
+        def turned(self, q: Tensor) -> Tensor:
+            angle = torch.outer(torch.arange(q.shape[1]).double(), torch.tensor([1.0, 0.1]).double())
+            pairs = torch.view_as_complex(q.reshape(*q.shape[:-1], -1, 2))
+            return torch.view_as_real(pairs * torch.polar(torch.ones_like(angle), angle)[:, None]).flatten(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            q, k, v = (f(y).view(*y.shape[:2], -1, 4) for f in (self.q, self.k, self.v))
+            q, k, v = (t.transpose(1, 2) for t in (self.turned(q), self.turned(k), v))
+            w = (q @ k.transpose(2, 3)).softmax(-1)
+            return self.head(y + self.o((w @ v).transpose(1, 2).flatten(2)))
+
+    torch.manual_seed(0)
+    check(Rotary().double().eval(), torch.randn(2, 6, 5).double())
