@@ -1,0 +1,47 @@
+"""The table of what can be widened: its script, on one model and on made-up records."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+
+import coverage as coverage_script
+
+ROOT = Path(__file__).parent.parent
+
+
+def record(model: str, **changes: object) -> dict[str, object]:
+    usual = {
+        "model": model, "parameters": 1000, "share": 1.0, "growth": 2.1, "eval": 1e-15, "train": 1e-14, "seconds": 0.5,
+        "changes": 0, "skipped": [],
+    }  # fmt: skip
+    return {**usual, **changes}
+
+
+def test_report_tells_of_failures() -> None:
+    text = coverage_script.report(
+        [
+            record("a"),
+            record("b", share=0.5, skipped=[["conv", 3, "no rule | for x"]], train="ValueError: odd"),
+            {"model": "c", "error": "took more than 10 s"},
+            record("d", eval=1.0),
+        ]
+    )
+    assert "4 models" in text
+    assert "2 exact" in text
+    assert "1 not widened" in text
+    assert "| c | | | | | | | took more than 10 s |" in text
+    assert "conv and others: no rule / for x" in text
+
+
+def test_a_model_of_a_zoo() -> None:
+    pytest.importorskip("torchvision")
+    command = [sys.executable, str(ROOT / "bench" / "coverage.py"), "torchvision", "--one", "squeezenet1_1"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(ran.stdout.splitlines()[-1])
+    assert found["eval"] < 1e-9
+    assert found["share"] == 1.0
