@@ -108,7 +108,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def outputs_of(plan: Any, model: nn.Module, found: Any) -> float:
+def share_widened(plan: Any, model: nn.Module, found: Any) -> float:
     """The share of units of convolutions and linear layers that are widened, of those that are not the network's
     outputs."""
     fixed = {layer for group in found for layer in group.layers if group.output}
@@ -135,7 +135,7 @@ def examine(library: str, name: str) -> dict[str, Any]:
     start = time.perf_counter()
     plan, found = plan_and_groups(model, x, FACTOR)
     record["seconds"] = round(time.perf_counter() - start, 2)
-    record["share"] = round(outputs_of(plan, model, found), 4)
+    record["share"] = round(share_widened(plan, model, found), 4)
     record["changes"] = len(plan.changes)
     record["skipped"] = [[s.layers[0], len(s.layers), s.reason[:300]] for s in plan.skipped]
     student = plan.apply(model)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from net2net.layout import ranks
-from net2net.units import FIXED, DisjointSets
+from net2net.units import DisjointSets
 from torch import Tensor, nn
 from zoo import NETWORKS, Attention, Network, VisionTransformer
 
@@ -65,8 +65,7 @@ def test_gradients_follow_the_law(network: Network) -> None:
         if p.grad is None:
             continue
         expected = grown.state[p]["momentum_buffer"]
-        largest = expected.abs().max().clamp_min(1e-12)
-        assert ((p.grad - expected).abs().max() / largest).item() < 1e-8 or expected.abs().max() < 1e-12, name
+        assert (p.grad - expected).abs().max() <= 1e-8 * expected.abs().max() + 1e-14, name
 
 
 @pytest.mark.parametrize("split", ["uniform", "dyadic"])
@@ -211,7 +210,6 @@ def test_disjoint_sets() -> None:
     assert (first, len(sets)) == (6, 2006)
     sets.join(np.arange(6, 2005), np.arange(7, 2006))
     assert set(sets.roots(np.arange(6, 2006)).tolist()) == {6}
-    assert FIXED == 1
 
 
 def test_ranks_count_earlier_equals() -> None:

@@ -16,7 +16,7 @@ PLAIN = (bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.de
 
 
 #: What every module holds: parameters, buffers, children, hooks.
-_OWN = frozenset(vars(nn.Module()))
+OWN = frozenset(vars(nn.Module()))
 
 
 def leaves(returned: Any) -> Iterator[Any]:
@@ -46,7 +46,7 @@ def kept(model: nn.Module) -> Iterator[Tensor]:
     there for others to read."""
     for module in model.modules():
         for name, value in vars(module).items():
-            if name in _OWN:
+            if name in OWN:
                 continue
             if isinstance(value, Tensor):
                 yield value

@@ -16,12 +16,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from net2net.outputs import OWN
 from net2net.skeleton import each_module
 from net2net.student import Student
 from net2net.trace import TraceError
-
-#: What every module holds itself.
-_OWN = frozenset(vars(nn.Module()))
 
 #: Modules of torch that keep a width which no weight of theirs tells.
 _ALSO = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.Unflatten)
@@ -48,10 +46,9 @@ def attach(model: nn.Module, context: Student) -> list[Change]:
     which changes are added."""
     changes: list[Change] = []
     helped: set[tuple[type, str]] = set()
-    torch_own = nn.Module.__module__.split(".")[0] + "."
     seen = {id(m): name for name, m in reversed(list(model.named_modules()))}
     for module in each_module(model):
-        if _attributes(module) and (isinstance(module, _ALSO) or not type(module).__module__.startswith(torch_own)):
+        if _attributes(module) and (isinstance(module, _ALSO) or not type(module).__module__.startswith("torch.")):
             module.forward = _guarded(module, seen[id(module)], context, changes, helped)
     return changes
 
@@ -108,7 +105,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(module).items()
-        if name not in _OWN
+        if name not in OWN
         and (_is_int(value) or (isinstance(value, tuple | list) and value and all(map(_is_int, value))))
     }
 

@@ -46,12 +46,10 @@ def plan_widen(
         width: the factor by which the number of units grows; or a mapping from module names or patterns to factors
             (float) or numbers of units (int), which then names the layers to widen.
         layers: names or shell-style patterns of the layers to widen (with what must be widened along); None: all.
-        mapping: how replicas are chosen: `"random"` (the paper), `"balanced"` (all units as equally often as possible)
-        or
-            `"importance"` (those with the largest activations on `example_inputs` first).
+        mapping: how replicas are chosen: `"random"` (the paper), `"balanced"` (all units equally often, as far as
+            possible) or `"importance"` (those with the largest activations on `example_inputs` first).
         split: how replicas share their unit's outgoing weights: `"uniform"` (1/r, the paper), `"dyadic"` (powers of
-        two,
-            exact in every format) or `"random"` (convex). What a norm averages over is shared uniformly in any case.
+            two, exact in every format) or `"random"` (convex). What a norm averages over is shared uniformly in any case.
         noise: `"cancelling"` perturbs the outgoing weights of replicas so that the function stays exactly the same and
             yet replicas learn apart; `"paper"` perturbs the incoming weights of all copies but the first (the function
             changes slightly); `"none"`.
