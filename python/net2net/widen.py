@@ -49,7 +49,7 @@ def plan_widen(
         mapping: how replicas are chosen: `"random"` (the paper), `"balanced"` (all units equally often, as far as
             possible) or `"importance"` (those with the largest activations on `example_inputs` first).
         split: how replicas share their unit's outgoing weights: `"uniform"` (1/r, the paper), `"dyadic"` (powers of
-            two, exact in every format) or `"random"` (convex). What a norm averages over is shared uniformly in any case.
+            two, exact in every format) or `"random"` (convex). What a norm averages over is shared uniformly.
         noise: `"cancelling"` perturbs the outgoing weights of replicas so that the function stays exactly the same and
             yet replicas learn apart; `"paper"` perturbs the incoming weights of all copies but the first (the function
             changes slightly); `"none"`.
