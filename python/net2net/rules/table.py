@@ -132,18 +132,9 @@ def refuse(context: Context, func: Any, args: Any, kwargs: Any, out: Any, why: s
         inside = np.unique(ids_of(compact(context.of(t)).numpy()))
         state = mix(state, np.array(total(mix(seed("in"), inside))))
     for i, t in enumerate(tensors(out)):
-        made = context.make(("opaque", i), [_interned(context, state)], tied=[False])
-        context.set(t, _pinned(context, made))
-
-
-def _interned(context: Context, state: Any) -> np.ndarray:
-    return context.signature(np.atleast_1d(np.asarray(state, dtype=np.uint64)), np.zeros(0, dtype=np.int64))
-
-
-def _pinned(context: Context, made: np.ndarray) -> np.ndarray:
-    """These values are fixed in number."""
-    context.units.adopt(ids_of(made), FIXED)
-    return made.reshape(())
+        made = context.units.intern(np.atleast_1d(mix(state, np.array(i))))
+        context.units.adopt(made, FIXED)
+        context.set(t, made.reshape(()))
 
 
 def tensors(tree: Any) -> list[Tensor]:
