@@ -48,7 +48,7 @@ def test_data_in_several_batches_gives_the_pooled_statistics() -> None:
         x = torch.cat([model[:3](b) for b in batches])
     expected = {"mean": x.mean((0, 2, 3)), "var": x.var((0, 2, 3), correction=0)}
     for what, values in expected.items():
-        actual = torch.tensor(getattr(plan.insertions[0], what), dtype=torch.float64)
+        actual = torch.tensor(getattr(plan.insertions[0], what)[0], dtype=torch.float64)
         torch.testing.assert_close(actual, values, rtol=1e-12, atol=1e-12)
     assert net2net.verify(model.eval(), plan.apply(model), batches[1]).max_rel < EXACT
 
@@ -119,11 +119,11 @@ def test_narrow_dtypes(dtype: torch.dtype) -> None:
 def test_activations_that_are_not_idempotent_are_refused() -> None:
     model, x = EXAMPLES["mlp"].build()
     with pytest.raises(ValueError, match="tanh is not idempotent"):
-        net2net.plan_deepen(model, x)
+        net2net.plan_deepen(model, x, method="identity")
     with pytest.raises(ValueError, match=r"after \(='3'\).*gelu is not idempotent"):
-        net2net.plan_deepen(model, x, after="3")
+        net2net.plan_deepen(model, x, after="3", method="identity")
     mixed = nn.Sequential(nn.Linear(4, 5), nn.SiLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2))
-    plan = net2net.plan_deepen(mixed, torch.randn(2, 4))
+    plan = net2net.plan_deepen(mixed, torch.randn(2, 4), method="identity")
     assert [i.module for i in plan.insertions] == ["3"]
     assert "silu is not idempotent" in plan.skipped[0].reason
 

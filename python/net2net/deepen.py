@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from net2net.deepen_plan import DeepenPlan, Insertion
+from net2net.activations import MAXIMA
+from net2net.blocks import Repetition, find_blocks
+from net2net.deepen_plan import DeepenPlan
 from net2net.moments import site_moments
+from net2net.new_layers import FACTORS, Insertion
 from net2net.operations import operations
 from net2net.plan import Inventory, Skipped
 from net2net.sites import Site, find_sites
@@ -20,7 +24,12 @@ from net2net.skeleton import own_random_state, skeleton
 from net2net.trace import Inputs, call
 from net2net.verify import check_growth
 
-METHODS = ("auto", "identity")
+#: What a plan holds per place.
+Place = Insertion | Repetition
+
+METHODS = ("auto", "identity", "paired", "maxout", "residual")
+
+_KINDS = {"identity": "an identity layer", "residual": "a copy of a block"}
 
 KernelSize = int | tuple[int, ...] | list[tuple[int, ...]] | None
 
@@ -34,74 +43,69 @@ def plan_deepen(
     method: str = "auto",
     seed: int = 0,
     kernel_size: KernelSize = None,
+    factor: str = "orthogonal",
+    pieces: int = 2,
 ) -> DeepenPlan:
-    """Plans where to insert identity layers into `model`; nothing is changed yet.
+    """Plans where to insert new layers into `model`; nothing is changed yet.
 
-    A layer is inserted next to an idempotent activation (ReLU, ReLU6, Hardtanh): a convolution with an identity kernel
-    (a linear layer after a linear layer), batch normalisation that is undone where the site has one, and the
-    activation.
+    What is inserted depends on the method:
+
+    - `"identity"` (Chen et al., ICLR 2016, section 2.4): next to an idempotent activation (ReLU, ReLU6, Hardtanh), a
+      convolution with an identity kernel (a linear layer after a linear layer), batch normalisation that is undone
+      where the place has one, and the activation.
+    - `"paired"`: before the layer that an activation phi follows, for ReLU, GELU, SiLU, Hardswish, LeakyReLU, PReLU and
+      Softplus, a hidden layer of twice the channels, phi([Q; -Q] x), and a linear layer 1/kappa [Q^-1, -Q^-1] behind
+      it, for an invertible matrix Q: their product is the identity, since phi(x) - phi(-x) = kappa x.
+    - `"maxout"`: behind a module, a convolution with an identity kernel whose every row is there `pieces` times, and
+      the largest of each.
+    - `"residual"`: a residual block is followed by copies of itself whose last parameters are zero.
 
     Args:
         model: any module; a copy is run, the module itself is not touched.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments for its forward.
-        after: names or shell-style patterns of modules whose output is, or goes into, such an activation; None: every
-            place.
-        count: layers per place.
+        after: names or shell-style patterns of modules whose output is, or goes into, an activation (for `"paired"`
+            also of the convolution or linear layer that it follows; for `"residual"` of blocks); None: every place.
+        count: layers, or blocks, per place.
         data: batches of inputs (each like `example_inputs`) on which the new normalisations' statistics are taken, with
             the network in train mode. Then the student equals the teacher in train mode too, on a batch of these
             statistics. Without data only eval mode is exact.
-        method: `"identity"`, or `"auto"`, which is the same today.
-        seed: unused by identity layers, which have nothing random.
+        method: one of those above; `"auto"` is `"identity"` where the activation is idempotent, else `"paired"`.
+        seed: of the random factors Q.
         kernel_size: of the new convolutions, odd: an int, a tuple, or a list of tuples that the layers of a place take
             in turn;
-            None: that of the convolution before the place.
+            None: that of the convolution at the place.
+        factor: Q is a random `"orthogonal"` matrix, uniformly distributed, or the `"identity"`.
+        pieces: of maxout.
 
     Returns:
-        A plan. `plan.skipped` lists places left alone, with reasons.
+        A plan. `plan.skipped` lists places left alone, with reasons: sigmoid, tanh, ELU, SELU, CELU and Mish have
+        neither property, for example.
 
     Raises:
-        ValueError: for a bad argument, by name and value; for a name that fits no place, or a place where no identity
+        ValueError: for a bad argument, by name and value; for a name that fits no place, or a place where no such
             layer can stand; if there is no place at all.
     """
-    _check_arguments(count, method, seed, kernel_size)
+    _check_arguments(count, method, seed, kernel_size, factor, pieces)
     if data is not None and (isinstance(data, Tensor | dict) or not isinstance(data, Iterable)):
         raise TypeError(f"data (={type(data).__name__}) must be an iterable of batches, each like example_inputs")
     patterns = [after] if isinstance(after, str) else None if after is None else list(after)
-    insertions: dict[str, Insertion] = {}
-    skipped = []
-    matched: set[str] = set()
-    for site in find_sites(model, example_inputs):
-        names = [n for n in site.names if patterns is None or any(fnmatch.fnmatchcase(n, p) for p in patterns)]
-        if not names and (patterns is not None or site.names):
-            continue
-        matched.update(p for p in patterns or [] for n in names if fnmatch.fnmatchcase(n, p))
-        reason, insertion = _insertion(model, site, names, count, kernel_size)
-        if insertion is None:
-            literal = [n for n in names if patterns is not None and n in patterns]
-            if literal:
-                raise ValueError(f"after (={literal[0]!r}): {reason}")
-            skipped.append(
-                Skipped(names or [site.layer or "(input)"], site.shape[1] if len(site.shape) > 1 else 0, reason)
-            )
-        elif insertion.module in insertions:
-            skipped.append(Skipped([insertion.module], insertion.channels, "a layer is inserted there already"))
-        else:
-            insertions[insertion.module] = insertion
-    for pattern in patterns or []:
-        if pattern not in matched:
-            raise ValueError(f"after (={pattern!r}) fits no module whose output is, or goes into, an activation")
-    for module, reason in _refused(model, example_inputs, list(insertions.values())).items():
+    choice = _Choice(model, count, method, seed, kernel_size, factor, pieces)
+    find = _find_blocks if method == "residual" else _find_insertions
+    places, skipped = find(choice, example_inputs, patterns)
+    for module, reason in _refused(model, example_inputs, list(places.values())).items():
         if patterns is not None and module in patterns:
             raise ValueError(f"after (={module!r}): {reason}")
-        skipped.append(Skipped([module], insertions.pop(module).channels, reason))
-    if not insertions:
+        skipped.append(Skipped([module], getattr(places.pop(module), "channels", 0), reason))
+    if not places:
         raise ValueError(
-            "there is no place for an identity layer" + (f"; for example, {skipped[0]}" if skipped else "")
+            f"there is no place for {_KINDS.get(method, 'a new layer')}"
+            + (f"; for example, {skipped[0]}" if skipped else "")
         )
-    found = list(insertions.values())
+    insertions = [p for p in places.values() if isinstance(p, Insertion)]
     if data is not None:
-        found = site_moments(model, found, data)
-    return DeepenPlan(Inventory.of(model), skipped, found)
+        insertions = site_moments(model, insertions, data)
+    repetitions = [p for p in places.values() if isinstance(p, Repetition)]
+    return DeepenPlan(Inventory.of(model), skipped, insertions, repetitions)
 
 
 def deepen(
@@ -113,6 +117,8 @@ def deepen(
     method: str = "auto",
     seed: int = 0,
     kernel_size: KernelSize = None,
+    factor: str = "orthogonal",
+    pieces: int = 2,
 ) -> nn.Module:
     """A deeper model that computes the same function.
 
@@ -127,18 +133,93 @@ def deepen(
         ValueError: as `plan_deepen`.
         RuntimeError: if the student's outputs differ from the teacher's by more than rounding explains.
     """
-    student = plan_deepen(model, example_inputs, after, count, data, method, seed, kernel_size).apply(model)
+    plan = plan_deepen(model, example_inputs, after, count, data, method, seed, kernel_size, factor, pieces)
+    student = plan.apply(model)
     check_growth(model, student, example_inputs)
     return student
 
 
-def _refused(model: nn.Module, example_inputs: Inputs, insertions: list[Insertion]) -> dict[str, str]:
+@dataclass(frozen=True)
+class _Choice:
+    """What the caller wants."""
+
+    model: nn.Module
+    count: int
+    method: str
+    seed: int
+    kernel_size: KernelSize
+    factor: str
+    pieces: int
+
+
+def _matching(names: Sequence[str], patterns: Sequence[str] | None) -> list[str]:
+    return [n for n in names if patterns is None or any(fnmatch.fnmatchcase(n, p) for p in patterns)]
+
+
+def _check_all_matched(patterns: Sequence[str] | None, names: Iterable[str], what: str) -> None:
+    names = list(names)
+    for pattern in patterns or []:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(f"after (={pattern!r}) fits no {what}")
+
+
+def _find_insertions(
+    choice: _Choice, example_inputs: Inputs, patterns: list[str] | None
+) -> tuple[dict[str, Place], list[Skipped]]:
+    """The places for layers next to activations, and those left alone."""
+    insertions: dict[str, Place] = {}
+    skipped = []
+    matched: list[str] = []
+    for site in find_sites(choice.model, example_inputs):
+        if site.operation in MAXIMA and choice.method != "maxout":
+            continue
+        paired = choice.method == "paired" or (choice.method == "auto" and _pairs_only(site))
+        offered = [*site.names, site.layer] if paired and site.layer not in (None, *site.names) else site.names
+        names = _matching([n for n in offered if n], patterns)
+        if not names and (patterns is not None or site.names):
+            continue
+        matched += names
+        reason, insertion = _insertion(choice, site, names, paired)
+        if insertion is None:
+            literal = [n for n in names if patterns is not None and n in patterns]
+            if literal:
+                raise ValueError(f"after (={literal[0]!r}): {reason}")
+            units = site.shape[1] if len(site.shape) > 1 else 0
+            skipped.append(Skipped(names or [site.layer or "(input)"], units, reason))
+        elif insertion.module in insertions:
+            skipped.append(Skipped([insertion.module], insertion.channels, "a layer is inserted there already"))
+        else:
+            insertions[insertion.module] = insertion
+    _check_all_matched(patterns, matched, "module whose output is, or goes into, an activation")
+    return insertions, skipped
+
+
+def _find_blocks(
+    choice: _Choice, example_inputs: Inputs, patterns: list[str] | None
+) -> tuple[dict[str, Place], list[Skipped]]:
+    """The residual blocks, and those left alone."""
+    found, refused = find_blocks(choice.model, example_inputs, choice.count)
+    for name, reason in refused.items():
+        if patterns is not None and name in patterns:
+            raise ValueError(f"after (={name!r}): {reason}")
+    names = [block.module for block in found]
+    _check_all_matched(patterns, [*names, *refused], "module that adds what it computes to what it is given")
+    skipped = [Skipped([name], 0, refused[name]) for name in _matching(list(refused), patterns)]
+    wanted = set(_matching(names, patterns))
+    return {block.module: block for block in found if block.module in wanted}, skipped
+
+
+def _pairs_only(site: Site) -> bool:
+    return site.activation is not None and not site.activation.idempotent
+
+
+def _refused(model: nn.Module, example_inputs: Inputs, places: list[Place]) -> dict[str, str]:
     """The modules that the user's code does not let be wrapped (it reads their parameters instead of calling them, say,
     or asks of what class they are), each with the reason."""
     usual = operations(skeleton(model, lambda _name, t: t.shape), example_inputs)
-    if _objection(model, example_inputs, insertions, usual) is None:
+    if _objection(model, example_inputs, places, usual) is None:
         return {}
-    alone = {i.module: _objection(model, example_inputs, [i], usual) for i in insertions}
+    alone = {i.module: _objection(model, example_inputs, [i], usual) for i in places}
     return {
         module: f"the model does not run the same with this module wrapped: {objection}"
         for module, objection in alone.items()
@@ -146,11 +227,12 @@ def _refused(model: nn.Module, example_inputs: Inputs, insertions: list[Insertio
     }
 
 
-def _objection(model: nn.Module, example_inputs: Inputs, insertions: list[Insertion], usual: list[str]) -> str | None:
+def _objection(model: nn.Module, example_inputs: Inputs, places: list[Place], usual: list[str]) -> str | None:
     """Runs an empty copy of the student, just as the user would, and again with an eye on its operations: beside those
     of the new layers, they must be the `usual` ones."""
     copy = skeleton(model, lambda _name, t: t.shape)
-    plan = DeepenPlan(Inventory.of(model), [], insertions)
+    insertions = [p for p in places if isinstance(p, Insertion)]
+    plan = DeepenPlan(Inventory.of(model), [], insertions, [p for p in places if isinstance(p, Repetition)])
     try:
         with torch.no_grad(), own_random_state(copy):
             plan._finish(copy)
@@ -161,13 +243,17 @@ def _objection(model: nn.Module, example_inputs: Inputs, insertions: list[Insert
     return None if seen == usual else "its code takes another way"
 
 
-def _check_arguments(count: int, method: str, seed: int, kernel_size: KernelSize) -> None:
+def _check_arguments(count: int, method: str, seed: int, kernel_size: KernelSize, factor: str, pieces: int) -> None:
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"count (={count!r}) must be a positive integer")
     if method not in METHODS:
         raise ValueError(f"method (={method!r}) must be one of {', '.join(map(repr, METHODS))}")
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ValueError(f"seed (={seed!r}) must be an integer in [0, 2**63)")
+    if factor not in FACTORS:
+        raise ValueError(f"factor (={factor!r}) must be one of {', '.join(map(repr, FACTORS))}")
+    if not isinstance(pieces, int) or isinstance(pieces, bool) or pieces < 2:
+        raise ValueError(f"pieces (={pieces!r}) must be an integer of at least 2")
     sizes = kernel_size if isinstance(kernel_size, list) else [kernel_size]
     if not sizes:
         raise ValueError("kernel_size (=[]) names no sizes")
@@ -179,40 +265,75 @@ def _check_arguments(count: int, method: str, seed: int, kernel_size: KernelSize
                 )
 
 
-def _insertion(
-    model: nn.Module, site: Site, names: list[str], count: int, kernel_size: KernelSize
-) -> tuple[str, Insertion | None]:
+def _insertion(choice: _Choice, site: Site, names: list[str], paired: bool) -> tuple[str, Insertion | None]:
     """The insertion at a site, or the reason why there is none."""
-    if site.activation is None:
-        return f"the activation {site.operation} is not idempotent: phi(phi(x)) differs from phi(x)", None
-    if not names:
-        return "neither the input nor the output of this activation is the output of a module that is run once", None
+    method = "paired" if paired else "maxout" if choice.method == "maxout" else "identity"
+    activation = site.activation
+    if method != "maxout" and (activation is None or not (activation.kappa if paired else activation.idempotent)):
+        lacking = {
+            "auto": "is not idempotent, nor is phi(x) - phi(-x) a multiple of x",
+            "identity": "is not idempotent: phi(phi(x)) differs from phi(x)",
+            "paired": "does not carry numbers in pairs: phi(x) - phi(-x) is no multiple of x",
+        }
+        return f"the activation {site.operation} {lacking[choice.method]}", None
     if site.layer is None:
         return "no convolution or linear layer is run before this activation", None
-    layer = model.get_submodule(site.layer)
+    if not names:
+        return "neither the input nor the output of this activation is the output of a module that is run once", None
+    layer = choice.model.get_submodule(site.layer)
+    norm = choice.model.get_submodule(site.norm) if site.norm is not None and method != "maxout" else None
+    dims = len(layer.kernel_size) if isinstance(layer, _ConvNd) else 0
+    if paired:
+        reason, channels, groups = _before(layer)
+    else:
+        reason, channels, groups = _behind(layer, site)
+    if reason:
+        return reason, None
+    if isinstance(norm, _BatchNorm) and not dims and len(site.shape) != 2:
+        return "batch normalisation of a sequence of features", None
+    eps, momentum = (norm.eps, norm.momentum) if isinstance(norm, _BatchNorm) else (1e-5, 0.1)
+    return "", Insertion(
+        site.layer if paired else names[0],
+        method,
+        None if method == "maxout" else activation,
+        channels,
+        _sizes(layer, dims, choice.count, choice.kernel_size),
+        site.layer,
+        leading=method == "identity" and names[0] not in site.after,
+        groups=groups,
+        norm=site.norm if norm is not None else None,
+        eps=eps,
+        momentum=momentum,
+        factor=choice.factor,
+        seed=choice.seed,
+        pieces=choice.pieces,
+    )
+
+
+def _before(layer: nn.Module) -> tuple[str, int, int]:
+    """Why no layer can stand before this one; its input's channels, and their groups."""
+    if isinstance(layer, _ConvNd):
+        return "", layer.in_channels, layer.groups
+    return "", cast(nn.Linear, layer).in_features, 1
+
+
+def _behind(layer: nn.Module, site: Site) -> tuple[str, int, int]:
+    """Why no layer of this one's kind can stand at the activation that comes behind it; the channels there, and their
+    groups."""
     dims = len(layer.kernel_size) if isinstance(layer, _ConvNd) else 0
     rank = len(site.shape)
     if dims and rank != dims + 2:
-        return f"the activation's input has {rank} dimensions, but the layer before, {site.layer}, is {dims}-D", None
+        return f"the activation's input has {rank} dimensions, but the layer before, {site.layer}, is {dims}-D", 0, 1
     channels = site.shape[1] if dims else site.shape[-1]
     width = layer.out_channels if isinstance(layer, _ConvNd) else cast(nn.Linear, layer).out_features
     if not dims and rank < 2:
-        return "the activation's input has no batch dimension", None
+        return "the activation's input has no batch dimension", 0, 1
     if not dims and width != channels:
-        return (
-            f"the activation's last dimension is {channels}, but the layer before, {site.layer}, has {width} units",
-            None,
-        )
-    norm = model.get_submodule(site.norm) if site.norm is not None else None
-    if isinstance(norm, _BatchNorm) and not dims and rank != 2:
-        return "batch normalisation of a sequence of features", None
-    eps, momentum = (norm.eps, norm.momentum) if isinstance(norm, _BatchNorm) else (1e-5, 0.1)
-    sizes = _sizes(layer, dims, count, kernel_size)
-    leading = names[0] not in site.after
-    activation = _spelled(site.activation)
-    return "", Insertion(
-        names[0], leading, activation, channels, sizes, site.layer, site.norm, eps, momentum
-    )  # fmt: skip
+        reason = f"the activation's last dimension is {channels}, but the layer before, {site.layer}, has {width} units"
+        return reason, 0, 1
+    # A depthwise convolution is followed by another one, a grouped one likewise.
+    groups = layer.groups if isinstance(layer, _ConvNd) and width == channels else 1
+    return "", channels, groups
 
 
 def _sizes(layer: nn.Module, dims: int, count: int, kernel_size: KernelSize) -> list[tuple[int, ...]]:
@@ -229,9 +350,3 @@ def _sizes(layer: nn.Module, dims: int, count: int, kernel_size: KernelSize) -> 
         if len(choice) != dims:
             raise ValueError(f"kernel_size (={kernel_size!r}) must have {dims} numbers for the {dims}-D layers here")
     return [choices[i % len(choices)] for i in range(count)]
-
-
-def _spelled(activation: nn.Module) -> tuple[str, dict[str, Any]]:
-    if type(activation) is nn.Hardtanh:
-        return "Hardtanh", {"min_val": activation.min_val, "max_val": activation.max_val}
-    return type(activation).__name__, {}

@@ -1,88 +1,67 @@
-"""DeepenPlan: a deepening step as data, and the layers that it makes."""
+"""DeepenPlan: a deepening step as data."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
-from n2n_kernels import identity_
+from net2net import activations, new_layers
+from net2net.activations import Activation
+from net2net.blocks import Repetition
 from net2net.launches import Entry, Law
+from net2net.modules import Chain
+from net2net.new_layers import Insertion
 from net2net.plan import GrowthPlan, Inventory, Skipped
-
-CONVOLUTIONS: dict[int, type[_ConvNd]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-NORMS: dict[int, type[_BatchNorm]] = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 #: The wrapped module's name within the module that takes its place.
 LAYER = "layer"
-
-
-@dataclass(frozen=True)
-class Insertion:
-    """Identity layers at one site.
-
-    Attributes:
-        module: the module that is wrapped, with the new layers behind it.
-        leading: True where the activation stands before each new layer (the wrapped module's output is the input of the
-            existing activation), False where it stands behind (it is its output).
-        activation: class name and arguments of the activation, of `torch.nn`.
-        channels: of the site.
-        kernel_sizes: per new layer; `()` for a linear layer.
-        layer: the convolution or linear layer before the site, whose optimizer options the new layers take.
-        norm: the batch normalisation before the site whose settings the new ones take; None: the new layers have none.
-        eps, momentum: of that normalisation.
-        mean, var: statistics of the site, which the new normalisations undo; None: 0 and 1.
-    """
-
-    module: str
-    leading: bool
-    activation: tuple[str, dict[str, Any]]
-    channels: int
-    kernel_sizes: list[tuple[int, ...]]
-    layer: str
-    norm: str | None = None
-    eps: float = 1e-5
-    momentum: float | None = 0.1
-    mean: list[float] | None = None
-    var: list[float] | None = None
-
-    def names(self) -> list[str]:
-        """The names of the new layers in the student (one module each: the layer, its norm, its activation)."""
-        return [f"grown{i}" for i in range(len(self.kernel_sizes))]
 
 
 class DeepenPlan(GrowthPlan):
     """A deepening step.
 
     Attributes:
-        insertions: the sites, and what is inserted there.
-        inserted: names, in the student, of the new layers: modules with `conv` or `linear`, perhaps `norm`, and `act`.
+        insertions: the places, and what is inserted there.
+        repetitions: the residual blocks that are repeated.
+        inserted: names, in the student, of the new layers and blocks.
     """
 
     kind = "deepen"
 
-    def __init__(self, inventory: Inventory, skipped: list[Skipped], insertions: list[Insertion]) -> None:
+    def __init__(
+        self,
+        inventory: Inventory,
+        skipped: list[Skipped],
+        insertions: list[Insertion],
+        repetitions: list[Repetition] | None = None,
+    ) -> None:
         super().__init__(inventory, skipped)
         self.insertions = insertions
-        self._wrapped = {i.module for i in insertions}
+        self.repetitions = repetitions or []
+        self._places: list[Insertion | Repetition] = [*self.insertions, *self.repetitions]
+        self._wrapped = {p.module for p in self._places}
 
     @property
     def inserted(self) -> list[str]:
-        return [f"{self._renamed(i.module, own=True)}.{name}" for i in self.insertions for name in i.names()]
+        return [f"{self._renamed(p.module, own=True)}.{name}" for p in self._places for name in p.names()]
 
     def summary(self) -> str:
         layers = sum(len(i.kernel_sizes) for i in self.insertions)
-        lines = [f"deepen: {layers} new layers at {len(self.insertions)} places"]
-        width = max([len(i.module) for i in self.insertions], default=0)
+        blocks = sum(r.count for r in self.repetitions)
+        what = [f"{n} new {kind}" for n, kind in ((layers, "layers"), (blocks, "blocks")) if n]
+        lines = [f"deepen: {' and '.join(what)} at {len(self._places)} places"]
+        width = max([len(p.module) for p in self._places], default=0)
         for i in self.insertions:
             kernels = ", ".join("x".join(map(str, k)) if k else "linear" for k in i.kernel_sizes)
             exact = "" if i.norm is None else ", eval" if i.mean is None else ", eval and train"
-            lines.append(f"  {i.module:<{width}}  {i.channels:>5} channels: {kernels}{exact}")
+            activation = f" through {i.activation.name}" if i.method == "paired" and i.activation else ""
+            lines.append(f"  {i.module:<{width}}  {i.channels:>5} channels: {i.method} {kernels}{activation}{exact}")
+        for r in self.repetitions:
+            lines.append(f"  {r.module:<{width}}  {r.count} more, with zeros in {', '.join(r.zeroed)}")
         lines += [f"  left alone: {s}" for s in self.skipped]
         return "\n".join(lines)
 
@@ -93,25 +72,39 @@ class DeepenPlan(GrowthPlan):
         return Law()
 
     def _finish(self, student: nn.Module) -> None:
-        new: dict[str, nn.Module] = {}
         examples = {i.module: cast(Tensor, student.get_submodule(i.layer).weight) for i in self.insertions}
         # Inner modules first, so that a wrapped module may stand within another one.
-        for insertion in sorted(self.insertions, key=lambda i: i.module.count("."), reverse=True):
-            parent, _, child = insertion.module.rpartition(".")
+        for place in sorted(self._places, key=lambda p: p.module.count("."), reverse=True):
+            parent, _, child = place.module.rpartition(".")
             owner = student.get_submodule(parent)
             wrapped = getattr(owner, child)
-            example = examples[insertion.module]
-            layers = {
-                name: _layer(insertion, k, example)
-                for name, k in zip(insertion.names(), insertion.kernel_sizes, strict=True)
-            }
-            new.update({f"{insertion.module}.{name}": m for name, m in layers.items()})
-            box = nn.Sequential(OrderedDict({LAYER: wrapped, **layers}))
+            layers: dict[str, nn.Module] = {}
+            kind: type[nn.Module] = nn.Sequential
+            if isinstance(place, Insertion):
+                layers.update(new_layers.build(place, examples[place.module]))
+            else:
+                layers.update({name: place.copy_of(wrapped) for name in place.names()})
+                kind = Chain if place.several else nn.Sequential
+            before = isinstance(place, Insertion) and place.before
+            parts = {**layers, LAYER: wrapped} if before else {LAYER: wrapped, **layers}
+            box = kind(OrderedDict(parts))
             box.training = wrapped.training
             for layer in layers.values():
                 layer.train(wrapped.training)
             setattr(owner, child, box)
-        identity_([_weight_of(layer) for layer in new.values()])
+
+    def _fill(self, student: nn.Module) -> None:
+        new: list[tuple[Insertion, int, nn.Module]] = []
+        # Inner blocks first, for outer ones are copied with them.
+        for place in sorted(self._places, key=lambda p: p.module.count("."), reverse=True):
+            box = student.get_submodule(self._renamed(place.module, own=True))
+            layers = [box.get_submodule(name) for name in place.names()]
+            if isinstance(place, Insertion):
+                new += [(place, i, layer) for i, layer in enumerate(layers)]
+            else:
+                for layer in layers:
+                    place.fill(layer, box.get_submodule(LAYER))
+        new_layers.fill(new)
 
     def _renamed(self, name: str, own: bool = False) -> str:
         """A teacher name in the student; `own`: the name of the module that takes a wrapped module's place."""
@@ -128,93 +121,69 @@ class DeepenPlan(GrowthPlan):
         for insertion in self.insertions:
             box = self._renamed(insertion.module, own=True)
             # A computed weight (weight normalisation) is not in a state dict; any tensor tells dtype and device then.
-            example = tensors.get(f"{insertion.layer}.weight", next(iter(tensors.values())))
-            layers = [_layer(insertion, k, example) for k in insertion.kernel_sizes]
-            identity_([_weight_of(layer) for layer in layers])
-            for name, layer in zip(insertion.names(), layers, strict=True):
+            floating = (t for t in tensors.values() if t.is_floating_point())
+            example = tensors.get(f"{insertion.layer}.weight", next(floating, torch.zeros(())))
+            layers = new_layers.build(insertion, example)
+            new_layers.fill((insertion, i, layer) for i, layer in enumerate(layers.values()))
+            for name, layer in layers.items():
                 new.update({f"{box}.{name}.{key}": t for key, t in layer.state_dict().items()})
+        for repetition in self.repetitions:
+            box = self._renamed(repetition.module, own=True)
+            prefix = f"{repetition.module}."
+            own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+            for name in repetition.names():
+                for key, t in own.items():
+                    zero = key in repetition.zeroed
+                    new[f"{box}.{name}.{key}"] = torch.zeros_like(t) if zero else t.detach().clone()
         return new
 
     def _neighbours(self) -> dict[str, list[str]]:
         near = {}
         for insertion in self.insertions:
             box = self._renamed(insertion.module, own=True)
-            kind = "linear" if insertion.kernel_sizes[0] == () else "conv"
-            for name in insertion.names():
-                # Of the same kind if there is one, else the layer's weight: no new parameter may be left untrained.
-                for part, old in ((kind, insertion.layer), ("norm", insertion.norm)):
-                    for key in ("weight", "bias"):
-                        kin = [f"{old}.{key}", f"{old}.weight", f"{insertion.layer}.weight"]
-                        near[f"{box}.{name}.{part}.{key}"] = kin
+            layers = new_layers.build(insertion, torch.empty((), device="meta"))
+            # Whatever else a layer's weight is computed of.
+            others = [name for name in self.shapes if name.startswith(f"{insertion.layer}.")]
+            for name, layer in layers.items():
+                for key, _ in layer.named_parameters():
+                    # Of the same kind if there is one, else the layer's weight: no new parameter may be left untrained.
+                    part, _, leaf = key.partition(".")
+                    old = insertion.norm if part == "norm" else insertion.layer
+                    kin = [f"{old}.{leaf}", f"{old}.weight", f"{insertion.layer}.weight"]
+                    near[f"{box}.{name}.{key}"] = [*kin, *others]
+        for repetition in self.repetitions:
+            box = self._renamed(repetition.module, own=True)
+            own = [name for name in self.shapes if name.startswith(f"{repetition.module}.")]
+            for name in repetition.names():
+                for full in own:
+                    near[f"{box}.{name}.{full.removeprefix(f'{repetition.module}.')}"] = [full, *own]
         return near
 
+    # -- files -------------------------------------------------------------------------------------------------------
+
     def _body(self) -> dict[str, Any]:
-        return {"insertions": [asdict(i) for i in self.insertions]}
+        return {
+            "insertions": [asdict(i) for i in self.insertions],
+            "repetitions": [asdict(r) for r in self.repetitions],
+        }
 
     @classmethod
     def _from_body(cls, body: dict[str, Any], inventory: Inventory, skipped: list[Skipped]) -> DeepenPlan:
-        insertions = []
-        for given in body["insertions"]:
-            fields = dict(given)
-            fields["kernel_sizes"] = [tuple(int(n) for n in k) for k in given["kernel_sizes"]]
-            name, arguments = given["activation"]
-            if name not in {"ReLU", "ReLU6", "Hardtanh"}:
-                raise ValueError(f"activation {name!r} of {given['module']} is not one that a plan may hold")
-            fields["activation"] = (name, arguments)
-            insertion = Insertion(**fields)
-            for what in ("mean", "var"):
-                values = getattr(insertion, what)
-                if values is not None and len(values) != insertion.channels:
-                    raise ValueError(
-                        f"{what} of {insertion.module} has {len(values)} entries, not {insertion.channels}"
-                    )
-            insertions.append(insertion)
-        return cls(inventory, skipped, insertions)
+        insertions = [_insertion(given) for given in body["insertions"]]
+        repetitions = [Repetition(**given) for given in body["repetitions"]]
+        for repetition in repetitions:
+            for name in repetition.zeroed:
+                if f"{repetition.module}.{name}" not in {**inventory.shapes, **inventory.aliases}:
+                    raise ValueError(f"{repetition.module} has no parameter {name}, which is to be zero in its copies")
+        return cls(inventory, skipped, insertions, repetitions)
 
 
-def _layer(insertion: Insertion, kernel_size: tuple[int, ...], example: Tensor) -> nn.Sequential:
-    """One new layer, its normalisation undone, its weight not yet the identity."""
-    place = {"dtype": example.dtype, "device": example.device}
-    c = insertion.channels
-    dims = len(kernel_size)
-    bias = insertion.norm is None
-    parts: dict[str, nn.Module] = {}
-    # `skip_init` leaves the weight to identity_, which fills those of all layers at once.
-    if dims:
-        padding = tuple(k // 2 for k in kernel_size)
-        parts["conv"] = nn.utils.skip_init(CONVOLUTIONS[dims], c, c, kernel_size, padding=padding, bias=bias, **place)
-    else:
-        parts["linear"] = nn.utils.skip_init(nn.Linear, c, c, bias=bias, **place)
-    if bias:
-        cast(Tensor, next(iter(parts.values())).bias).zero_()
-    else:
-        parts["norm"] = _undone_norm(insertion, NORMS[dims], place)
-    name, arguments = insertion.activation
-    activation = getattr(nn, name)(**arguments)
-    if insertion.leading:
-        return nn.Sequential(OrderedDict({"act": activation, **parts}))
-    return nn.Sequential(OrderedDict({**parts, "act": activation}))
-
-
-def _undone_norm(insertion: Insertion, kind: type[_BatchNorm], place: dict[str, Any]) -> _BatchNorm:
-    """Batch normalisation that is the identity: weight sqrt(var + eps), bias mean (DESIGN, section 2.3).
-
-    In eval mode that holds for any statistics; in train mode for those of the data.
-    """
-    norm = kind(insertion.channels, eps=insertion.eps, momentum=insertion.momentum, **place)
-    # In double, then rounded once: a float32 square root of float32 statistics would cost float64 models their
-    # exactness.
-    c = insertion.channels
-    mean = torch.tensor(insertion.mean or [0.0] * c, dtype=torch.float64)
-    var = torch.tensor(insertion.var or [1.0] * c, dtype=torch.float64)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(var)
-    norm.weight.data.copy_((norm.running_var.double().cpu() + insertion.eps).sqrt())
-    norm.bias.data.copy_(norm.running_mean)
-    return norm
-
-
-def _weight_of(layer: nn.Module) -> Tensor:
-    return layer.get_parameter("conv.weight" if hasattr(layer, "conv") else "linear.weight")
+def _insertion(given: dict[str, Any]) -> Insertion:
+    fields = dict(given)
+    fields["kernel_sizes"] = [tuple(int(n) for n in k) for k in given["kernel_sizes"]]
+    if given["activation"] is not None:
+        fields["activation"] = activation = Activation(**given["activation"])
+        activations.check(activation)
+    insertion = Insertion(**fields)
+    insertion.check()
+    return insertion

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from n2n_kernels import channel_moments
-from net2net.deepen_plan import Insertion
+from net2net.new_layers import Insertion, expansion
 from net2net.skeleton import own_random_state
 from net2net.trace import Inputs, call
 
@@ -35,12 +35,11 @@ class _Pooled:
 
 
 def site_moments(model: nn.Module, insertions: list[Insertion], data: Iterable[Inputs]) -> list[Insertion]:
-    """The insertions with the statistics of their sites: those of the activation's output, over all of `data`, with the
-    network in train mode, as the new layers will see it.
+    """The insertions with the statistics of what their normalisations are given, over all of `data`, with the network
+    in train mode, as the new layers will see it.
 
-    One pass over the data serves all sites: in train mode too an inserted layer hands on what it is given, so the
-        layers behind
-    it see what they see in the teacher. (That is exact for one batch. Over several, an inserted layer normalises each
+    One pass over the data serves all places: in train mode too a new layer hands on what it is given, so the layers
+    behind it see what they see in the teacher. (That is exact for one batch. Over several, a new layer normalises each
     batch by that batch's own statistics and the pooled ones undo it on average; in eval mode the student is exact all
     the same.)
 
@@ -50,23 +49,10 @@ def site_moments(model: nn.Module, insertions: list[Insertion], data: Iterable[I
         ValueError: if `data` has no batches, or a statistic is not finite.
     """
     normed = [i for i in insertions if i.norm is not None]
-    pooled = {i.module: _Pooled() for i in normed}
+    pooled = {i.module: [_Pooled() for _ in i.kernel_sizes] for i in normed}
     runner = copy.deepcopy(model).train()
     for insertion in normed:
-        name, arguments = insertion.activation
-        activation = getattr(nn, name)(**arguments)
-
-        def record(
-            _m: nn.Module,
-            _args: Any,
-            out: Tensor,
-            pool: _Pooled = pooled[insertion.module],
-            phi: nn.Module = activation,
-        ) -> None:
-            # phi of what is phi's output already changes nothing, so one line serves both kinds of site.
-            pool.add(phi(out.detach()), 1)
-
-        runner.get_submodule(insertion.module).register_forward_hook(record)
+        _record(runner, insertion, pooled[insertion.module])
     batches = 0
     with torch.no_grad(), own_random_state(runner):
         for batch in data:
@@ -80,10 +66,35 @@ def site_moments(model: nn.Module, insertions: list[Insertion], data: Iterable[I
     done = []
     for insertion in insertions:
         if insertion.norm is not None:
-            pool = pooled[insertion.module]
-            var = pool.squares / pool.count
-            if not (pool.mean.isfinite().all() and var.isfinite().all()):
+            pools = pooled[insertion.module]
+            mean, var = [p.mean for p in pools], [p.squares / p.count for p in pools]
+            if not all(t.isfinite().all() for t in (*mean, *var)):
                 raise ValueError(f"data gives statistics that are not finite at {insertion.module}")
-            insertion = replace(insertion, mean=pool.mean.tolist(), var=var.tolist())
+            insertion = replace(insertion, mean=[m.tolist() for m in mean], var=[v.tolist() for v in var])
         done.append(insertion)
     return done
+
+
+def _record(runner: nn.Module, insertion: Insertion, pools: list[_Pooled]) -> None:
+    """Takes the moments of what the place's normalisations will be given, whenever `runner` comes by."""
+    module = runner.get_submodule(insertion.module)
+    if insertion.before:
+        weight = cast(Tensor, runner.get_submodule(insertion.layer).weight)
+        firsts = [expansion(insertion, i, weight) for i in range(len(pools))]
+
+        def expanded(_m: nn.Module, args: tuple[Tensor, ...]) -> None:
+            for pool, first in zip(pools, firsts, strict=True):
+                pool.add(first(args[0].detach()), 1)
+
+        module.register_forward_pre_hook(expanded)
+        return
+    assert insertion.activation is not None
+    phi = insertion.activation.make()
+
+    def passed(_m: nn.Module, _args: Any, out: Tensor) -> None:
+        # phi of what is phi's output already changes nothing, so one line serves both kinds of place.
+        x = phi(out.detach())
+        for pool in pools:
+            pool.add(x, 1)
+
+    module.register_forward_hook(passed)

@@ -149,7 +149,11 @@ class GrowthPlan(ABC):
 
     @abstractmethod
     def _finish(self, student: nn.Module) -> None:
-        """What is left to do on a copy of the teacher that already holds the grown tensors."""
+        """What is left to do on a copy of the teacher that holds the grown tensors, though perhaps not yet their
+        values."""
+
+    def _fill(self, student: nn.Module) -> None:  # noqa: B027  (most plans have nothing left to do)
+        """What is left to do when the grown tensors have their values."""
 
     @abstractmethod
     def _renamed(self, name: str) -> str:
@@ -157,7 +161,8 @@ class GrowthPlan(ABC):
 
     @abstractmethod
     def _new_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors that only the student has, by the student's names; the teacher's tell dtype and device."""
+        """Tensors that only the student has, by the student's names, for a teacher with these tensors in its state
+        dict."""
 
     @abstractmethod
     def _neighbours(self) -> dict[str, list[str]]:
@@ -203,6 +208,7 @@ class GrowthPlan(ABC):
             else:
                 student = rebuild(model, self._grown(moving), tensors)
                 self._finish(student)
+            self._fill(student)
         self._teachers[student] = {
             id(p): (ref(p), name) for name, p in tensors.parameters.items() if name not in tensors.aliases
         }
@@ -263,8 +269,7 @@ class GrowthPlan(ABC):
                 self._renamed(k): grown[first[k]] if first.get(k) in grown else copy.deepcopy(t)
                 for k, t in state_dict.items()
             }
-            if moving:
-                student.update(self._new_tensors(moving))
+            student.update(self._new_tensors({k: t for k, t in state_dict.items() if isinstance(t, Tensor)}))
         return student
 
     @one_consumer_at_a_time

@@ -1,8 +1,8 @@
-"""sites: where in a network an identity layer may go.
+"""sites: where in a network activations are used, and what stands around them.
 
-An identity layer is a convolution (or linear layer), perhaps batch normalisation, and an activation `phi`. It may stand
-next to an existing `phi` if `phi(phi(x)) = phi(x)` (Chen et al., ICLR 2016, section 2.4). A site is one use of such an
-activation in the user's forward, however it was written: as a module, a function, or a reused module.
+A new layer is made of a linear part, perhaps batch normalisation, and an activation, and goes where the network has
+such a layer already. A site is one use of an activation in the user's forward, however it was written: as a module, a
+function, or a reused module.
 """
 
 from __future__ import annotations
@@ -19,16 +19,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from net2net.rules import name_of
+from net2net.activations import Activation, recognise
 from net2net.skeleton import check_model, own_random_state, skeleton
 from net2net.trace import Inputs, call, computed
-
-#: Activations that are not idempotent, so that their sites can be named in a refusal.
-NOT_IDEMPOTENT = {
-    "gelu", "silu", "sigmoid", "tanh", "leaky_relu", "elu", "hardswish", "hardsigmoid", "mish", "softplus",
-    "_prelu_kernel",
-    "log_sigmoid", "rrelu_with_noise", "celu",
-}  # fmt: skip
 
 
 @dataclass
@@ -36,7 +29,7 @@ class Site:
     """One use of an activation.
 
     Attributes:
-        activation: a fresh module that computes it; None if it is not idempotent.
+        activation: None if no layer can be made with it.
         operation: the ATen operation's name.
         after: modules, innermost first, that are run once and whose output is the activation's output: an identity
             layer may be appended to any of them.
@@ -47,7 +40,7 @@ class Site:
         norm: the name of the batch normalisation run after that layer, if any.
     """
 
-    activation: nn.Module | None
+    activation: Activation | None
     operation: str
     after: list[str]
     before: list[str]
@@ -74,7 +67,7 @@ class _Value:
 class _Open:
     """A site while the forward still runs."""
 
-    activation: nn.Module | None
+    activation: Activation | None
     operation: str
     source: _Value | None
     shape: torch.Size
@@ -120,40 +113,20 @@ class _Watch(TorchDispatchMode):
         written = {t.untyped_storage()._cdata for t in _written(func, args, kwargs)}
         if written:
             self.values = {k: v for k, v in self.values.items() if k[0] not in written}
-        if opened is not None and isinstance(out, Tensor):
-            opened.result = self.produced(out)
+        result = out[0] if isinstance(out, tuple | list) and out else out  # the largest, and where it was
+        if opened is not None and isinstance(result, Tensor):
+            opened.result = self.produced(result)
             opened.result.site = opened
             self.opened.append(opened)
         return out
 
     def _open(self, func: Any, args: Any, kwargs: Any) -> _Open | None:
-        name = name_of(func).removesuffix("_")
-        activation = _idempotent(name, args, kwargs)
-        if activation is None and name not in NOT_IDEMPOTENT:
+        recognised = recognise(func, args, kwargs)
+        if recognised is None:
             return None
+        name, activation = recognised
         x = args[0]
         return _Open(activation, name, self.value(x), x.shape, self.layer, self.norm)
-
-
-def _idempotent(name: str, args: Any, kwargs: Any) -> nn.Module | None:
-    """A module for the activation, if phi(phi(x)) = phi(x)."""
-    if name == "relu":
-        return nn.ReLU()
-    if name in {"hardtanh", "clamp"}:
-        named = dict(zip(("min_val", "max_val"), args[1:], strict=False))
-        low = kwargs.get("min", named.get("min_val", -1.0 if name == "hardtanh" else None))
-        high = kwargs.get("max", named.get("max_val", 1.0 if name == "hardtanh" else None))
-        if (low, high) == (0.0, 6.0):
-            return nn.ReLU6()
-        if isinstance(low, int | float) and isinstance(high, int | float) and low < high:
-            return nn.Hardtanh(float(low), float(high))
-        if high is None and low == 0:
-            return nn.ReLU()
-    if name == "clamp_min" and len(args) > 1 and args[1] == 0:
-        return nn.ReLU()
-    if name == "threshold" and tuple(args[1:3]) == (0, 0):
-        return nn.ReLU()
-    return None
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:

@@ -1,0 +1,126 @@
+"""activations: which ones a new layer may stand next to, or be made of, without changing the function.
+
+Two properties matter. `phi(phi(x)) = phi(x)` lets an identity layer stand beside an existing `phi` (Chen et al., ICLR
+2016, section 2.4). `phi(x) - phi(-x) = kappa * x` lets a pair of units carry any number through a `phi`, and so makes a
+hidden layer of any invertible matrix (DESIGN, section 2.5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from net2net.rules import name_of
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation as data.
+
+    Attributes:
+        name: of a class of `torch.nn`.
+        arguments: of its constructor.
+        idempotent: phi(phi(x)) = phi(x).
+        kappa: of phi(x) - phi(-x) = kappa * x; None: not so for any number.
+    """
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    idempotent: bool = False
+    kappa: float | None = None
+
+    def make(self) -> nn.Module:
+        module: nn.Module = getattr(nn, self.name)(**self.arguments)
+        return module
+
+
+#: Activations with neither property, so that their sites can be named in a refusal.
+NEITHER = {
+    "sigmoid", "tanh", "elu", "hardsigmoid", "mish", "log_sigmoid", "log_sigmoid_forward", "rrelu_with_noise", "celu",
+}  # fmt: skip
+
+#: Ways to write a maxout unit, or a choice of the larger one.
+MAXIMA = {"amax", "max", "maximum"}
+
+
+def recognise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Activation | None] | None:
+    """The operation's name and the activation that it is, if layers can be made with it; None: no activation."""
+    name = name_of(func).removesuffix("_")
+    given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+    make = _KNOWN.get(name)
+    activation = make(given) if make is not None else None
+    if activation is None and name not in NEITHER and name not in MAXIMA:
+        return None
+    return name, activation
+
+
+def _relu(_: dict[str, Any]) -> Activation:
+    return Activation("ReLU", idempotent=True, kappa=1.0)
+
+
+def _clamp(given: dict[str, Any]) -> Activation | None:
+    low, high = given.get("min"), given.get("max")
+    return _relu(given) if high is None and _zero(low) else _between(low, high)
+
+
+def _hardtanh(given: dict[str, Any]) -> Activation | None:
+    return _between(given.get("min_val", -1.0), given.get("max_val", 1.0))
+
+
+def _between(low: Any, high: Any) -> Activation | None:
+    if (low, high) == (0.0, 6.0):
+        return Activation("ReLU6", idempotent=True)
+    if isinstance(low, int | float) and isinstance(high, int | float) and low < high:
+        return Activation("Hardtanh", {"min_val": float(low), "max_val": float(high)}, idempotent=True)
+    return None
+
+
+def _zero(value: Any) -> bool:
+    return isinstance(value, int | float) and value == 0
+
+
+def _leaky(given: dict[str, Any]) -> Activation | None:
+    slope = given.get("negative_slope", 0.01)
+    return Activation("LeakyReLU", {"negative_slope": float(slope)}, kappa=1.0 + slope) if slope > -1 else None
+
+
+def _softplus(given: dict[str, Any]) -> Activation:
+    arguments = {"beta": float(given.get("beta", 1)), "threshold": float(given.get("threshold", 20))}
+    return Activation("Softplus", arguments, kappa=1.0)
+
+
+_KNOWN = {
+    "relu": _relu,
+    "clamp": _clamp,
+    "hardtanh": _hardtanh,
+    "clamp_min": lambda given: _relu(given) if _zero(given.get("min")) else None,
+    "threshold": lambda given: _relu(given) if given.get("threshold") == given.get("value") == 0 else None,
+    "gelu": lambda given: Activation("GELU", {"approximate": given.get("approximate", "none")}, kappa=1.0),
+    "silu": lambda _: Activation("SiLU", kappa=1.0),
+    "hardswish": lambda _: Activation("Hardswish", kappa=1.0),
+    "leaky_relu": _leaky,
+    # Its slope is learned: the new layer's own starts at torch's usual one.
+    "_prelu_kernel": lambda _: Activation("PReLU", {"init": 0.25}, kappa=1.25),
+    "softplus": _softplus,
+}
+
+_NAMES = {"ReLU", "ReLU6", "Hardtanh", "GELU", "SiLU", "Hardswish", "LeakyReLU", "PReLU", "Softplus"}
+
+
+def check(activation: Activation) -> None:
+    """ValueError if this is not one of those that `recognise` gives, or lacks what it says it has.
+
+    Plans come from files, and what is run from them must be known.
+    """
+    if activation.name not in _NAMES:
+        raise ValueError(f"activation {activation.name!r} is not one that a plan may hold")
+    x = torch.linspace(-8, 8, 33, dtype=torch.float64)
+    with torch.no_grad():
+        phi = activation.make().double()
+        if activation.idempotent and not torch.equal(phi(phi(x)), phi(x)):
+            raise ValueError(f"activation {activation.name!r} is not idempotent")
+        if activation.kappa is not None and not torch.allclose(phi(x) - phi(-x), activation.kappa * x, atol=1e-12):
+            raise ValueError(f"activation {activation.name!r} does not carry numbers in pairs")
