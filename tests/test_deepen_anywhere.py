@@ -276,7 +276,7 @@ def test_a_new_layer_can_be_made_wider_than_its_input() -> None:
     x = torch.randn(3, 3, 8, 8).double()
     plan = net2net.plan_deepen(model, x, after="2", data=[x])
     deeper = plan.apply(model)
-    student = net2net.widen(deeper, x, 2.0, layers=[f"{plan.inserted[0]}.conv"])
+    student = net2net.widen(deeper, x, 2.0, layers="*.grown*")
     assert student.get_submodule(plan.inserted[0]).conv.weight.shape[:2] == (8, 4)
     assert same(model, student, x)
 
