@@ -15,7 +15,7 @@ from torch import nn
 
 from net2net.skeleton import check_model, movable, named_tensors, skeleton
 from net2net.trace import OUTPUT, Inference, Inputs, TraceError, walk
-from net2net.units import Axis, DisjointSets, Units
+from net2net.units import DisjointSets, Units
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Group:
     `layers` are the modules that produce them, `units` is the width of the first of them, `blocks` the number of what
     can be replicated: fewer, where several positions are replicated as a whole, as those of an attention head. `reason`
     says why the group cannot be widened, or is None; `output` tells that the reason is being the network's output,
-    which is nobody's fault.
+    which is nobody's fault. `readers` are the weights that sum over these units, each as (tensor, axis): the layers
+    that the units flow into.
     """
 
     layers: list[str]
@@ -43,6 +44,7 @@ class Group:
     segments: list[int] = field(default_factory=list)  # indices into Structure.segments
     axes: list[tuple[str, int]] = field(default_factory=list)  # what produces them, one per layer
     blocks: int = 0
+    readers: list[tuple[str, int]] = field(default_factory=list)
 
     @property
     def output(self) -> bool:
@@ -253,9 +255,14 @@ def _groups(
             continue
         at = int(together.roots(root_of[key][:1])[0])
         group = found.setdefault(at, Group([], 0, reasons.get(at)))
-        group.layers.append(layer_of(axis))
+        group.layers.append(layer_of(key[0]))
         group.axes.append(key)
         members.setdefault(at, set()).update(root_of[key].tolist())
+    for key, axis in units.axes.items():
+        if "in" in axis.roles:
+            for at in np.unique(together.roots(root_of[key])).tolist():
+                if at in found:
+                    found[at].readers.append(key)
     for at, group in found.items():
         group.units = len(root_of[group.axes[0]])
         group.blocks = len(members[at])
@@ -264,6 +271,6 @@ def _groups(
     return list(found.values())
 
 
-def layer_of(axis: Axis) -> str:
-    """The module that an axis' parameter belongs to."""
-    return axis.tensor.rpartition(".")[0] or axis.tensor
+def layer_of(tensor: str) -> str:
+    """The module that a parameter belongs to; of the model's own parameters the name."""
+    return tensor.rpartition(".")[0] or tensor
