@@ -4,6 +4,7 @@ from net2net import models, rules
 from net2net.baselines import random_pad
 from net2net.deepen import deepen, plan_deepen
 from net2net.kernel_size import enlarge_kernels
+from net2net.picture import picture
 from net2net.plan import GrowthPlan
 from net2net.verify import verify
 from net2net.widen import groups, plan_widen, widen
@@ -14,6 +15,7 @@ __all__ = [
     "enlarge_kernels",
     "groups",
     "models",
+    "picture",
     "plan_deepen",
     "plan_widen",
     "random_pad",

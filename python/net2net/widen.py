@@ -173,7 +173,7 @@ def groups(model: nn.Module, example_inputs: Inputs) -> list[Group]:
 
     Returns:
         Groups of units that must be widened together, in the order in which the forward meets them, as they turn out
-        for a widening by a half. `print(group)` reads well.
+        for a widening by a half. `print(group)` reads well, and `net2net.picture` draws them all.
     """
     half_more = Widths(None, None, 1.5, 1)
 
