@@ -4,12 +4,14 @@ import functools
 import itertools
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import net2net
 import pytest
 from models import EXAMPLES
+from net2net.cli import main
 from net2net.groups import Group
 from net2net.picture_layout import NAME, SMALL, Side, Wire, flow
 from torch import nn
@@ -187,3 +189,40 @@ def test_what_is_no_list_of_groups() -> None:
         net2net.picture(nn.Linear(2, 2))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"groups \(a list\)"):
         net2net.picture([nn.Linear(2, 2)])  # type: ignore[list-item]
+
+
+MODEL = "net2net.models:inception_bn(num_classes=3, width=0.2, stem='small')"
+INSPECT = ["inspect", "--model", MODEL, "--input", "1x3x16x16"]
+
+
+def test_inspect_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "groups.svg"
+    path.write_text("old")
+    assert main([*INSPECT, "--svg", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"wrote {path}"
+    assert [p.name for p in tmp_path.iterdir()] == ["groups.svg"]
+    assert str(drawn(path.read_text(), "heading")[0].text).startswith("InceptionBN: ")
+
+
+def test_inspect_refuses_a_bad_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    for path, message in (
+        (tmp_path, "is a folder, not a file"),
+        (tmp_path / "missing" / "groups.svg", "there is no folder"),
+        (tmp_path / "file" / "groups.svg", "there is no folder"),
+    ):
+        assert main([*INSPECT, "--svg", str(path)]) == 1
+        out, error = capsys.readouterr()
+        assert f"--svg (={str(path)!r})" in error
+        assert message in error
+        assert not out
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_interrupted_write_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "groups.svg"
+    path.write_text("old")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("no room")))
+    assert main([*INSPECT, "--svg", str(path)]) == 1
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["groups.svg"]

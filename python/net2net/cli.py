@@ -16,6 +16,8 @@ from net2net.environment import EXTRAS, environment
 from net2net.experiments import artifacts, digits
 from net2net.experiments.digits import DemoConfig
 from net2net.extras import require
+from net2net.files import write_atomically
+from net2net.picture import picture
 
 
 @dataclass(frozen=True)
@@ -218,12 +220,22 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
         help="of an input, 1x3x64x64; 1x16:50000 for tokens below 50000; once for each positional argument",
     )
     add("--widen", type=_positive_float, default=1.5, metavar="X", help="the factor to show (default: %(default)s)")
+    add("--svg", type=Path, metavar="FILE", help="draw the groups too, and how they are connected, into this file")
 
 
 def _inspect(args: argparse.Namespace) -> int:
+    if args.svg is not None:  # better missed now than after the inference
+        if args.svg.is_dir():
+            raise IsADirectoryError(f"--svg (={str(args.svg)!r}) is a folder, not a file")
+        if not args.svg.parent.is_dir():
+            raise FileNotFoundError(f"--svg (={str(args.svg)!r}): there is no folder {str(args.svg.parent)!r}")
     example = inspection.inputs(args.input)
-    plan, groups = inspection.inspect(inspection.build(args.model), example, args.widen)
+    model = inspection.build(args.model)
+    plan, groups = inspection.inspect(model, example, args.widen)
     print(inspection.table(plan, groups))
+    if args.svg is not None:
+        write_atomically(args.svg, picture(groups, type(model).__name__))
+        print("wrote", args.svg)
     return 0
 
 
@@ -274,7 +286,8 @@ COMMANDS: tuple[Command, ...] = (
         "show what of a model can be widened, what is coupled to what, and why something is left alone",
         "example:\n"
         "  net2net inspect --model torchvision.models:resnet18 --input 1x3x64x64\n"
-        "  net2net inspect --model 'net2net.models:inception_bn(num_classes=10)' --input 2x3x64x64 --widen 2",
+        "  net2net inspect --model 'net2net.models:inception_bn(num_classes=10)' --input 2x3x64x64 --widen 2\n"
+        "  net2net inspect --model torchvision.models:densenet121 --input 1x3x64x64 --svg densenet121.svg",
         _add_inspect,
         _inspect,
     ),
