@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import nn
 
+from net2net.context import TraceError
+from net2net.inference import Inference
+from net2net.running import Inputs
 from net2net.skeleton import check_model, movable, named_tensors, skeleton
-from net2net.trace import OUTPUT, Inference, Inputs, TraceError, walk
+from net2net.trace import OUTPUT, walk
 from net2net.units import Axis, DisjointSets, Units
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from net2net.context import TraceError
 from net2net.outputs import OWN
 from net2net.skeleton import each_module
 from net2net.student import Student
-from net2net.trace import TraceError
 
 #: Modules of torch that keep a width which no weight of theirs tells.
 _ALSO = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.Unflatten)
@@ -59,28 +59,27 @@ def _guarded(
     forward = module.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        mode = context.mode
-        state, since = context.saved((args, kwargs)), len(mode.seen)
+        state, since = context.saved((args, kwargs)), len(context.seen)
         try:
             return forward(*args, **kwargs)
         except Exception as error:
             first = error
-            mode.mark(error)
+            context.mark(error)
         made: list[Change] = []
-        latest, reached = first, len(mode.seen) - since
+        latest, reached = first, len(context.seen) - since
         for _ in range(_DEPTH):
             best: tuple[Change, Exception] | None = None
-            for change in _candidates(module, name, latest, mode.seen[since:], context, helped):
+            for change in _candidates(module, name, latest, context.seen[since:], context, helped):
                 setattr(module, change.name, change.after)
                 context.restore(state)
-                del mode.seen[since:]
+                del context.seen[since:]
                 try:
                     out = forward(*args, **kwargs)
                 except Exception as error:
-                    mode.mark(error)
+                    context.mark(error)
                     setattr(module, change.name, change.before)
-                    if len(mode.seen) - since > reached:
-                        reached, best = len(mode.seen) - since, (change, error)
+                    if len(context.seen) - since > reached:
+                        reached, best = len(context.seen) - since, (change, error)
                 else:
                     changes.extend([*made, change])
                     helped.update((type(module), c.name) for c in [*made, change])

@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from net2net.rules import name_of
+from net2net.running import Inputs, call, computed
 from net2net.skeleton import check_model, own_random_state, skeleton
-from net2net.trace import Inputs, call, computed
 
 #: Activations that are not idempotent, so that their sites can be named in a refusal.
 NOT_IDEMPOTENT = {

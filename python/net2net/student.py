@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from net2net.context import Context, TraceError
+from net2net.hashes import mix, seed, total
+from net2net.inference import row_keys
 from net2net.shadows import codes, compact, ids_of, replicas_of
 from net2net.skeleton import named_tensors
-from net2net.trace import Context, TraceError, Walk, row_keys, total
-from net2net.units import CONSTANT, FIXED, Axis, Units, mix, ranks, seed
+from net2net.units import CONSTANT, FIXED, Axis, Units, ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +61,6 @@ class Student(Context):
         self._tensors = [t for _, t in named_tensors(model)]
         self._known = known  # ids below are the teacher's
         self._returns = returns
-
-    def running(self, mode: Walk) -> None:
-        self.mode = mode
 
     def saved(self, arguments: Any) -> tuple[dict[tuple[str, int], Laid], int, list[tuple[Tensor, Tensor]]]:
         """What running a module again must find as it was."""

@@ -12,9 +12,7 @@ all that a layer norm averages over. A block is one *unit* of growth: one number
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -92,22 +90,6 @@ def ranks(index: np.ndarray) -> np.ndarray:
     rank = np.empty(len(index), dtype=np.int64)
     rank[order] = np.arange(len(index)) - np.repeat(starts, np.diff(starts, append=len(index)))
     return rank
-
-
-_MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9], dtype=np.uint64)
-
-
-def mix(state: Any, x: np.ndarray) -> np.ndarray:
-    """uint64: `state` (uint64) with the integers `x` stirred in; neither commutative nor associative."""
-    with np.errstate(over="ignore"):
-        h = (np.asarray(state, dtype=np.uint64) ^ x.astype(np.uint64)) * _MULTIPLIERS[0]
-        h = (h ^ (h >> np.uint64(29))) * _MULTIPLIERS[1]
-        return np.asarray(h ^ (h >> np.uint64(32)))
-
-
-def seed(key: object) -> np.ndarray:
-    """uint64: where `mix` starts for an operation with its numbers, spelled out in `key`."""
-    return np.frombuffer(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), dtype=np.uint64).reshape(())
 
 
 class Units:
@@ -231,7 +213,7 @@ class Units:
         return np.where(inside, starts[np.maximum(at, 0)], -1)
 
     def crossing(self, rows: np.ndarray) -> bool:
-        """Whether units lie across the rows of codes [rows, n] too (the heads of attention, beside the features of
+        """Whether units lie across the rows of ids [rows, n] too (the heads of attention, beside the features of
         each), so that nothing can be applied to all rows alike without treating several units alike.
 
         Units of different origin (a class token and patches) do not: they are replicated alike. Those of one
@@ -239,7 +221,7 @@ class Units:
         """
         if len(rows) < 2:
             return False
-        roots = self.blocks.roots(rows & 0xFFFFFFFF)
+        roots = self.blocks.roots(rows)
         origins = self.axes_at(roots)
         several = roots.min(0) != roots.max(0)
         if not several.any():

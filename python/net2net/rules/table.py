@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from net2net.context import Context
+from net2net.hashes import mix, seed, total
 from net2net.shadows import compact, ids_of
-from net2net.trace import Context, total
-from net2net.units import FIXED, mix, seed
+from net2net.units import FIXED
 
 Rule = Callable[[Context, Any, Any, Any, Any], None]
 
@@ -25,7 +26,7 @@ POINTWISE: list[Rule] = []
 def register(*names: str) -> Callable[[Rule], Rule]:
     """Registers the decorated function as the rule for these operations.
 
-    A rule is called after the operation has been run, with a `Context` (trace.py), the operation, its positional and
+    A rule is called after the operation has been run, with a `Context` (context.py), the operation, its positional and
     keyword arguments and its result. It gives every tensor of the result its codes.
 
     Args:
