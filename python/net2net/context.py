@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from net2net.hashes import expression, mix, seed, total
+from net2net.hashes import digest, expression, mix, seed, total
 from net2net.parameters import Handle, Parameters
 from net2net.shadows import Shadows, codes, compact, ids_of, replicas_of, spread
 from net2net.units import CONSTANT, FIXED, Units
@@ -43,10 +43,13 @@ class Context(ABC):
         self.given: list[list[Tensor]] = []  # what the modules being run were given, outermost first
         self.opaque = 0  # how many modules being run are not to be looked into
         self.outputs: list[np.ndarray] = []
+        #: What `make` has made before, by all that it was given.
+        self.made: dict[bytes, np.ndarray] = {}
         self.begin()
 
     def begin(self) -> None:
         """A walk begins."""
+        self.units.flatten()
         self.last: tuple[Tensor, ...] = ()  # what the last operation that saw units was given
         self.reached = ""  # where the last operation was: after an exception, all modules have been left
         #: Of each operation: the elements of its first tensor, and the numbers that it was given.
@@ -175,6 +178,13 @@ class Context(ABC):
         Args:
             key: names the operation with all numbers that it depends on.
         """
+        whole = digest(key, tied, *operands)
+        if (before := self.made.get(whole)) is not None:
+            return before
+        self.made[whole] = made = self._make(key, operands, tied)
+        return made
+
+    def _make(self, key: object, operands: Sequence[np.ndarray], tied: Sequence[bool] | None) -> np.ndarray:
         arrays = np.broadcast_arrays(*operands) if operands else [np.zeros((), dtype=np.int64)]
         state = expression(key, map(ids_of, arrays))
         if not operands:
@@ -257,6 +267,10 @@ class Context(ABC):
             return codes(made).reshape((1,) * values.ndim)
         for dim, n in enumerate(values.shape):
             if n == 1:
+                continue
+            two = tuple(slice(2) if d == dim else 0 for d in range(values.ndim))
+            first, second = self.units.places.roots(ids[two]).tolist()
+            if first != second and CONSTANT not in roots[two]:  # most often, the units lie along it
                 continue
             places = np.where(roots == CONSTANT, CONSTANT, self.units.places.roots(ids))
             most = places.max(axis=dim, keepdims=True)

@@ -23,6 +23,7 @@ class Inference(Context):
 
     def __init__(self, model: nn.Module, units: Units) -> None:
         super().__init__(model, units)
+        self.made = units.made
         self.returns: dict[bool, list[np.ndarray]] = {}  # in eval mode, and in train mode if that could be walked too
 
     def finished(self, training: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from net2net.skeleton import lazy_zeros
 
@@ -31,10 +30,16 @@ def computed(func: Any, args: Any, kwargs: Any) -> Any:
     """The operation's result; for the costly ones zeros of its shape, after the operation's own checks of shapes."""
     if func._schema.name not in COSTLY:
         return func(*args, **kwargs)
-    device = next(t.device for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
-    meta_args, meta_kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
+    device = next(a.device for a in args if isinstance(a, Tensor))
 
-    def zeros(t: Tensor) -> Tensor:  # they are dense, in whatever memory format
+    def zeros(t: Any) -> Any:  # they are dense, in whatever memory format
+        if not isinstance(t, Tensor):
+            return t
         return lazy_zeros((t.numel(),), t.dtype, device).as_strided(t.shape, t.stride())
 
-    return tree_map_only(Tensor, zeros, func(*meta_args, **meta_kwargs))
+    out = func(*map(_shape, args), **{name: _shape(a) for name, a in kwargs.items()})
+    return tuple(map(zeros, out)) if isinstance(out, tuple) else zeros(out)
+
+
+def _shape(a: Any) -> Any:
+    return a.to("meta") if isinstance(a, Tensor) else a

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from net2net.context import Context, TraceError
 from net2net.hashes import seed
 from net2net.outputs import kept, leaves
-from net2net.rules.table import refuse, rule_for, unknown
+from net2net.rules.table import flat, refuse, rule_for, unknown
 from net2net.running import Inputs, call, computed
 from net2net.skeleton import own_random_state
 
@@ -35,7 +35,7 @@ class Walk(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         context, kwargs = self.context, kwargs or {}
-        leaves_ = tree_leaves((args, kwargs))
+        leaves_ = list(flat((args, kwargs)))
         tensors = tuple(t for t in leaves_ if isinstance(t, Tensor))
         # Parameters are not asked: a rule that does makes them take part.
         if any(not context.is_parameter(t) and context.shadows.get(t) is not None for t in tensors):

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from net2net.hashes import Table
+
 #: The block of elements filled with a constant or with random numbers: they agree with any unit.
 CONSTANT = 0
 #: The block of elements whose number is fixed: the network's input, the result of an operation without a rule.
@@ -46,6 +48,7 @@ class DisjointSets:
     def __init__(self, size: int = 0) -> None:
         self._parents = np.arange(max(size, 1024))
         self._size = size
+        self._flat = True  # whether the parent of each is its representative
 
     def __len__(self) -> int:
         return self._size
@@ -60,13 +63,19 @@ class DisjointSets:
     def roots(self, ids: np.ndarray) -> np.ndarray:
         """The representative of each id's set, by pointer jumping."""
         roots = self._parents[ids]
-        above = self._parents[roots]
-        if (above == roots).all():
+        if self._flat:
             return roots
+        above = self._parents[roots]
         while (above != roots).any():
             roots, above = above, self._parents[above]
         self._parents[ids] = roots
         return roots
+
+    def flatten(self) -> None:
+        """From here on, until sets are joined, representatives are found in one step."""
+        if not self._flat:
+            self.roots(np.arange(self._size))
+            self._flat = True
 
     def put(self, ids: np.ndarray, roots: np.ndarray) -> None:
         """Puts new elements, each still a set of its own, into the sets with these representatives."""
@@ -78,6 +87,7 @@ class DisjointSets:
         while (a != b).any():
             apart = a != b
             low, high = np.minimum(a, b)[apart], np.maximum(a, b)[apart]
+            self._flat = False
             # Where several pairs name the same root, the smallest wins; the others get their turn in the next round.
             np.minimum.at(self._parents, high, low)
             a, b = self.roots(low), self.roots(high)
@@ -98,8 +108,9 @@ class Units:
     def __init__(self) -> None:
         self.blocks, self.places = DisjointSets(2), DisjointSets(2)
         self.axes: dict[tuple[str, int], Axis] = {}
-        self._known: dict[int, int] = {}
-        self._arrays: dict[bytes, np.ndarray] = {}
+        self._known = Table()
+        #: What `Context.make` has made in walks over the teacher: all that it joins stays joined.
+        self.made: dict[bytes, np.ndarray] = {}
         self.fresh = 0  # ids from here on were made by the last `intern`
         self._pins: list[tuple[np.ndarray, str]] = []
         self._even: list[np.ndarray] = []
@@ -132,35 +143,38 @@ class Units:
 
     def intern(self, hashes: np.ndarray) -> np.ndarray:
         """int64: the ids of expressions, given by their hashes."""
-        # The same operation on the same values, in another walk.
-        whole = hashes.tobytes()
-        if (before := self._arrays.get(whole)) is not None:
-            self.fresh = len(self)
-            return before.reshape(hashes.shape)
-        unique, inverse = np.unique(hashes.ravel(), return_inverse=True)
-        ids = np.array([self._known.get(h, -1) for h in unique.tolist()], dtype=np.int64)
-        fresh = np.flatnonzero(ids < 0)
+        ids = self._known.get(hashes.ravel())
         self.fresh = len(self)
-        if len(fresh):
-            first = self.add(len(fresh))
-            ids[fresh] = np.arange(first, first + len(fresh))
-            self._known.update(zip(unique[fresh].tolist(), ids[fresh].tolist(), strict=True))
-        found = self._arrays[whole] = np.asarray(ids[inverse].reshape(hashes.shape))
-        return found
+        new = ids < 0
+        if new.any():
+            unique, inverse = np.unique(hashes.ravel()[new], return_inverse=True)
+            fresh = self.add(len(unique)) + np.arange(len(unique))
+            self._known.add(unique, fresh)
+            ids[new] = fresh[inverse]
+        return ids.reshape(hashes.shape)
+
+    def flatten(self) -> None:
+        self.blocks.flatten()
+        self.places.flatten()
 
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
         """The same place: replicated together, and standing at the same place in their block. Values without a unit are
         left out."""
         a, b = a.ravel(), b.ravel()
         both = (self.blocks.roots(a) > FIXED) & (self.blocks.roots(b) > FIXED)
-        self.places.join(a[both], b[both])
-        self.blocks.join(a[both], b[both])
+        if not both.all():
+            a, b = a[both], b[both]
+        if len(a):
+            self.places.join(a, b)
+            self.blocks.join(a, b)
 
     def adopt(self, made: np.ndarray, root: int) -> None:
         """Values without a unit: CONSTANT or FIXED. Those that have one keep it."""
         made = np.unique(made)
         made = made[self.blocks.roots(made) == made]
-        self.blocks.join(made, np.full_like(made, root))
+        new = made >= self.fresh
+        self.blocks.put(made[new], np.full(1, root))
+        self.blocks.join(made[~new], np.full(int((~new).sum()), root))
 
     def fuse(self, ids: np.ndarray) -> None:
         """One block: replicated together, as a whole."""
