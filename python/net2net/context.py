@@ -271,10 +271,15 @@ class Context(ABC):
             two = tuple(slice(2) if d == dim else 0 for d in range(values.ndim))
             first, second = self.units.places.roots(ids[two]).tolist()
             if first != second and CONSTANT not in roots[two]:  # most often, the units lie along it
+                self.apart(*ids[two].tolist())
                 continue
             places = np.where(roots == CONSTANT, CONSTANT, self.units.places.roots(ids))
             most = places.max(axis=dim, keepdims=True)
-            if not ((places == most) | (places == CONSTANT)).all():
+            others = (places != most) & (places != CONSTANT)
+            if others.any():
+                line = np.moveaxis(others, dim, -1).any(-1)
+                seen, here = np.moveaxis(ids, dim, -1)[line][0], np.moveaxis(places, dim, -1)[line][0]
+                self.apart(seen[np.argmax(here)], seen[np.argmax((here != here.max()) & (here != CONSTANT))])
                 continue
             which = replicas_of(values)
             if (which != which.take([0], axis=dim)).any():  # the replicas of a single unit
@@ -289,6 +294,9 @@ class Context(ABC):
             ids = ids_of(values)
             roots = self.units.blocks.roots(ids)
         return values
+
+    def apart(self, a: int, b: int) -> None:  # noqa: B027 -- only teachers learn more later
+        """Something was decided by the values with these ids being at different places."""
 
     def check_known(self, made: np.ndarray, about: list[np.ndarray]) -> None:  # noqa: B027 -- a teacher may
         """A student must not compute values of units that the teacher has not got."""

@@ -25,6 +25,16 @@ class Inference(Context):
         super().__init__(model, units)
         self.made = units.made
         self.returns: dict[bool, list[np.ndarray]] = {}  # in eval mode, and in train mode if that could be walked too
+        # What was decided by what was not joined at that time: pairs of ids, and what `crossing` was asked.
+        self._apart: list[tuple[int, int]] = []
+        self._crossing: dict[tuple[str, str], np.ndarray] = {}
+
+    def settled(self) -> bool:
+        """Whether all would be decided as it was, now that more is joined."""
+        a, b = np.array(self._apart, dtype=np.int64).reshape(-1, 2).T
+        return not (self.units.places.roots(a) == self.units.places.roots(b)).any() and all(
+            self.units.crossing(ids) == self.units.decisions[key] for key, ids in self._crossing.items()
+        )
 
     def finished(self, training: bool) -> None:
         self.returns[training], self.outputs = self.outputs, []
@@ -75,7 +85,14 @@ class Inference(Context):
         self.units.blocks.join(made, units)
 
     def crossing(self, rows: np.ndarray, what: str) -> bool:
-        return self.units.decisions.setdefault((self.module, what), self.units.crossing(ids_of(rows)))
+        key = self.module, what
+        if key not in self.units.decisions:
+            self._crossing[key] = ids_of(rows)
+            self.units.decisions[key] = self.units.crossing(self._crossing[key])
+        return self.units.decisions[key]
+
+    def apart(self, a: int, b: int) -> None:
+        self._apart.append((a, b))
 
     def contracted(self, axis: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
         return total(mix(mix(seed("term"), ids_of(axis)), ids_of(rows)))

@@ -62,12 +62,14 @@ class DisjointSets:
 
     def roots(self, ids: np.ndarray) -> np.ndarray:
         """The representative of each id's set, by pointer jumping."""
-        roots = self._parents[ids]
+        roots = self._parents.take(ids)
         if self._flat:
             return roots
-        above = self._parents[roots]
+        above = self._parents.take(roots)
+        if (above == roots).all():
+            return roots
         while (above != roots).any():
-            roots, above = above, self._parents[above]
+            roots, above = above, self._parents.take(above)
         self._parents[ids] = roots
         return roots
 
