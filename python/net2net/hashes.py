@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 
-_MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9], dtype=np.uint64)
+_FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
+_29, _32 = np.uint64(29), np.uint64(32)
 
 
 def mix(state: Any, x: np.ndarray) -> np.ndarray:
     """uint64: `state` (uint64) with the integers `x` stirred in; neither commutative nor associative."""
     with np.errstate(over="ignore"):
-        h = (np.asarray(state, dtype=np.uint64) ^ x.astype(np.uint64)) * _MULTIPLIERS[0]
-        h = (h ^ (h >> np.uint64(29))) * _MULTIPLIERS[1]
-        return np.asarray(h ^ (h >> np.uint64(32)))
+        h = (state ^ x.view(np.uint64)) * _FIRST
+        h = (h ^ (h >> _29)) * _SECOND
+        return np.asarray(h ^ (h >> _32))
 
 
 def seed(key: object) -> np.ndarray:

@@ -58,7 +58,8 @@ class Inference(Context):
 
     def _meeting(self, ids: np.ndarray, row: np.ndarray, why: str) -> None:
         self.units.join(ids, ids_of(row))
-        self.units.pin(ids[self.roots(row) == FIXED], why + self.where())
+        if (stuck := self.roots(row) == FIXED).any():
+            self.units.pin(ids[stuck], why + self.where())
 
     def tie(self, made: np.ndarray, operands: Sequence[np.ndarray]) -> np.ndarray:
         for operand in operands:

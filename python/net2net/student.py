@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from net2net.context import Context, TraceError
-from net2net.hashes import mix, seed, total
+from net2net.hashes import digest, mix, seed, total
 from net2net.inference import row_keys
 from net2net.shadows import codes, compact, ids_of, replicas_of
 from net2net.skeleton import named_tensors
@@ -40,12 +40,11 @@ class Layouts:
 
     def __init__(self, units: Units, counts: np.ndarray, canonical: dict[tuple[str, int], Laid]) -> None:
         self.units = units
-        self.counts = counts  # by root
+        self.counts = counts  # by root; the last one stands for values that came later
         self.canonical = canonical
 
     def count(self, ids: np.ndarray) -> np.ndarray:
-        roots = self.units.blocks.roots(ids)
-        return np.where(roots < len(self.counts), self.counts[np.minimum(roots, len(self.counts) - 1)], 1)
+        return self.counts.take(self.units.blocks.roots(ids), mode="clip")
 
     def width(self, axis: Axis) -> int:
         return int(self.count(axis.ids()).sum())
@@ -60,6 +59,7 @@ class Student(Context):
         self.laid: dict[tuple[str, int], Laid] = {}
         self._tensors = [t for _, t in named_tensors(model)]
         self._known = known  # ids below are the teacher's
+        self._laid_before: dict[bytes, Laid] = {}
         self._returns = returns
 
     def saved(self, arguments: Any) -> tuple[dict[tuple[str, int], Laid], int, list[tuple[Tensor, Tensor]]]:
@@ -120,6 +120,14 @@ class Student(Context):
         counts = self.layouts.count(axis.ids())
         if axis.met is None or (counts == 1).all():
             return self.layouts.canonical[axis.tensor, axis.dim]
+        # The parameters of a norm meet the same values.
+        same = digest(axis.met, counts, size, rows)
+        if same not in self._laid_before:
+            self._laid_before[same] = self._matched(axis, counts, size, rows)
+        return self._laid_before[same]
+
+    def _matched(self, axis: Axis, counts: np.ndarray, size: int, rows: np.ndarray) -> Laid:
+        assert axis.met is not None
         if rows.shape[1] != counts.sum() or size != counts.sum():
             raise self._failed(f"{axis.tensor} has {size} positions, but meets {rows.shape[1]} values", rows)
         replicas = np.max(np.where(self._widened(rows), replicas_of(rows), 0), axis=0)
@@ -144,7 +152,7 @@ class Student(Context):
         a, b = np.broadcast_arrays(a, b)
         both = self._widened(a) & self._widened(b)
         if (replicas_of(a)[both] != replicas_of(b)[both]).any():
-            raise self._failed("replicas stand in another order here than was planned", a, b)
+            raise self._failed(_ANOTHER_ORDER, a, b)
 
     # -- values ------------------------------------------------------------------------------------------------------
 
@@ -156,13 +164,12 @@ class Student(Context):
             )
 
     def tie(self, made: np.ndarray, operands: Sequence[np.ndarray]) -> np.ndarray:
-        replica = np.zeros(made.shape, dtype=np.int64)
-        first: np.ndarray | None = None
-        for operand in operands:
-            if first is not None:
-                self._same_replicas(first, operand)
-            first = operand if first is None else np.where(self._widened(first), first, operand)
-            replica = np.maximum(replica, np.where(self._widened(operand), replicas_of(operand), 0))
+        replica, known = np.zeros(made.shape, dtype=np.int64), np.zeros(made.shape, dtype=bool)
+        for i, operand in enumerate(operands):
+            widened, mine = self._widened(operand), replicas_of(operand)
+            if (known & widened & (replica != mine)).any():
+                raise self._failed(_ANOTHER_ORDER, *operands[: i + 1])
+            replica, known = np.where(widened, mine, replica), known | widened
         return codes(made, replica)
 
     def grow_with(self, made: np.ndarray, units: np.ndarray) -> None:
@@ -206,6 +213,9 @@ class Student(Context):
         for a, b in zip(expected, mine, strict=True):
             if a.shape != b.shape or (a != b).any():
                 raise self._failed("the student's outputs are not the teacher's", a, b)
+
+
+_ANOTHER_ORDER = "replicas stand in another order here than was planned"
 
 
 def _cut(new: np.ndarray, like: np.ndarray) -> np.ndarray:

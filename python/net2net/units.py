@@ -172,8 +172,9 @@ class Units:
 
     def adopt(self, made: np.ndarray, root: int) -> None:
         """Values without a unit: CONSTANT or FIXED. Those that have one keep it."""
-        made = np.unique(made)
-        made = made[self.blocks.roots(made) == made]
+        made = np.unique(made[self.blocks.roots(made) == made])
+        if not len(made):
+            return
         new = made >= self.fresh
         self.blocks.put(made[new], np.full(1, root))
         self.blocks.join(made[~new], np.full(int((~new).sum()), root))
@@ -203,10 +204,9 @@ class Units:
 
     def pin(self, ids: np.ndarray, reason: str) -> None:
         """These units keep one replica."""
-        ids = np.unique(ids)
         ids = ids[self.blocks.roots(ids) > FIXED]
         if len(ids):
-            self._pins.append((ids, reason))
+            self._pins.append((np.unique(ids), reason))
 
     def pinned(self) -> dict[int, str]:
         """Root of a block -> the first reason given for it."""

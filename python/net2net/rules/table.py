@@ -103,8 +103,11 @@ def view(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
 def ambiguous(codes: np.ndarray, dim: int) -> bool:
     """Whether several positions of a dimension of units have the same code: places that a view has put there (an image,
     flattened). What takes some of them by their number cannot be followed."""
+    if codes.shape[dim] == 1:
+        return False
     columns = np.moveaxis(codes, dim, 0).reshape(codes.shape[dim], -1)
-    return codes.shape[dim] > 1 and len(np.unique(columns, axis=0)) < len(columns)
+    hashes = total(mix(mix(seed("column"), np.arange(columns.shape[1])), columns))
+    return len(np.unique(hashes)) < len(columns)
 
 
 #: Views in which the same memory holds other numbers.
