@@ -35,6 +35,10 @@ class Laid:
     replica: np.ndarray
 
 
+#: What `Student.saved` keeps: the layouts, how many outputs there were, and the codes of what is given.
+Saved = tuple[dict[tuple[str, int], Laid], int, list[tuple[Tensor, Tensor]]]
+
+
 class Layouts:
     """The number of replicas of each unit, and the layout of the axes that make units."""
 
@@ -62,7 +66,7 @@ class Student(Context):
         self._laid_before: dict[bytes, Laid] = {}
         self._returns = returns
 
-    def saved(self, arguments: Any) -> tuple[dict[tuple[str, int], Laid], int, list[tuple[Tensor, Tensor]]]:
+    def saved(self, arguments: Any) -> Saved:
         """What running a module again must find as it was."""
         given = [t for t in tree_leaves(arguments) if isinstance(t, Tensor)]
         with _disable_current_modes():  # what is done with codes is not part of the forward
@@ -70,7 +74,12 @@ class Student(Context):
             values = [(t, compact(k).clone().expand(t.shape)) for t, k in known if k is not None]
         return dict(self.laid), len(self.outputs), values
 
-    def restore(self, state: tuple[dict[tuple[str, int], Laid], int, list[tuple[Tensor, Tensor]]]) -> None:
+    def codes_in(self, state: Saved) -> list[np.ndarray]:
+        """What was given."""
+        with _disable_current_modes():
+            return [compact(known).numpy() for _, known in state[2]]
+
+    def restore(self, state: Saved) -> None:
         laid, outputs, values = state
         self.laid = dict(laid)
         del self.outputs[outputs:]
