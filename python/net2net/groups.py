@@ -94,24 +94,31 @@ def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
     return context
 
 
+#: How often a teacher is walked until nothing would be decided otherwise than it was.
+_WALKS = 16
+
+
 def _collect(copy: nn.Module, example_inputs: Inputs) -> Inference:
-    context = Inference(copy, units := Units())
-    try:
-        walk(copy.eval(), example_inputs, context)
-        if not context.settled():
-            # Again: what rules decide by what is joined already is then decided in the light of what is joined later,
-            # as it will be for students.
-            units.start_over()
-            context = Inference(copy, units)
+    units = Units()
+    for _ in range(_WALKS):
+        # What rules decide by what is joined already must be decided in the light of what is joined later, as it will
+        # be for students.
+        units.start_over()
+        context = Inference(copy, units)
+        try:
             walk(copy.eval(), example_inputs, context)
-    except TraceError as error:
-        raise ValueError(f"the model does not run on example_inputs: {error}") from error
-    # In train mode a network may have parts of its own (auxiliary heads). Not every input will do for it: batch
-    # normalisation refuses a single value per channel, for example.
-    try:
-        walk(copy.train(), example_inputs, context)
-    except TraceError:
-        context.outputs = []
+        except TraceError as error:
+            raise ValueError(f"the model does not run on example_inputs: {error}") from error
+        if not context.settled():
+            continue
+        # In train mode a network may have parts of its own (auxiliary heads). Not every input will do for it: batch
+        # normalisation refuses a single value per channel, for example.
+        try:
+            walk(copy.train(), example_inputs, context)
+        except TraceError:
+            context.outputs = []
+        if context.settled():
+            break
     return context
 
 
