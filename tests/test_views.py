@@ -4,9 +4,8 @@ import random
 
 import pytest
 import torch
-from torch import Tensor
-
 from net2net.views import geometry_of, seen
+from torch import Tensor
 
 
 def another_view(x: Tensor, rng: random.Random) -> Tensor:
