@@ -6,9 +6,9 @@ import re
 
 import numpy as np
 
+from net2net.context import TraceError
 from net2net.groups import Group, Structure
 from net2net.layout import Segment
-from net2net.trace import TraceError
 from net2net.units import Units
 
 

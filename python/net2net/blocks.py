@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from net2net.rules import name_of
+from net2net.running import Inputs, call
 from net2net.skeleton import aside, named_tensors, own_random_state, rebuild
-from net2net.trace import Inputs, call
 
 #: How many operations with parameters before an addition are tried: a convolution and what normalises or scales it.
 REACH = 3

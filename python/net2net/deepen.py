@@ -19,9 +19,9 @@ from net2net.moments import site_moments
 from net2net.new_layers import FACTORS, Insertion
 from net2net.operations import operations
 from net2net.plan import Inventory, Skipped
+from net2net.running import Inputs, call
 from net2net.sites import Site, find_sites
 from net2net.skeleton import own_random_state, skeleton
-from net2net.trace import Inputs, call
 from net2net.verify import check_growth
 
 #: What a plan holds per place.

@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import nn
 
+from net2net.context import TraceError
+from net2net.inference import Inference
+from net2net.running import Inputs
 from net2net.skeleton import check_model, movable, named_tensors, skeleton
-from net2net.trace import OUTPUT, Inference, Inputs, TraceError, walk
+from net2net.trace import OUTPUT, walk
 from net2net.units import DisjointSets, Units
 
 
@@ -80,11 +83,7 @@ def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
     """Traces a copy of `model`, and returns what was found. `model` is not touched."""
     check_model(model)
     copy = skeleton(model, lambda _name, t: t.shape)
-    # Twice: what rules decide by what is joined already is then decided in the light of what is joined later, as it
-    # will be for students.
-    first = _collect(copy, example_inputs, Units(), also_train=False)
-    first.units.start_over()
-    context = _collect(copy, example_inputs, first.units)
+    context = _collect(copy, example_inputs)
     for name, t in named_tensors(copy):
         grown = [dim for dim in range(t.dim()) if (name, dim) in context.units.axes]
         reason = None
@@ -97,19 +96,31 @@ def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
     return context
 
 
-def _collect(copy: nn.Module, example_inputs: Inputs, units: Units, also_train: bool = True) -> Inference:
-    context = Inference(copy, units)
-    try:
-        walk(copy.eval(), example_inputs, context)
-    except TraceError as error:
-        raise ValueError(f"the model does not run on example_inputs: {error}") from error
-    # In train mode a network may have parts of its own (auxiliary heads). Not every input will do for it: batch
-    # normalisation refuses a single value per channel, for example.
-    try:
-        if also_train:
+#: How often a teacher is walked until nothing would be decided otherwise than it was.
+_WALKS = 16
+
+
+def _collect(copy: nn.Module, example_inputs: Inputs) -> Inference:
+    units = Units()
+    for _ in range(_WALKS):
+        # What rules decide by what is joined already must be decided in the light of what is joined later, as it will
+        # be for students.
+        units.start_over()
+        context = Inference(copy, units)
+        try:
+            walk(copy.eval(), example_inputs, context)
+        except TraceError as error:
+            raise ValueError(f"the model does not run on example_inputs: {error}") from error
+        if not context.settled():
+            continue
+        # In train mode a network may have parts of its own (auxiliary heads). Not every input will do for it: batch
+        # normalisation refuses a single value per channel, for example.
+        try:
             walk(copy.train(), example_inputs, context)
-    except TraceError:
-        context.outputs = []
+        except TraceError:
+            context.outputs = []
+        if context.settled():
+            break
     return context
 
 
@@ -207,12 +218,10 @@ def _segments(
 
 def _only(unit: np.ndarray, neighbour: np.ndarray, end: int) -> np.ndarray:
     """For each unit its neighbour, if it has the same one everywhere; else `end`. Indexed by unit."""
-    distinct = np.unique(np.stack([unit, neighbour], 1), axis=0)
-    count = np.bincount(distinct[:, 0], minlength=end + 1)
-    result = np.full(end + 1, end)
-    result[distinct[:, 0]] = distinct[:, 1]
-    result[count != 1] = end
-    return result
+    least, most = np.full(end + 1, end), np.full(end + 1, -1)
+    np.minimum.at(least, unit, neighbour)
+    np.maximum.at(most, unit, neighbour)
+    return np.where(least == most, least, end)
 
 
 def _parse(

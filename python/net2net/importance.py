@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from net2net.groups import Structure
+from net2net.running import Inputs, call
 from net2net.skeleton import aside, own_random_state
-from net2net.trace import Inputs, call
 
 
 def activations(model: nn.Module, inputs: Inputs) -> dict[str, np.ndarray]:

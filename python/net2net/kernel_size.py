@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from n2n_kernels.layout import memory_format
+from net2net.running import Inputs
 from net2net.skeleton import check_model, rebuild
-from net2net.trace import Inputs
 from net2net.verify import check_growth
 
 Size = int | Sequence[int]

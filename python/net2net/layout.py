@@ -50,7 +50,7 @@ def lay_out(pieces: tuple[Piece, ...], segments: list[Segment]) -> Laid:
 
 def layouts(units: Units, found: Structure, segments: list[Segment]) -> Layouts:
     """What a student is to look like."""
-    counts = np.ones(len(units), dtype=np.int64)
+    counts = np.ones(len(units) + 1, dtype=np.int64)
     for roots, segment in zip(found.segments, segments, strict=True):
         counts[roots] = np.bincount(segment.index, minlength=segment.units)
     known: dict[tuple[Piece, ...], Laid] = {}

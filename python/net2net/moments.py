@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from n2n_kernels import channel_moments
 from net2net.new_layers import Insertion, expansion
+from net2net.running import Inputs, call
 from net2net.skeleton import own_random_state
-from net2net.trace import Inputs, call
 
 
 class _Pooled:

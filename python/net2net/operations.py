@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from net2net.running import Inputs, call, computed
 from net2net.skeleton import own_random_state
-from net2net.trace import Inputs, call, computed
 
 
 class _Record(TorchDispatchMode):

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from net2net.context import TraceError
+from net2net.hashes import digest
 from net2net.outputs import OWN
 from net2net.skeleton import each_module
 from net2net.student import Student
-from net2net.trace import TraceError
 
 #: Modules of torch that keep a width which no weight of theirs tells.
 _ALSO = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.Unflatten)
@@ -46,41 +47,73 @@ def attach(model: nn.Module, context: Student) -> list[Change]:
     which changes are added."""
     changes: list[Change] = []
     helped: set[tuple[type, str]] = set()
+    hopeless: set[bytes] = set()
     seen = {id(m): name for name, m in reversed(list(model.named_modules()))}
     for module in each_module(model):
         if _attributes(module) and (isinstance(module, _ALSO) or not type(module).__module__.startswith("torch.")):
-            module.forward = _guarded(module, seen[id(module)], context, changes, helped)
+            module.forward = _guarded(module, seen[id(module)], context, changes, helped, hopeless)
     return changes
 
 
 def _guarded(
-    module: nn.Module, name: str, context: Student, changes: list[Change], helped: set[tuple[type, str]]
+    module: nn.Module,
+    name: str,
+    context: Student,
+    changes: list[Change],
+    helped: set[tuple[type, str]],
+    hopeless: set[bytes],
 ) -> Callable[..., Any]:
     forward = module.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        mode = context.mode
-        state, since = context.saved((args, kwargs)), len(mode.seen)
+        state, since = context.saved((args, kwargs)), len(context.seen)
         try:
             return forward(*args, **kwargs)
         except Exception as error:
             first = error
-            mode.mark(error)
+            context.mark(error)
+        latest, reached = first, (failed := context.seen[since:])
+        # A module around this one may be run again and again, and this one then fails as it did before.
+        case = digest(name, str(first), reached, *context.codes_in(state))
+        if case in hopeless:
+            raise first
+
+        def again() -> Any:
+            context.restore(state)
+            del context.seen[since:]
+            return forward(*args, **kwargs)
+
+        def counts(attribute: str) -> bool:
+            """Whether the module, without that attribute, does not fail in the very same way."""
+            if hasattr(type(module), attribute):
+                return True
+            value = vars(module).pop(attribute)
+            try:
+                again()
+            except Exception as error:
+                context.mark(error)
+                return str(error) != str(latest) or context.seen[since:] != reached
+            finally:
+                vars(module)[attribute] = value
+            return True
+
         made: list[Change] = []
-        latest, reached = first, len(mode.seen) - since
         for _ in range(_DEPTH):
-            best: tuple[Change, Exception] | None = None
-            for change in _candidates(module, name, latest, mode.seen[since:], context, helped):
+            best: tuple[Change, Exception, list[Any]] | None = None
+            known: dict[str, bool] = {}
+            for change in _candidates(module, name, latest, context.seen[since:], context, helped):
+                if change.name not in known:
+                    known[change.name] = counts(change.name)
+                if not known[change.name]:
+                    continue
                 setattr(module, change.name, change.after)
-                context.restore(state)
-                del mode.seen[since:]
                 try:
-                    out = forward(*args, **kwargs)
+                    out = again()
                 except Exception as error:
-                    mode.mark(error)
+                    context.mark(error)
                     setattr(module, change.name, change.before)
-                    if len(mode.seen) - since > reached:
-                        reached, best = len(mode.seen) - since, (change, error)
+                    if len(context.seen) - since > len(best[2] if best else reached):
+                        best = change, error, context.seen[since:]
                 else:
                     changes.extend([*made, change])
                     helped.update((type(module), c.name) for c in [*made, change])
@@ -89,13 +122,18 @@ def _guarded(
                 break
             # None is enough by itself. The one that led furthest stays, and another one is looked for.
             made.append(best[0])
-            latest = best[1]
+            latest, reached = best[1:]
             setattr(module, best[0].name, best[0].after)
         for change in reversed(made):
             setattr(module, change.name, change.before)
         context.restore(state)
         # What brought the run to another module was right: what is wrong there is what counts.
-        raise latest if latest.where != first.where else first  # type: ignore[attr-defined]
+        if latest.where != first.where:  # type: ignore[attr-defined]
+            context.seen[since:] = reached
+            raise latest
+        context.seen[since:] = failed
+        hopeless.add(case)
+        raise first
 
     return run
 

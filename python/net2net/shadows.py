@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from net2net.units import FIXED
-
-Geometry = tuple[torch.Size, tuple[int, ...], int | torch.SymInt]
+from net2net.views import Geometry, geometry_of, seen
 
 _SHIFT = 32
 
@@ -34,10 +33,6 @@ def ids_of(codes: np.ndarray) -> np.ndarray:
 
 def replicas_of(codes: np.ndarray) -> np.ndarray:
     return np.asarray(codes >> _SHIFT)
-
-
-def _geometry(t: Tensor) -> Geometry:
-    return t.shape, t.stride(), t.storage_offset()
 
 
 def compact(codes: Tensor) -> Tensor:
@@ -81,29 +76,25 @@ def _contiguous(shape: torch.Size) -> tuple[int, ...]:
     return tuple(strides[: len(shape)])
 
 
-def _stepped(codes: Tensor, dim: int, first: int, step: int, size: int) -> Tensor:
-    return codes.narrow(dim, first, (size - 1) * step + 1)[(slice(None),) * dim + (slice(None, None, step),)]
-
-
 class _Entry:
     def __init__(self, t: Tensor, codes: Tensor) -> None:
         self.alive = StorageWeakRef(t.untyped_storage())
-        self.geometry: Geometry | None = _geometry(t)
+        self.geometry: Geometry | None = geometry_of(t)
         self.codes = codes
         self.itemsize = t.element_size()
 
     def of(self, t: Tensor) -> Tensor:
-        if self.geometry == _geometry(t):
+        if self.geometry == geometry_of(t):
             return self.codes
         if self._uniform():
             return self.codes.reshape(-1)[:1].view((1,) * t.dim()).expand(t.shape)
         if (part := self._reshaped(t)) is not None or (part := self._part(t)) is not None:
             return part
         dense = self._dense(t)
-        codes = compressed(dense.as_strided(*_geometry(t)))
+        codes = compressed(dense.as_strided(*geometry_of(t)))
         if t.numel() == dense.numel() and _fills_its_range(t):
             # This view covers the storage: from now on it is the geometry in which codes are kept.
-            self.geometry, self.codes = _geometry(t), codes
+            self.geometry, self.codes = geometry_of(t), codes
         return codes
 
     def _reshaped(self, t: Tensor) -> Tensor | None:
@@ -117,44 +108,17 @@ class _Entry:
             self.codes = self.codes.view(t.shape)
         except RuntimeError:
             return None
-        self.geometry = _geometry(t)
+        self.geometry = geometry_of(t)
         return self.codes
 
     def _part(self, t: Tensor) -> Tensor | None:
-        """The codes of a view that takes some of the dimensions, slices of others, in whatever order."""
+        """The codes of a view that takes some of the dimensions, slices, splits and merges of them."""
         if self.geometry is None:
             return None
-        shape, strides, offset = self.geometry
-        rest = int(t.storage_offset()) - int(offset)
-        order = sorted((d for d, n in enumerate(shape) if n > 1), key=lambda d: -strides[d])
-        first = dict.fromkeys(range(len(shape)), 0)
-        for d in order:
-            if strides[d] == 0:
-                return None
-            first[d], rest = divmod(rest, strides[d])
-        if rest:
-            return None
-        taken: dict[int, tuple[int, int, int]] = {}  # by dimension of `t`: dimension, step, size
-        for i, (n, stride) in enumerate(zip(t.shape, t.stride(), strict=True)):
-            if n == 1 or stride == 0:
-                continue
-            # The longest stride that divides it: a step within that dimension.
-            at = next((d for d in order if stride % strides[d] == 0), None)
-            if at is None or any(at == other for other, _, _ in taken.values()):
-                return None
-            step = stride // strides[at]
-            if first[at] + (n - 1) * step >= shape[at]:
-                return None
-            taken[i] = (at, step, n)
-        if any(not 0 <= first[d] < shape[d] for d in order):
-            return None
-        codes = self.codes
-        for d in order:
-            how = next(((step, n) for other, step, n in taken.values() if other == d), None)
-            codes = codes.narrow(d, first[d], 1) if how is None else _stepped(codes, d, first[d], *how)
-        used = [d for d, _, _ in taken.values()]
-        codes = codes.permute([*used, *(d for d in range(len(shape)) if d not in used)])
-        return codes.reshape([n if i in taken else 1 for i, n in enumerate(t.shape)]).expand(t.shape)
+        part = seen(self.codes, self.geometry, geometry_of(t), cut=False)
+        if part is None and (part := seen(self.codes, self.geometry, geometry_of(t), cut=True)) is not None:
+            part = compressed(part)
+        return part
 
     def _uniform(self) -> bool:
         """One code for the whole storage, however it is viewed."""
@@ -170,10 +134,10 @@ class _Entry:
         return self.codes
 
     def write(self, t: Tensor, codes: Tensor) -> None:
-        if self.geometry == _geometry(t):
+        if self.geometry == geometry_of(t):
             self.codes = codes
         else:
-            self._dense(t).as_strided(*_geometry(t)).copy_(codes)
+            self._dense(t).as_strided(*geometry_of(t)).copy_(codes)
 
 
 class Shadows:

@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from net2net.activations import Activation, recognise
+from net2net.running import Inputs, call, computed
 from net2net.skeleton import check_model, own_random_state, skeleton
-from net2net.trace import Inputs, call, computed
 
 
 @dataclass

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from net2net.context import Context, TraceError
+from net2net.hashes import digest, mix, seed, total
+from net2net.inference import row_keys
 from net2net.shadows import codes, compact, ids_of, replicas_of
 from net2net.skeleton import named_tensors
-from net2net.trace import Context, TraceError, Walk, row_keys, total
-from net2net.units import CONSTANT, FIXED, Axis, Units, mix, ranks, seed
+from net2net.units import CONSTANT, FIXED, Axis, Units, ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,17 +35,20 @@ class Laid:
     replica: np.ndarray
 
 
+#: What `Student.saved` keeps: the layouts, how many outputs there were, and the codes of what is given.
+Saved = tuple[dict[tuple[str, int], Laid], int, list[tuple[Tensor, Tensor]]]
+
+
 class Layouts:
     """The number of replicas of each unit, and the layout of the axes that make units."""
 
     def __init__(self, units: Units, counts: np.ndarray, canonical: dict[tuple[str, int], Laid]) -> None:
         self.units = units
-        self.counts = counts  # by root
+        self.counts = counts  # by root; the last one stands for values that came later
         self.canonical = canonical
 
     def count(self, ids: np.ndarray) -> np.ndarray:
-        roots = self.units.blocks.roots(ids)
-        return np.where(roots < len(self.counts), self.counts[np.minimum(roots, len(self.counts) - 1)], 1)
+        return self.counts.take(self.units.blocks.roots(ids), mode="clip")
 
     def width(self, axis: Axis) -> int:
         return int(self.count(axis.ids()).sum())
@@ -58,12 +63,10 @@ class Student(Context):
         self.laid: dict[tuple[str, int], Laid] = {}
         self._tensors = [t for _, t in named_tensors(model)]
         self._known = known  # ids below are the teacher's
+        self._laid_before: dict[bytes, Laid] = {}
         self._returns = returns
 
-    def running(self, mode: Walk) -> None:
-        self.mode = mode
-
-    def saved(self, arguments: Any) -> tuple[dict[tuple[str, int], Laid], int, list[tuple[Tensor, Tensor]]]:
+    def saved(self, arguments: Any) -> Saved:
         """What running a module again must find as it was."""
         given = [t for t in tree_leaves(arguments) if isinstance(t, Tensor)]
         with _disable_current_modes():  # what is done with codes is not part of the forward
@@ -71,7 +74,12 @@ class Student(Context):
             values = [(t, compact(k).clone().expand(t.shape)) for t, k in known if k is not None]
         return dict(self.laid), len(self.outputs), values
 
-    def restore(self, state: tuple[dict[tuple[str, int], Laid], int, list[tuple[Tensor, Tensor]]]) -> None:
+    def codes_in(self, state: Saved) -> list[np.ndarray]:
+        """What was given."""
+        with _disable_current_modes():
+            return [compact(known).numpy() for _, known in state[2]]
+
+    def restore(self, state: Saved) -> None:
         laid, outputs, values = state
         self.laid = dict(laid)
         del self.outputs[outputs:]
@@ -121,6 +129,14 @@ class Student(Context):
         counts = self.layouts.count(axis.ids())
         if axis.met is None or (counts == 1).all():
             return self.layouts.canonical[axis.tensor, axis.dim]
+        # The parameters of a norm meet the same values.
+        same = digest(axis.met, counts, size, rows)
+        if same not in self._laid_before:
+            self._laid_before[same] = self._matched(axis, counts, size, rows)
+        return self._laid_before[same]
+
+    def _matched(self, axis: Axis, counts: np.ndarray, size: int, rows: np.ndarray) -> Laid:
+        assert axis.met is not None
         if rows.shape[1] != counts.sum() or size != counts.sum():
             raise self._failed(f"{axis.tensor} has {size} positions, but meets {rows.shape[1]} values", rows)
         replicas = np.max(np.where(self._widened(rows), replicas_of(rows), 0), axis=0)
@@ -145,7 +161,7 @@ class Student(Context):
         a, b = np.broadcast_arrays(a, b)
         both = self._widened(a) & self._widened(b)
         if (replicas_of(a)[both] != replicas_of(b)[both]).any():
-            raise self._failed("replicas stand in another order here than was planned", a, b)
+            raise self._failed(_ANOTHER_ORDER, a, b)
 
     # -- values ------------------------------------------------------------------------------------------------------
 
@@ -157,13 +173,12 @@ class Student(Context):
             )
 
     def tie(self, made: np.ndarray, operands: Sequence[np.ndarray]) -> np.ndarray:
-        replica = np.zeros(made.shape, dtype=np.int64)
-        first: np.ndarray | None = None
-        for operand in operands:
-            if first is not None:
-                self._same_replicas(first, operand)
-            first = operand if first is None else np.where(self._widened(first), first, operand)
-            replica = np.maximum(replica, np.where(self._widened(operand), replicas_of(operand), 0))
+        replica, known = np.zeros(made.shape, dtype=np.int64), np.zeros(made.shape, dtype=bool)
+        for i, operand in enumerate(operands):
+            widened, mine = self._widened(operand), replicas_of(operand)
+            if (known & widened & (replica != mine)).any():
+                raise self._failed(_ANOTHER_ORDER, *operands[: i + 1])
+            replica, known = np.where(widened, mine, replica), known | widened
         return codes(made, replica)
 
     def grow_with(self, made: np.ndarray, units: np.ndarray) -> None:
@@ -207,6 +222,9 @@ class Student(Context):
         for a, b in zip(expected, mine, strict=True):
             if a.shape != b.shape or (a != b).any():
                 raise self._failed("the student's outputs are not the teacher's", a, b)
+
+
+_ANOTHER_ORDER = "replicas stand in another order here than was planned"
 
 
 def _cut(new: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -12,11 +12,11 @@ all that a layer norm averages over. A block is one *unit* of growth: one number
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
+
+from net2net.hashes import Table
 
 #: The block of elements filled with a constant or with random numbers: they agree with any unit.
 CONSTANT = 0
@@ -48,6 +48,7 @@ class DisjointSets:
     def __init__(self, size: int = 0) -> None:
         self._parents = np.arange(max(size, 1024))
         self._size = size
+        self._flat = True  # whether the parent of each is its representative
 
     def __len__(self) -> int:
         return self._size
@@ -61,14 +62,22 @@ class DisjointSets:
 
     def roots(self, ids: np.ndarray) -> np.ndarray:
         """The representative of each id's set, by pointer jumping."""
-        roots = self._parents[ids]
-        above = self._parents[roots]
+        roots = self._parents.take(ids)
+        if self._flat:
+            return roots
+        above = self._parents.take(roots)
         if (above == roots).all():
             return roots
         while (above != roots).any():
-            roots, above = above, self._parents[above]
+            roots, above = above, self._parents.take(above)
         self._parents[ids] = roots
         return roots
+
+    def flatten(self) -> None:
+        """From here on, until sets are joined, representatives are found in one step."""
+        if not self._flat:
+            self.roots(np.arange(self._size))
+            self._flat = True
 
     def put(self, ids: np.ndarray, roots: np.ndarray) -> None:
         """Puts new elements, each still a set of its own, into the sets with these representatives."""
@@ -80,6 +89,7 @@ class DisjointSets:
         while (a != b).any():
             apart = a != b
             low, high = np.minimum(a, b)[apart], np.maximum(a, b)[apart]
+            self._flat = False
             # Where several pairs name the same root, the smallest wins; the others get their turn in the next round.
             np.minimum.at(self._parents, high, low)
             a, b = self.roots(low), self.roots(high)
@@ -94,30 +104,15 @@ def ranks(index: np.ndarray) -> np.ndarray:
     return rank
 
 
-_MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9], dtype=np.uint64)
-
-
-def mix(state: Any, x: np.ndarray) -> np.ndarray:
-    """uint64: `state` (uint64) with the integers `x` stirred in; neither commutative nor associative."""
-    with np.errstate(over="ignore"):
-        h = (np.asarray(state, dtype=np.uint64) ^ x.astype(np.uint64)) * _MULTIPLIERS[0]
-        h = (h ^ (h >> np.uint64(29))) * _MULTIPLIERS[1]
-        return np.asarray(h ^ (h >> np.uint64(32)))
-
-
-def seed(key: object) -> np.ndarray:
-    """uint64: where `mix` starts for an operation with its numbers, spelled out in `key`."""
-    return np.frombuffer(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), dtype=np.uint64).reshape(())
-
-
 class Units:
     """The values of a model: their ids, the sets that these are in, the axes, and why some must keep one replica."""
 
     def __init__(self) -> None:
         self.blocks, self.places = DisjointSets(2), DisjointSets(2)
         self.axes: dict[tuple[str, int], Axis] = {}
-        self._known: dict[int, int] = {}
-        self._arrays: dict[bytes, np.ndarray] = {}
+        self._known = Table()
+        #: What `Context.make` has made in walks over the teacher: all that it joins stays joined.
+        self.made: dict[bytes, np.ndarray] = {}
         self.fresh = 0  # ids from here on were made by the last `intern`
         self._pins: list[tuple[np.ndarray, str]] = []
         self._even: list[np.ndarray] = []
@@ -150,35 +145,39 @@ class Units:
 
     def intern(self, hashes: np.ndarray) -> np.ndarray:
         """int64: the ids of expressions, given by their hashes."""
-        # The same operation on the same values, in another walk.
-        whole = hashes.tobytes()
-        if (before := self._arrays.get(whole)) is not None:
-            self.fresh = len(self)
-            return before.reshape(hashes.shape)
-        unique, inverse = np.unique(hashes.ravel(), return_inverse=True)
-        ids = np.array([self._known.get(h, -1) for h in unique.tolist()], dtype=np.int64)
-        fresh = np.flatnonzero(ids < 0)
+        ids = self._known.get(hashes.ravel())
         self.fresh = len(self)
-        if len(fresh):
-            first = self.add(len(fresh))
-            ids[fresh] = np.arange(first, first + len(fresh))
-            self._known.update(zip(unique[fresh].tolist(), ids[fresh].tolist(), strict=True))
-        found = self._arrays[whole] = np.asarray(ids[inverse].reshape(hashes.shape))
-        return found
+        new = ids < 0
+        if new.any():
+            unique, inverse = np.unique(hashes.ravel()[new], return_inverse=True)
+            fresh = self.add(len(unique)) + np.arange(len(unique))
+            self._known.add(unique, fresh)
+            ids[new] = fresh[inverse]
+        return ids.reshape(hashes.shape)
+
+    def flatten(self) -> None:
+        self.blocks.flatten()
+        self.places.flatten()
 
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
         """The same place: replicated together, and standing at the same place in their block. Values without a unit are
         left out."""
         a, b = a.ravel(), b.ravel()
         both = (self.blocks.roots(a) > FIXED) & (self.blocks.roots(b) > FIXED)
-        self.places.join(a[both], b[both])
-        self.blocks.join(a[both], b[both])
+        if not both.all():
+            a, b = a[both], b[both]
+        if len(a):
+            self.places.join(a, b)
+            self.blocks.join(a, b)
 
     def adopt(self, made: np.ndarray, root: int) -> None:
         """Values without a unit: CONSTANT or FIXED. Those that have one keep it."""
-        made = np.unique(made)
-        made = made[self.blocks.roots(made) == made]
-        self.blocks.join(made, np.full_like(made, root))
+        made = np.unique(made[self.blocks.roots(made) == made])
+        if not len(made):
+            return
+        new = made >= self.fresh
+        self.blocks.put(made[new], np.full(1, root))
+        self.blocks.join(made[~new], np.full(int((~new).sum()), root))
 
     def fuse(self, ids: np.ndarray) -> None:
         """One block: replicated together, as a whole."""
@@ -205,10 +204,9 @@ class Units:
 
     def pin(self, ids: np.ndarray, reason: str) -> None:
         """These units keep one replica."""
-        ids = np.unique(ids)
         ids = ids[self.blocks.roots(ids) > FIXED]
         if len(ids):
-            self._pins.append((ids, reason))
+            self._pins.append((np.unique(ids), reason))
 
     def pinned(self) -> dict[int, str]:
         """Root of a block -> the first reason given for it."""
@@ -231,7 +229,7 @@ class Units:
         return np.where(inside, starts[np.maximum(at, 0)], -1)
 
     def crossing(self, rows: np.ndarray) -> bool:
-        """Whether units lie across the rows of codes [rows, n] too (the heads of attention, beside the features of
+        """Whether units lie across the rows of ids [rows, n] too (the heads of attention, beside the features of
         each), so that nothing can be applied to all rows alike without treating several units alike.
 
         Units of different origin (a class token and patches) do not: they are replicated alike. Those of one
@@ -239,7 +237,7 @@ class Units:
         """
         if len(rows) < 2:
             return False
-        roots = self.blocks.roots(rows & 0xFFFFFFFF)
+        roots = self.blocks.roots(rows)
         origins = self.axes_at(roots)
         several = roots.min(0) != roots.max(0)
         if not several.any():

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from net2net.outputs import leaves
+from net2net.running import Inputs, call
 from net2net.skeleton import aside, own_random_state
-from net2net.trace import Inputs, call
 
 #: Largest difference, relative to the teacher's largest output, that rounding explains in a deep network.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}

@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from net2net import attributes, mapping, repair
 from net2net.blame import Blame
+from net2net.context import TraceError
 from net2net.groups import Group, Structure, infer, structure
 from net2net.importance import activations, scores
+from net2net.inference import Inference
 from net2net.layout import Segment, Shares, layouts
 from net2net.plan import Inventory, Skipped
+from net2net.running import Inputs
 from net2net.skeleton import skeleton
 from net2net.student import Laid, Layouts, Student
-from net2net.trace import Inference, Inputs, TraceError, walk
+from net2net.trace import walk
 from net2net.verify import check_growth
 from net2net.widen_plan import NOISES, AxisPlan, Widened, WidenPlan, check_noise
 from net2net.widths import Width, Widths

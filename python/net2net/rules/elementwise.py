@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from net2net.context import Context
 from net2net.rules.table import POINTWISE, array, name_of, numbers, register, tensors, unknown
 from net2net.shadows import compact
-from net2net.trace import Context
 from net2net.units import FIXED
 
 

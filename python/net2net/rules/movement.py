@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from net2net.context import Context
 from net2net.rules.table import ambiguous, array, extent, name_of, numbers, register, tensors, unknown
 from net2net.shadows import compact, compressed
-from net2net.trace import Context
 from net2net.units import FIXED
 
 

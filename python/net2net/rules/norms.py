@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from net2net.context import Context
 from net2net.rules.reductions import histogram
 from net2net.rules.table import array, name_of, numbers, register, rows_along, tensors, unknown
 from net2net.shadows import ids_of
-from net2net.trace import Context
 
 
 @register(

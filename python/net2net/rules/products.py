@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from net2net.context import Context
+from net2net.hashes import mix, seed, total
 from net2net.rules.table import array, name_of, numbers, refuse, register, rows_along, tensors
 from net2net.shadows import codes, ids_of
-from net2net.trace import Context, total
-from net2net.units import FIXED, mix, seed
+from net2net.units import FIXED
 
 
 @register("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution", "convolution_overrideable")
@@ -19,13 +20,13 @@ def convolution(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
     x, weight, bias = args[:3]
     named = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | kwargs
     groups, transposed = named["groups"], named.get("transposed", False)
-    known = context.parameter(weight)
+    known = context.parameters.handle(weight, whole=True)
     channel = x.dim() - (weight.dim() - 2) - 1
     given = array(context, x)
     into, outof = (0, 1) if transposed else (1, 0)
-    if known is None or known[1] != list(range(weight.dim())):
+    if known is None or known.dims != tuple(range(weight.dim())):
         return refuse(context, func, args, kwargs, out, "the weight of a convolution is computed, not a parameter")
-    name = known[0]
+    name = known.name
     given = context.bundle(given, range(channel + 1, x.dim()))
     rows = rows_along(given, channel, x.shape[channel])
     if context.crossing(rows, name_of(func)):
@@ -94,12 +95,12 @@ def linear(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> Non
         bias, x, right = args[:3]
     else:
         x, right, bias = args[0], args[1], args[2] if len(args) > 2 else None
-    known = context.parameter(right)
+    known = context.parameters.handle(right, whole=True)
     if known is None:
         if kind == "mm" and not context.is_parameter(x) and not context.is_parameter(right):
             return _between(context, func, x[None], right[None], out[None])
         return refuse(context, func, args, kwargs, out, "the weight of a matrix product is computed, not a parameter")
-    name, dims = known
+    name, dims = known.name, known.dims
     # F.linear has the weight as [out, in]; mm and addmm have it on the right, as [in, out].
     into, outof = (dims[1], dims[0]) if kind == "linear" else (dims[0], dims[1])
     features, produced = (right.shape[1], right.shape[0]) if kind == "linear" else (right.shape[0], right.shape[1])
@@ -220,13 +221,13 @@ def attention(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
 def embedding(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """A table of rows: what is looked up has the units of the columns."""
     weight, index = args[:2]
-    known = context.parameter(weight)
+    known = context.parameters.handle(weight, whole=True)
     if context.has_units(array(context, index)):
         return refuse(context, func, args, kwargs, out, "what is looked up depends on units")
-    if known is None or known[1] != [0, 1]:
+    if known is None or known.dims != (0, 1):
         return refuse(context, func, args, kwargs, out, "the table is computed, not a parameter")
-    units = context.produce(known[0], 1, weight.shape[1])
+    units = context.produce(known.name, 1, weight.shape[1])
     which = array(context, index).reshape(-1)[:1]
-    made = context.make(("embedding", known[0]), [units, which], [True, False])
+    made = context.make(("embedding", known.name), [units, which], [True, False])
     context.set(out, made.reshape((1,) * index.dim() + (-1,)))
     return None

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from net2net.context import Context
+from net2net.hashes import mix, seed
 from net2net.rules.table import array, name_of, numbers, refuse, register, tensors, unknown
 from net2net.shadows import ids_of
-from net2net.trace import Context
-from net2net.units import FIXED, mix, seed
+from net2net.units import FIXED
 
 #: Of replicas, these give what they give of one: a mean over units, each replicated equally often, is the same.
 _PROPORTIONAL = {"mean", "amax", "amin", "any", "all"}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from net2net.context import Context
+from net2net.hashes import mix, seed, total
 from net2net.shadows import compact, ids_of
-from net2net.trace import Context, total
-from net2net.units import FIXED, mix, seed
+from net2net.units import FIXED
 
 Rule = Callable[[Context, Any, Any, Any, Any], None]
 
@@ -25,7 +25,7 @@ POINTWISE: list[Rule] = []
 def register(*names: str) -> Callable[[Rule], Rule]:
     """Registers the decorated function as the rule for these operations.
 
-    A rule is called after the operation has been run, with a `Context` (trace.py), the operation, its positional and
+    A rule is called after the operation has been run, with a `Context` (context.py), the operation, its positional and
     keyword arguments and its result. It gives every tensor of the result its codes.
 
     Args:
@@ -91,7 +91,7 @@ def view(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         dim = args[2] % x.dim()
     codes = compact(known).numpy()
     given = args[1] if name.startswith("split") else args[2:]
-    bounds = [min(a, x.shape[dim]) for a in tree_leaves(given) if isinstance(a, int)]
+    bounds = [min(a, x.shape[dim]) for a in flat(given) if isinstance(a, int)]
     if x.shape[dim] == 1 or (name == "slice" and tuple(bounds) in {(0, x.shape[dim]), (0, x.shape[dim], 1), ()}):
         return
     if codes.shape[dim] == 1:
@@ -103,8 +103,11 @@ def view(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
 def ambiguous(codes: np.ndarray, dim: int) -> bool:
     """Whether several positions of a dimension of units have the same code: places that a view has put there (an image,
     flattened). What takes some of them by their number cannot be followed."""
+    if codes.shape[dim] == 1:
+        return False
     columns = np.moveaxis(codes, dim, 0).reshape(codes.shape[dim], -1)
-    return codes.shape[dim] > 1 and len(np.unique(columns, axis=0)) < len(columns)
+    hashes = total(mix(mix(seed("column"), np.arange(columns.shape[1])), columns))
+    return len(np.unique(hashes)) < len(columns)
 
 
 #: Views in which the same memory holds other numbers.
@@ -137,14 +140,26 @@ def refuse(context: Context, func: Any, args: Any, kwargs: Any, out: Any, why: s
         context.set(t, made.reshape(()))
 
 
+def flat(tree: Any) -> Iterator[Any]:
+    """What is in the nested lists, tuples and dicts that an operation is given."""
+    if isinstance(tree, list | tuple):
+        for item in tree:
+            yield from flat(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from flat(item)
+    else:
+        yield tree
+
+
 def tensors(tree: Any) -> list[Tensor]:
-    return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+    return [t for t in flat(tree) if isinstance(t, Tensor)]
 
 
 def numbers(tree: Any) -> tuple[Any, ...]:
     """The numbers, flags and strings among an operation's arguments. Code may have made them from a tensor's width (`x
     / x.shape[1]`), which no code shows; so they are part of the value."""
-    return tuple(repr(a) for a in tree_leaves(tree) if _is_number(a))
+    return tuple(repr(a) for a in flat(tree) if _is_number(a))
 
 
 def _is_number(a: Any) -> bool:

@@ -1,0 +1,355 @@
+"""context: what a rule says of an operation, it says to a `Context`.
+
+There are two: `Inference` (inference.py) collects, from the teacher, what must be replicated alike; `Student`
+(student.py) holds a student to it, and finds out on the way how each of the student's parameters must be laid out. Both
+hear the same rules, so what a rule claims about an operation is put to the proof by the student's own forward.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from net2net.hashes import digest, expression, mix, seed, total
+from net2net.parameters import Handle, Parameters
+from net2net.shadows import Shadows, codes, compact, ids_of, replicas_of, spread
+from net2net.units import CONSTANT, FIXED, Units
+
+
+class TraceError(RuntimeError):
+    """The forward pass failed. `suspects` are sets of value ids that it may be about, the likeliest first."""
+
+    def __init__(self, message: str, suspects: list[np.ndarray]) -> None:
+        super().__init__(message)
+        self.suspects = suspects
+
+
+class Context(ABC):
+    """What rules talk to. Codes (shadows.py) are int64 tensors of their tensor's shape."""
+
+    def __init__(self, model: nn.Module, units: Units) -> None:
+        self.units = units
+        self.shadows = Shadows()
+        self.parameters = Parameters(model)
+        self.module = ""  # the innermost module being run
+        self.operation = ""  # the operation whose rule is being asked
+        self.given: list[list[Tensor]] = []  # what the modules being run were given, outermost first
+        self.opaque = 0  # how many modules being run are not to be looked into
+        self.outputs: list[np.ndarray] = []
+        #: What `make` has made before, by all that it was given.
+        self.made: dict[bytes, np.ndarray] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """A walk begins."""
+        self.units.flatten()
+        self.last: tuple[Tensor, ...] = ()  # what the last operation that saw units was given
+        self.reached = ""  # where the last operation was: after an exception, all modules have been left
+        #: Of each operation: the elements of its first tensor, and the numbers that it was given.
+        self.seen: list[tuple[int, tuple[int, ...]]] = []
+
+    # -- what teacher and student do differently ---------------------------------------------------------------------
+
+    @abstractmethod
+    def produce(self, name: str, dim: int, size: int, role: str = "out") -> np.ndarray:
+        """The codes along a parameter's axis whose positions are new units (or of which nothing is known yet)."""
+
+    @abstractmethod
+    def meet(self, name: str, dim: int, size: int, role: str, rows: np.ndarray, why: str) -> np.ndarray:
+        """The codes along a parameter's axis that is applied, position by position, to values with the codes `rows`
+        [any number of rows, size]. Both must be replicated alike."""
+
+    @abstractmethod
+    def tie(self, made: np.ndarray, operands: Sequence[np.ndarray]) -> np.ndarray:
+        """The codes of new values with the ids `made`, that are replicated as the operands are."""
+
+    @abstractmethod
+    def fuse(self, values: np.ndarray) -> int:
+        """Makes one block of all these values; returns which replica of it this is."""
+
+    def even(self, values: np.ndarray) -> None:
+        """A norm averages over these values, whatever their number."""
+        self.units.even(ids_of(values))
+
+    def head(self, values: np.ndarray) -> None:
+        """These are features of heads of attention."""
+        self.units.head(ids_of(values))
+
+    @abstractmethod
+    def join(self, a: np.ndarray, b: np.ndarray) -> None:
+        """These values are at the same places."""
+
+    @abstractmethod
+    def pin(self, values: np.ndarray, why: str) -> None:
+        """The units of these values must keep one replica."""
+
+    @abstractmethod
+    def signature(self, hashes: np.ndarray, about: np.ndarray) -> np.ndarray:
+        """int64 ids of what an operation was given as a whole, the values `about`."""
+
+    @abstractmethod
+    def contracted(self, axis: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
+        """uint64 [rows]: for a sum over positions, one number for the terms of each row: a position of the axis, with
+        the value that it is multiplied by. In a student all replicas of a term are one term, divided among them."""
+
+    # -- codes -------------------------------------------------------------------------------------------------------
+
+    def roots(self, values: np.ndarray) -> np.ndarray:
+        return self.units.blocks.roots(ids_of(values))
+
+    def has_units(self, values: np.ndarray) -> bool:
+        return bool((self.roots(values) > FIXED).any())
+
+    def of(self, t: Tensor, along: int | None = None, met: np.ndarray | None = None) -> Tensor:
+        """The codes of `t`; FIXED where nothing is known.
+
+        Args:
+            along: if `t` is a parameter of which nothing is known yet: the dimension of `t` that has units; None: its
+                only dimension that is longer than 1.
+            met: the codes [rows, size] that it is about to be combined with along that dimension.
+        """
+        known = self.shadows.get(t)
+        if known is None and t.is_floating_point() and (handle := self.parameters.handle(t)) is not None and t.numel():
+            known = self._label(t, handle, along, met)
+        if known is not None:
+            return known
+        # A weight that is read by anything but the layers that know what its axes are (a norm of it, say).
+        self._pin_parameter(t, "its values are used beside the layer that it belongs to")
+        return self._unlabelled(t)
+
+    def _unlabelled(self, t: Tensor) -> Tensor:
+        """One fixed value: a parameter or buffer is known by its name and place, anything else by its content."""
+        if (handle := self.parameters.handle(t)) is not None:
+            key: Any = ("parameter", handle.name, t.storage_offset(), tuple(t.shape), t.stride())
+        else:
+            content = b"" if t.is_meta or t.numel() > _CONTENT else _bytes(t)
+            key = ("content", str(t.dtype), tuple(t.shape), hashlib.blake2b(content, digest_size=16).hexdigest())
+        made = self.units.intern(np.atleast_1d(seed(key)))
+        self.units.adopt(made, FIXED)
+        return torch.from_numpy(codes(made)).reshape((1,) * t.dim()).expand(t.shape)
+
+    def _label(self, t: Tensor, handle: Handle, along: int | None, met: np.ndarray | None) -> Tensor | None:
+        """Labels a parameter that is met by anything but the layers that know what its axes are."""
+        p = handle.tensor
+        if along is None:
+            long = [d for d in range(t.dim()) if t.shape[d] > 1 and t.stride(d)]
+            if len(long) > 1:
+                return None
+            if long:
+                along = long[0]
+        if along is None:
+            wide = [d for d, n in enumerate(p.shape) if n > 1]
+            dim = wide[0] if len(wide) == 1 else p.dim() - 1 if not wide else -1
+            if p.dim() == 1:
+                dim = 0
+        else:
+            dim = handle.dims[along]
+        if dim < 0 or p.dim() == 0:
+            return None
+        size = p.shape[dim]
+        self.units.values.add((handle.name, dim))
+        if met is not None and met.shape[-1] == size:
+            vector = self.meet(
+                handle.name, dim, size, "each", met, f"{handle.name} is applied to values of fixed width"
+            )
+        else:
+            vector = self.produce(handle.name, dim, size, "each")
+        self.shadows.set(p, spread(torch.from_numpy(vector), dim, p.shape))
+        return self.shadows.get(t)
+
+    def set(self, t: Tensor, made: np.ndarray | Tensor) -> None:
+        """`made`: codes that can be broadcast to the shape of `t`."""
+        made = torch.from_numpy(np.array(made)) if isinstance(made, np.ndarray) else made
+        if made.dim() > t.dim():
+            made = made.reshape(made.shape[made.dim() - t.dim() :])
+        self.shadows.set(t, made.reshape((1,) * (t.dim() - made.dim()) + tuple(made.shape)).expand(t.shape))
+
+    def make(self, key: object, operands: Sequence[np.ndarray], tied: Sequence[bool] | None = None) -> np.ndarray:
+        """Codes of the values that an operation makes of its operands, element by element (broadcast), of which those
+        that are `tied` (all, by default) must be replicated with the result.
+
+        Args:
+            key: names the operation with all numbers that it depends on.
+        """
+        whole = digest(key, tied, *operands)
+        if (before := self.made.get(whole)) is not None:
+            return before
+        self.made[whole] = made = self._make(key, operands, tied)
+        return made
+
+    def _make(self, key: object, operands: Sequence[np.ndarray], tied: Sequence[bool] | None) -> np.ndarray:
+        arrays = np.broadcast_arrays(*operands) if operands else [np.zeros((), dtype=np.int64)]
+        state = expression(key, map(ids_of, arrays))
+        if not operands:
+            constant = self.units.intern(np.atleast_1d(state))
+            self.units.adopt(constant, CONSTANT)
+            return codes(constant).reshape(())
+        made = self.units.intern(state)
+        wanted = [True] * len(arrays) if tied is None else tied
+        return self._tied(made, list(arrays), wanted)
+
+    def _tied(self, made: np.ndarray, operands: list[np.ndarray], tied: Sequence[bool]) -> np.ndarray:
+        fresh = made >= self.units.fresh
+        roots = [self.roots(a) for a in operands]
+        self.check_known(made, [a for a, r in zip(operands, roots, strict=True) if (r > FIXED).any()])
+        if fresh.any():
+            # New values are put where their first operand with a unit is.
+            block, place = np.zeros(made.shape, dtype=np.int64), made.copy()
+            for a, r, t in zip(operands, roots, tied, strict=True):
+                first = (r > FIXED) & (block <= FIXED)
+                if t and first.any():
+                    place[first] = self.units.places.roots(ids_of(a[first]))
+                    block[first] = r[first]
+                block[(r >= FIXED) & (block < FIXED)] = FIXED
+            self.units.blocks.put(made[fresh], block[fresh])
+            self.units.places.put(made[fresh], place[fresh])
+        return self.tie(made, [a for a, t in zip(operands, tied, strict=True) if t])
+
+    def derive(
+        self, key: object, operands: Sequence[np.ndarray], units: np.ndarray, replicas: np.ndarray
+    ) -> np.ndarray:
+        """As `make`, of values that are replicated with the blocks of `units` (or are fixed, where these are not
+        units); they are themselves these replicas."""
+        made = self.units.intern(expression(key, map(ids_of, np.broadcast_arrays(*operands))))
+        units, replicas = np.broadcast_to(units, made.shape), np.broadcast_to(replicas, made.shape)
+        lone = self.roots(units) <= FIXED
+        self.check_known(made, [units])
+        self.units.adopt(made[lone], FIXED)
+        self.grow_with(made[~lone], ids_of(units[~lone]))
+        return codes(made, replicas)
+
+    def bundle(self, values: np.ndarray, dims: Sequence[int]) -> np.ndarray:
+        """The codes `values` with one for all along `dims`, in which several units take turns (as in an image whose
+        channels were made of several by a pixel shuffle): these become one block."""
+        for dim in dims:
+            n = values.shape[dim]
+            if n == 1:
+                continue
+            last = np.moveaxis(values, dim, -1)
+            rows = last.reshape(-1, n)
+            replicas = np.array([self.fuse(row) for row in rows])
+            units = np.take_along_axis(rows, np.argmax(self.roots(rows) > FIXED, axis=-1)[:, None], -1)[:, 0]
+            made = self.derive(("bundle", n), list(rows.T), units, replicas)
+            values = np.moveaxis(made.reshape(*last.shape[:-1], 1), -1, dim)
+        return values
+
+    @abstractmethod
+    def grow_with(self, made: np.ndarray, units: np.ndarray) -> None:
+        """The new values `made` are in the blocks of `units`."""
+
+    @abstractmethod
+    def crossing(self, rows: np.ndarray, what: str) -> bool:
+        """Whether units lie across the rows of codes [rows, n] too: see `Units.crossing`. `what` names the
+        operation."""
+
+    @abstractmethod
+    def finished(self, training: bool) -> None:
+        """A walk has ended, and all outputs are known."""
+
+    def families(self, values: np.ndarray) -> np.ndarray:
+        """The codes `values`, but with one for all along dimensions that hold no units: tokens, windows, regions of a
+        mask. They hold as many values as ever, whatever the widths, so that one id may stand for all of them."""
+        if values.size == 1:
+            return values
+        ids = ids_of(values)
+        roots = self.units.blocks.roots(ids)
+        if not (roots > FIXED).any():
+            state = total(mix(mix(seed(values.shape), np.arange(values.size)), ids.ravel()))
+            made = self.units.intern(np.atleast_1d(state))
+            self.units.adopt(made, int(roots.max()))
+            return codes(made).reshape((1,) * values.ndim)
+        for dim, n in enumerate(values.shape):
+            if n == 1:
+                continue
+            two = tuple(slice(2) if d == dim else 0 for d in range(values.ndim))
+            first, second = self.units.places.roots(ids[two]).tolist()
+            if first != second and CONSTANT not in roots[two]:  # most often, the units lie along it
+                self.apart(*ids[two].tolist())
+                continue
+            places = np.where(roots == CONSTANT, CONSTANT, self.units.places.roots(ids))
+            most = places.max(axis=dim, keepdims=True)
+            others = (places != most) & (places != CONSTANT)
+            if others.any():
+                line = np.moveaxis(others, dim, -1).any(-1)
+                seen, here = np.moveaxis(ids, dim, -1)[line][0], np.moveaxis(places, dim, -1)[line][0]
+                self.apart(seen[np.argmax(here)], seen[np.argmax((here != here.max()) & (here != CONSTANT))])
+                continue
+            which = replicas_of(values)
+            if (which != which.take([0], axis=dim)).any():  # the replicas of a single unit
+                continue
+            made = self.units.intern(expression(("family", n), (ids.take([i], axis=dim) for i in range(n))))
+            chosen = np.argmax(roots, axis=dim, keepdims=True)
+            unit = np.take_along_axis(values, chosen, axis=dim)
+            self.join(values, unit)
+            self.units.adopt(made[most == CONSTANT], CONSTANT)
+            self.check_known(made, [unit])
+            values = self.tie(made, [unit])
+            ids = ids_of(values)
+            roots = self.units.blocks.roots(ids)
+        return values
+
+    def apart(self, a: int, b: int) -> None:  # noqa: B027 -- only teachers learn more later
+        """Something was decided by the values with these ids being at different places."""
+
+    def check_known(self, made: np.ndarray, about: list[np.ndarray]) -> None:  # noqa: B027 -- a teacher may
+        """A student must not compute values of units that the teacher has not got."""
+
+    def pin_tensor(self, t: Tensor, why: str) -> None:
+        """Pins all units that `t` has, and, if it is a parameter, those of its axes."""
+        self._pin_parameter(t, why)
+        if (known := self.shadows.get(t)) is not None:
+            self.pin(compact(known).numpy(), why)
+
+    def _pin_parameter(self, t: Tensor, why: str) -> None:
+        for name, p in self.parameters.owners(t):
+            if not p.is_floating_point():
+                continue
+            for dim, size in enumerate(p.shape[:2]):  # the kernel's dimensions hold no units
+                self.pin(self.produce(name, dim, size, "each"), why)
+
+    def is_parameter(self, t: Tensor) -> bool:
+        return t in self.parameters
+
+    def values_in(self, tensors: Iterable[Tensor]) -> np.ndarray:
+        """The ids that occur in these tensors."""
+        known = [self.shadows.get(t) for t in tensors]
+        found = [ids_of(compact(k).numpy()).ravel() for k in known if k is not None]
+        return np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *found]))
+
+    def where(self) -> str:
+        at = f" in {self.module}" if self.module else ""
+        return f"{at} ({self.operation})" if self.operation else at
+
+    def mark(self, error: Any) -> tuple[str, list[np.ndarray]]:
+        """Keeps with an error, when it is first seen, where it was and what it may be about; returns both."""
+        if not hasattr(error, "where"):
+            with _disable_current_modes():
+                error.suspects = [*getattr(error, "suspects", []), *self._suspects()]
+            error.where = self.reached
+        return error.where, error.suspects
+
+    def _suspects(self) -> list[np.ndarray]:
+        # What flowed into the failing operation is likelier to be at fault than the parameters that it was given.
+        flowing = [t for t in self.last if not self.is_parameter(t)]
+        return [self.values_in(ts) for ts in (flowing, self.last, *reversed(self.given))]
+
+    def returned(self, t: Tensor, why: str) -> None:
+        """What the network gives away: its values are part of the function."""
+        self.pin_tensor(t, why)
+        self.outputs.append(ids_of(compact(self.of(t)).numpy()))
+
+
+#: Tensors of more elements than this are not compared by their content: inputs, which are the same in any case.
+_CONTENT = 2**22
+
+
+def _bytes(t: Tensor) -> bytes:
+    dense = t.detach().cpu().contiguous().reshape(-1)
+    return dense.view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,99 @@
+"""inference: collects the units of a teacher, and what must be replicated alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import nn
+
+from net2net.context import Context
+from net2net.hashes import expression, mix, seed, total
+from net2net.shadows import codes, ids_of
+from net2net.units import CONSTANT, FIXED, Axis, Units
+
+
+def row_keys(rows: np.ndarray) -> np.ndarray:
+    """int64 [n]: for each column of the codes [rows, n], one number for its values."""
+    return expression("rows", ids_of(rows)).astype(np.int64)
+
+
+class Inference(Context):
+    """Collects the units of a teacher."""
+
+    def __init__(self, model: nn.Module, units: Units) -> None:
+        super().__init__(model, units)
+        self.made = units.made
+        self.returns: dict[bool, list[np.ndarray]] = {}  # in eval mode, and in train mode if that could be walked too
+        # What was decided by what was not joined at that time: pairs of ids, and what `crossing` was asked.
+        self._apart: list[tuple[int, int]] = []
+        self._crossing: dict[tuple[str, str], np.ndarray] = {}
+
+    def settled(self) -> bool:
+        """Whether all would be decided as it was, now that more is joined."""
+        a, b = np.array(self._apart, dtype=np.int64).reshape(-1, 2).T
+        return not (self.units.places.roots(a) == self.units.places.roots(b)).any() and all(
+            self.units.crossing(ids) == self.units.decisions[key] for key, ids in self._crossing.items()
+        )
+
+    def finished(self, training: bool) -> None:
+        self.returns[training], self.outputs = self.outputs, []
+
+    def _axis(self, name: str, dim: int, size: int, role: str) -> Axis:
+        axis = self.units.axis(name, dim, size)
+        axis.roles.add(role)
+        return axis
+
+    def produce(self, name: str, dim: int, size: int, role: str = "out") -> np.ndarray:
+        return codes(self._axis(name, dim, size, role).ids())
+
+    def meet(self, name: str, dim: int, size: int, role: str, rows: np.ndarray, why: str) -> np.ndarray:
+        axis = self._axis(name, dim, size, role)
+        ids = axis.ids()
+        for row in np.unique(rows, axis=0) if len(rows) > 1 else rows:
+            self._meeting(ids, row, why)
+        if axis.met is None:
+            axis.met = row_keys(rows)
+        return codes(ids)
+
+    def _meeting(self, ids: np.ndarray, row: np.ndarray, why: str) -> None:
+        self.units.join(ids, ids_of(row))
+        if (stuck := self.roots(row) == FIXED).any():
+            self.units.pin(ids[stuck], why + self.where())
+
+    def tie(self, made: np.ndarray, operands: Sequence[np.ndarray]) -> np.ndarray:
+        for operand in operands:
+            self.units.join(made, ids_of(operand))
+        return codes(made)
+
+    def fuse(self, values: np.ndarray) -> int:
+        self.units.fuse(ids_of(values).ravel())
+        return 0
+
+    def join(self, a: np.ndarray, b: np.ndarray) -> None:
+        a, b = np.broadcast_arrays(a, b)
+        self.units.join(ids_of(a), ids_of(b))
+
+    def pin(self, values: np.ndarray, why: str) -> None:
+        self.units.pin(ids_of(values).ravel(), why + self.where())
+
+    def signature(self, hashes: np.ndarray, about: np.ndarray) -> np.ndarray:
+        ids = self.units.intern(hashes)
+        self.units.adopt(ids, CONSTANT)
+        return ids
+
+    def grow_with(self, made: np.ndarray, units: np.ndarray) -> None:
+        self.units.blocks.join(made, units)
+
+    def crossing(self, rows: np.ndarray, what: str) -> bool:
+        key = self.module, what
+        if key not in self.units.decisions:
+            self._crossing[key] = ids_of(rows)
+            self.units.decisions[key] = self.units.crossing(self._crossing[key])
+        return self.units.decisions[key]
+
+    def apart(self, a: int, b: int) -> None:
+        self._apart.append((a, b))
+
+    def contracted(self, axis: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
+        return total(mix(mix(seed("term"), ids_of(axis)), ids_of(rows)))

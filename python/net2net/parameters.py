@@ -1,0 +1,66 @@
+"""parameters: which parameter or buffer a tensor of a forward pass is, or is a view of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from net2net.skeleton import named_tensors
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A parameter or buffer, and which of its dimensions each dimension of the tensor at hand is (-1: none)."""
+
+    name: str
+    tensor: Tensor
+    dims: tuple[int, ...]
+
+
+class Parameters:
+    """A model's parameters and buffers, by the memory that they are in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._owners: dict[int, list[tuple[str, Tensor]]] = {}
+        for name, t in named_tensors(model):
+            self._owners.setdefault(t.untyped_storage()._cdata, []).append((name, t))
+
+    def __contains__(self, t: Tensor) -> bool:
+        """Whether `t` is a parameter or buffer, or shares memory with one."""
+        return t.untyped_storage()._cdata in self._owners
+
+    def owners(self, t: Tensor) -> list[tuple[str, Tensor]]:
+        """The parameters and buffers whose memory `t` is in, by name."""
+        return self._owners.get(t.untyped_storage()._cdata, [])
+
+    def handle(self, t: Tensor, whole: bool = False) -> Handle | None:
+        """The parameter or buffer that `t` is, or a view of; None if it is neither.
+
+        Args:
+            whole: only one that `t` is as a whole. A transposed view counts; a slice or a reshaped view does not.
+        """
+        for name, p in self.owners(t):
+            if p.dtype != t.dtype:
+                continue
+            if whole and (p.storage_offset() != t.storage_offset() or p.dim() != t.dim()):
+                continue
+            dims = _dims(p, t, whole)
+            if not whole or -1 not in dims:
+                return Handle(name, p, dims)
+        return None
+
+
+def _dims(p: Tensor, t: Tensor, whole: bool) -> tuple[int, ...]:
+    """For each dimension of `t`, a view of `p`, the dimension of `p` that it is, or is a part of unless `whole`."""
+    dims: list[int] = []
+    for size, stride in zip(t.shape, t.stride(), strict=True):
+        matching = [
+            d for d, (n, s) in enumerate(zip(p.shape, p.stride(), strict=True))
+            if s == stride and d not in dims and (n == size or (n > size > 1 and not whole))
+        ]  # fmt: skip
+        # A dimension of size 1 has an arbitrary stride, and sizes may repeat: prefer the same position.
+        at = len(dims)
+        certain = matching and (whole or (stride and size > 1))
+        dims.append(at if at in matching else matching[0] if certain else -1)
+    return tuple(dims)

@@ -1,0 +1,45 @@
+"""Running a forward: the user's own, and each operation in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from net2net.skeleton import lazy_zeros
+
+Inputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """`model` on example inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
+#: Operations whose result is not worth computing: the weights of a skeleton are zero anyway, and only structure is
+#: asked for.
+COSTLY = {
+    "aten::convolution", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+}  # fmt: skip
+
+
+def computed(func: Any, args: Any, kwargs: Any) -> Any:
+    """The operation's result; for the costly ones zeros of its shape, after the operation's own checks of shapes."""
+    if func._schema.name not in COSTLY:
+        return func(*args, **kwargs)
+    device = next(a.device for a in args if isinstance(a, Tensor))
+
+    def zeros(t: Any) -> Any:  # they are dense, in whatever memory format
+        if not isinstance(t, Tensor):
+            return t
+        return lazy_zeros((t.numel(),), t.dtype, device).as_strided(t.shape, t.stride())
+
+    out = func(*map(_shape, args), **{name: _shape(a) for name, a in kwargs.items()})
+    return tuple(map(zeros, out)) if isinstance(out, tuple) else zeros(out)
+
+
+def _shape(a: Any) -> Any:
+    return a.to("meta") if isinstance(a, Tensor) else a
