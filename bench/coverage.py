@@ -145,6 +145,8 @@ def examine(library: str, name: str) -> dict[str, Any]:
         for module in [*model.modules(), *student.modules()]:
             if "Drop" in type(module).__name__:
                 module.p = module.drop_prob = 0.0  # type: ignore[assignment]
+            if hasattr(module, "drop_rate"):  # of dropout as a function
+                module.drop_rate = 0.0  # type: ignore[assignment]
         record["train"] = net2net.verify(model.train(), student.train(), x).max_rel
     except Exception as error:
         record["train"] = f"{type(error).__name__}: {error}"[:200]

@@ -56,6 +56,7 @@ VECTORS: dict[str, Callable[[Between, Tensor], Tensor]] = {
     "table by units": lambda m, y: m.b(y) + m.table[(y.abs() * 2).long().clamp(0, 3)].mean(1),
     "weight's values": lambda m, y: m.b(y) * m.head.weight[0],
     "seeded numbers": lambda m, y: y * torch.randn(width(y), generator=torch.Generator().manual_seed(0)).to(y),
+    "first few": lambda m, y: m.b(y) * y[:, :4].amax(1, keepdim=True),
     "masked": lambda m, y: m.b(y) * y[y > 0].sum(),
 }
 

@@ -191,6 +191,54 @@ class CrossedSigns(nn.Module):
         return self.head(self.b(torch.cat((x, -x), 1).relu()).mean((2, 3)))
 
 
+class Ghosts(nn.Module):
+    """Half of the channels are cheap functions of the others, cut to a width that is kept elsewhere (GhostNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 6, 1), nn.Linear(6, 3)
+        self.ghosts = nn.ModuleList(Ghost(6) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for ghost in self.ghosts:
+            x = x + ghost(x)
+        return self.head(x.relu().mean((2, 3)))
+
+
+class Ghost(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.out_chs = channels
+        self.primary = nn.Conv2d(channels, 4, 1)
+        self.cheap = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.primary(x)
+        return torch.cat((x, self.cheap(x)), 1)[:, : self.out_chs]
+
+
+class DualPaths(nn.Module):
+    """A residual path and a dense one in one tensor, cut apart by slices (DPN), a split into sizes that are kept one by
+    one (FasterNet), and one into sizes in a list (FocalNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.grow, self.partial = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1), nn.Conv2d(2, 2, 3, padding=1)
+        self.residual, self.sizes = 4, [3, 3, 1]
+        self.next, self.mix, self.head = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 7, 1), nn.Linear(3, 2)
+        self.mine, self.rest = 2, 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.grow(x.relu())
+        x = torch.cat((x + y[:, : self.residual], y[:, self.residual :]), 1)
+        a, b = torch.split(self.next(x.relu()), [self.mine, self.rest], 1)
+        x = torch.cat((self.partial(a), b), 1)
+        query, context, gate = self.mix(x.relu()).split(self.sizes, 1)
+        return self.head((query * context.tanh() * gate.sigmoid()).mean((2, 3)))
+
+
 class Network(NamedTuple):
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
@@ -222,6 +270,9 @@ NETWORKS = {
     "merging": Network(Merging, (2, 3, 4, 4)),
     "modulated": Network(Modulated, (3, 4, 5)),
     "normed_queries": Network(NormedQueries, (2, 4, 5)),
+    "ghosts": Network(Ghosts, (2, 3, 5, 5)),
+    # A gate that is one channel for all others stays one.
+    "dual_paths": Network(DualPaths, (2, 3, 5, 5), ("mix",)),
     "recurrent": Network(Recurrent, (2, 5, 4), ("b",)),
     # A single channel that occurs twice cannot be told from two places of it, so it stays.
     "crossed_signs": Network(CrossedSigns, (2, 3, 6, 6), ("a",)),

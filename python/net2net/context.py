@@ -295,6 +295,12 @@ class Context(ABC):
             roots = self.units.blocks.roots(ids)
         return values
 
+    def taken(self, of: np.ndarray, part: np.ndarray) -> np.ndarray:
+        """Of the values `of`, those of `part` are taken by their place, and the rest is left. The id of that choice."""
+        ids = self.units.intern(np.atleast_1d(total(mix(seed("taken"), np.unique(ids_of(part))))))
+        self.units.adopt(ids, CONSTANT)
+        return ids
+
     def apart(self, a: int, b: int) -> None:  # noqa: B027 -- only teachers learn more later
         """Something was decided by the values with these ids being at different places."""
 

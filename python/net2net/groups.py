@@ -36,9 +36,9 @@ class Group:
 
     `layers` are the modules that produce them, `units` is the width of the first of them, `blocks` the number of what
     can be replicated: fewer, where several positions are replicated as a whole, as those of an attention head. `reason`
-    says why the group cannot be widened, or is None; `output` tells that the reason is being the network's output,
-    which is nobody's fault. `readers` are the weights that sum over these units, each as (tensor, axis): the layers
-    that the units flow into.
+    says why the group cannot be widened, or is None; `partly` says why a part of it cannot; `output` tells that the
+    reason is being the network's output, which is nobody's fault. `readers` are the weights that sum over these units,
+    each as (tensor, axis): the layers that the units flow into.
     """
 
     layers: list[str]
@@ -47,6 +47,7 @@ class Group:
     segments: list[int] = field(default_factory=list)  # indices into Structure.segments
     axes: list[tuple[str, int]] = field(default_factory=list)  # what produces them, one per layer
     blocks: int = 0
+    partly: str | None = None
     readers: list[tuple[str, int]] = field(default_factory=list)
 
     @property
@@ -54,12 +55,17 @@ class Group:
         return self.reason is not None and self.reason.startswith(OUTPUT)
 
     @property
+    def left_alone(self) -> str | None:
+        """Why the group, or a part of it, stays as it is; None: nothing does, or it is the network's output."""
+        return None if self.output else self.reason or self.partly
+
+    @property
     def name(self) -> str:
         return self.layers[0]
 
     def __str__(self) -> str:
         more = f" (+{len(self.layers) - 1} more)" if len(self.layers) > 1 else ""
-        state = "can be widened" if self.reason is None else self.reason
+        state = self.reason or "can be widened" + (f", but {self.partly}" if self.partly else "")
         return f"{self.name}{more}: {self.units} units, {state}"
 
 
@@ -142,7 +148,7 @@ def structure(units: Units) -> Structure:
         found = _parse(order, lengths, free, segments, segment_of)
         if any(p.segment is not None for p in found):
             pieces[key] = found
-    groups = _groups(units, root_of, together, pinned, segments)
+    groups = _groups(units, root_of, together, pinned, segments, pieces)
     evened = set(units.evened().tolist())
     return Structure(groups, segments, pieces, root_of, [not evened.isdisjoint(s.tolist()) for s in segments])
 
@@ -167,10 +173,8 @@ def _free_roots(
     for key, axis in units.axes.items():
         if "out" in axis.roles:
             produced[root_of[key]] = True
-    stuck = np.zeros(len(units), dtype=bool)
-    stuck[together.roots(np.array(sorted(pinned), dtype=np.int64))] = True
-    everyone = np.arange(len(units))
-    return produced & ~stuck[together.roots(everyone)]
+    produced[np.array(sorted(pinned), dtype=np.int64)] = False
+    return produced
 
 
 def _runs(roots: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -250,6 +254,7 @@ def _groups(
     together: DisjointSets,
     pinned: dict[int, str],
     segments: list[np.ndarray],
+    pieces: dict[tuple[str, int], tuple[Piece, ...]],
 ) -> list[Group]:
     reasons: dict[int, str] = {}
     for root, reason in pinned.items():
@@ -277,6 +282,11 @@ def _groups(
         group.blocks = len(members[at])
     for s, roots in enumerate(segments):
         found[int(together.roots(roots[:1])[0])].segments.append(s)
+    for group in found.values():
+        if group.segments and group.reason is not None:
+            fixed = sum(p.repeat for p in pieces[group.axes[0]] if p.segment is None)
+            group.partly = None if group.output else f"{fixed} of {group.units} units stay: {group.reason}"
+            group.reason = None
     return list(found.values())
 
 

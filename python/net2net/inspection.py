@@ -80,7 +80,7 @@ def table(plan: WidenPlan, groups: Sequence[Group]) -> str:
     for g in groups:
         becomes = str(widths[g.name]) if g.name in widths else "-"
         more = f"+{len(g.layers) - 1}" if len(g.layers) > 1 else ""
-        rows.append((g.name, more, str(g.units), str(g.blocks), becomes, g.reason or ""))
+        rows.append((g.name, more, str(g.units), str(g.blocks), becomes, g.reason or g.partly or ""))
     columns = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = []
     for row in rows:

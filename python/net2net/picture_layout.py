@@ -144,7 +144,7 @@ def cards(groups: Sequence[Group], top: int, width: int, sides: Sequence[Side]) 
         lines = [tail(layers[0], LONGEST_NAME)]
         if len(layers) > 1:
             lines.append(f"with {some(layers[1:], room - 5)}")
-        reason = textwrap.wrap(group.reason or "", room, max_lines=3, placeholder=f" {ELLIPSIS}")
+        reason = textwrap.wrap(group.reason or group.partly or "", room, max_lines=3, placeholder=f" {ELLIPSIS}")
         height = max(LINE * (len(lines) + len(reason)) + 12, *(side.height(i) for side in sides))
         stack.append(Card(group, lines, reason, top, height))
         top += height + GAP

@@ -2,12 +2,14 @@
 the widths.
 
 No list of names: where the student's forward fails within a module, that module's own integers are looked at that the
-operations before the failure were given. One at a time is scaled as the units at hand are, and the module is run again.
+operations before the failure were given. One at a time (then several) is scaled as the units at hand are, and the
+module is run again.
 Nonsense does not survive: every value of the student must be one of the teacher's.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -99,36 +101,40 @@ def _guarded(
 
         made: list[Change] = []
         for _ in range(_DEPTH):
-            best: tuple[Change, Exception, list[Any]] | None = None
+            best: tuple[list[Change], Exception, list[Any]] | None = None
             known: dict[str, bool] = {}
-            for change in _candidates(module, name, latest, context.seen[since:], context, helped):
-                if change.name not in known:
-                    known[change.name] = counts(change.name)
-                if not known[change.name]:
+            for trial in _candidates(module, name, latest, context.seen[since:], context, helped):
+                for change in trial:
+                    if change.name not in known:
+                        known[change.name] = counts(change.name)
+                if not all(known[change.name] for change in trial):
                     continue
-                setattr(module, change.name, change.after)
+                for change in trial:
+                    setattr(module, change.name, change.after)
                 try:
                     out = again()
                 except Exception as error:
                     context.mark(error)
-                    setattr(module, change.name, change.before)
+                    for change in trial:
+                        setattr(module, change.name, change.before)
                     if len(context.seen) - since > len(best[2] if best else reached):
-                        best = change, error, context.seen[since:]
+                        best = trial, error, context.seen[since:]
                 else:
-                    changes.extend([*made, change])
-                    helped.update((type(module), c.name) for c in [*made, change])
+                    changes.extend([*made, *trial])
+                    helped.update((type(module), c.name) for c in [*made, *trial])
                     return out
             if best is None:
                 break
-            # None is enough by itself. The one that led furthest stays, and another one is looked for.
-            made.append(best[0])
-            latest, reached = best[1:]
-            setattr(module, best[0].name, best[0].after)
+            # None is enough by itself. What led furthest stays, and another one is looked for.
+            trial, latest, reached = best
+            made += trial
+            for change in trial:
+                setattr(module, change.name, change.after)
         for change in reversed(made):
             setattr(module, change.name, change.before)
         context.restore(state)
-        # What brought the run to another module was right: what is wrong there is what counts.
-        if latest.where != first.where:  # type: ignore[attr-defined]
+        # What brought the run further was right: what is wrong there is what counts.
+        if made:
             context.seen[since:] = reached
             raise latest
         context.seen[since:] = failed
@@ -154,29 +160,50 @@ def _is_int(value: Any) -> bool:
 
 def _candidates(
     module: nn.Module, name: str, error: Exception, seen: list[Any], context: Student, helped: set[tuple[type, str]]
-) -> Iterator[Change]:
+) -> Iterator[list[Change]]:
     """What to try, the likeliest first: attributes that helped in modules of this class, then those whose value the
-    last operations were given."""
+    last operations were given: those of the last one, each by itself and all of them, then those before."""
     if stated := _stated(error):
         seen = [*seen, stated]
     order: dict[int, int] = {}
     for age, (_, numbers) in enumerate(reversed(seen)):
         for n in numbers:
             order.setdefault(n, age)
-    found = []
+    found: list[_Found] = []
     for attribute, value in _attributes(module).items():
         values = [value] if _is_int(value) else list(value)
-        ages = [order[v] for v in values if v in order]
-        if ages:
-            found.append(((type(module), attribute) not in helped, min(ages), attribute, value))
+        if any(v in order for v in values):
+            # Of a list, all values are expected.
+            age = max(order.get(v, len(order)) for v in values)
+            found.append(((type(module), attribute) not in helped, age, attribute, value))
+    found.sort(key=lambda f: f[:3])
     factors = _factors(error, context)
-    tried = 0
-    for _, _, attribute, value in sorted(found, key=lambda f: f[:3]):
+    last = [f for f in found if f[1] == 0]
+    trials = itertools.chain(
+        _one_by_one(name, [f for f in last if _is_int(f[3])], factors, seen),
+        _together(name, last, factors),
+        _one_by_one(name, [f for f in last if not _is_int(f[3])], factors, seen),
+        _one_by_one(name, [f for f in found if f[1] > 0], factors, seen),
+    )
+    yield from itertools.islice(trials, _TRIES)
+
+
+#: Whether an attribute has not helped before, how many operations ago its value was seen; its name, and value.
+_Found = tuple[bool, int, str, Any]
+
+
+def _one_by_one(name: str, found: list[_Found], factors: list[float], seen: list[Any]) -> Iterator[list[Change]]:
+    for _, _, attribute, value in found:
         for after in _scaled(value, factors, seen):
-            tried += 1
-            if tried > _TRIES:
-                return
-            yield Change(name, attribute, value, after)
+            yield [Change(name, attribute, value, after)]
+
+
+def _together(name: str, found: list[_Found], factors: list[float]) -> Iterator[list[Change]]:
+    """The sizes that a split is into, say, which are kept one by one."""
+    numbers = [(attribute, value) for _, _, attribute, value in found if _is_int(value)]
+    for f in factors if len(numbers) > 1 else []:
+        if all(abs(value * f - round(value * f)) < 1e-9 for _, value in numbers):
+            yield [Change(name, attribute, value, round(value * f)) for attribute, value in numbers]
 
 
 def _stated(error: Exception) -> tuple[int, tuple[int, ...]] | None:
@@ -209,11 +236,16 @@ def _scaled(value: Any, factors: list[float], seen: list[Any]) -> Iterator[Any]:
                 yield after
         return
     kind = type(value)
+    distinct = list(dict.fromkeys(value))
+    # All of them first, then each by itself, then what is left.
+    choices = [set(distinct), *({v} for v in distinct if len(distinct) > 1)]
+    choices += [set(distinct) - {v} for v in distinct] if len(distinct) > 2 else []
     for f in factors:
-        whole = [v * f for v in value]
-        if all(abs(w - round(w)) < 1e-9 for w in whole):
-            yield kind(round(w) for w in whole)
-        if len(value) > 1:
+        for chosen in choices:
+            grown = [v * f if v in chosen else v for v in value]
+            if all(abs(w - round(w)) < 1e-9 for w in grown):
+                yield kind(round(w) for w in grown)
+        if len(value) > len(distinct):
             for i, v in enumerate(value):
                 if abs(v * f - round(v * f)) < 1e-9:
                     yield kind(round(v * f) if j == i else u for j, u in enumerate(value))
@@ -223,6 +255,6 @@ def _solved(value: int, operation: tuple[int, tuple[int, ...]]) -> float | None:
     """What a size must be for a view to fit."""
     elements, sizes = operation
     sizes = tuple(n for n in sizes if n != 0)
-    if sizes.count(value) != 1 or -1 in sizes:
+    if not elements or sizes.count(value) != 1 or -1 in sizes:
         return None
     return elements / (float(np.prod(sizes)) / value)

@@ -200,6 +200,17 @@ class Student(Context):
         if self._widened(values).any():
             raise self._failed(why, values)
 
+    def taken(self, of: np.ndarray, part: np.ndarray) -> np.ndarray:
+        """All replicas of a unit, or none: else they would not share its gradient as their weights say."""
+        ids = super().taken(of, part)
+        if (ids >= self._known).any():
+            raise self._failed("the student takes other values here than the teacher", part, of)
+        mine, every = (np.unique(v[self._widened(v)]) for v in (part, of))
+        missed = every[np.isin(ids_of(every), ids_of(mine)) & ~np.isin(every, mine)]
+        if len(missed):
+            raise self._failed("some replicas of a unit are taken here, and others left", missed)
+        return ids
+
     def signature(self, hashes: np.ndarray, about: np.ndarray) -> np.ndarray:
         ids = self.units.intern(hashes)
         if (ids >= self._known).any() and self.has_units(about):

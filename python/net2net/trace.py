@@ -26,6 +26,9 @@ OUTPUT = "its units are the network's outputs"
 OPAQUE: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.RNNCellBase)
 
 
+_RESHAPING = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, torch.ops.aten.reshape.default}
+
+
 class Walk(TorchDispatchMode):
     """Runs each operation, then its rule."""
 
@@ -41,7 +44,9 @@ class Walk(TorchDispatchMode):
         if any(not context.is_parameter(t) and context.shadows.get(t) is not None for t in tensors):
             context.last = tensors
         plain = tuple(a for a in leaves_ if isinstance(a, int) and not isinstance(a, bool))
-        context.seen.append((tensors[0].numel() if tensors else 0, plain))
+        # The sizes that a view is asked for must come to this many.
+        elements = tensors[0].numel() if tensors and func in _RESHAPING else 0
+        context.seen.append((elements, plain))
         context.reached = context.where()
         try:
             out = computed(func, args, kwargs)

@@ -105,7 +105,7 @@ def plan_and_groups(
     settled = _settle(model, example_inputs, choose)
     plan, found = _plan(model, settled, noise, scale, seed), settled.found
     chooser.complain(found)
-    stuck = [g for g in found.groups if g.reason is not None and not g.output]
+    stuck = [g for g in found.groups if g.left_alone]
     if strict and stuck:
         raise ValueError(f"strict: {len(stuck)} groups cannot be widened; the first is {stuck[0]}")
     if not plan.widened:
@@ -288,5 +288,5 @@ def _plan(model: nn.Module, settled: _Settled, noise: str, scale: float, seed: i
         for g in found.groups
         if any(segments[s].width > segments[s].units for s in g.segments)
     ]
-    skipped = [Skipped(g.layers, g.units, g.reason) for g in found.groups if g.reason is not None and not g.output]
+    skipped = [Skipped(g.layers, g.units, g.left_alone) for g in found.groups if g.left_alone]
     return WidenPlan(Inventory.of(model), skipped, widened, axes, settled.changes, noise, scale, seed)

@@ -48,9 +48,10 @@ class Widths:
                     if not fnmatch.fnmatchcase(layer, pattern):
                         continue
                     units = len(found.root_of[axis])
-                    asked = target / units if isinstance(target, int) else target
-                    if asked < 1:
+                    if target < (units if isinstance(target, int) else 1):
                         raise ValueError(f"width[{pattern!r}] (={target}) is less than the {units} units of {layer}")
+                    fixed = sum(piece.repeat for piece in found.pieces[axis] if piece.segment is None)
+                    asked = (target - fixed) / (units - fixed) if isinstance(target, int) else target
                     if factor is not None and round(factor * free) != round(asked * free):
                         raise ValueError(
                             f"width[{pattern!r}] (={target}) contradicts another entry: {layer} grows with it"

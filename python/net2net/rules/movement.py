@@ -18,8 +18,10 @@ from net2net.units import FIXED
 def concatenate(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """Units side by side (the paper, section 2.3: the remapping of a consumer takes the concatenation into account)."""
     stacked = name_of(func) == "stack"
-    given = [t for t in args[0] if stacked or t.shape != (0,)]
     dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()
+    given = [t for t in args[0] if stacked or (t.shape != (0,) and t.shape[dim])]
+    if not given:
+        return
     sizes = [1 if stacked else t.shape[dim] for t in given]
     parts = [array(context, t) for t in given]
     if stacked:
@@ -96,6 +98,8 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         where = func(at, *args[1:], **kwargs).long()
         moved = known.contiguous().view(-1)[(where - 1).clamp_min(0)]
         moved[where == 0] = int(context.make(("full", ("0",)), []))
+    if indices:
+        context.taken(few.numpy(), moved.numpy())
     return context.set(out, compressed(moved))
 
 

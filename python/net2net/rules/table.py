@@ -96,8 +96,12 @@ def view(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         return
     if codes.shape[dim] == 1:
         context.signature(np.atleast_1d(seed((name, x.shape[dim], tuple(bounds)))), codes)
-    elif context.has_units(codes) and ambiguous(codes, dim):
-        context.pin(codes, f"{func} takes some of several places")
+    elif context.has_units(codes):
+        if ambiguous(codes, dim):
+            context.pin(codes, f"{func} takes some of several places")
+        for part in tensors(out):
+            if part.numel() and (its := context.shadows.get(part)) is not None:
+                context.taken(codes, compact(its).numpy())
 
 
 def ambiguous(codes: np.ndarray, dim: int) -> bool:
