@@ -197,17 +197,19 @@ class Context(ABC):
 
     def _tied(self, made: np.ndarray, operands: list[np.ndarray], tied: Sequence[bool]) -> np.ndarray:
         fresh = made >= self.units.fresh
-        roots = [self.roots(a) for a in operands]
-        self.check_known(made, [a for a, r in zip(operands, roots, strict=True) if (r > FIXED).any()])
+        self.check_known(made, (a for a in operands if self.has_units(a)))
         if fresh.any():
             # New values are put where their first operand with a unit is.
             block, place = np.zeros(made.shape, dtype=np.int64), made.copy()
-            for a, r, t in zip(operands, roots, tied, strict=True):
+            for a, t in zip(operands, tied, strict=True):
+                r = self.roots(a)
                 first = (r > FIXED) & (block <= FIXED)
                 if t and first.any():
                     place[first] = self.units.places.roots(ids_of(a[first]))
                     block[first] = r[first]
                 block[(r >= FIXED) & (block < FIXED)] = FIXED
+                if (block > FIXED).all():
+                    break
             self.units.blocks.put(made[fresh], block[fresh])
             self.units.places.put(made[fresh], place[fresh])
         return self.tie(made, [a for a, t in zip(operands, tied, strict=True) if t])
@@ -298,7 +300,7 @@ class Context(ABC):
     def apart(self, a: int, b: int) -> None:  # noqa: B027 -- only teachers learn more later
         """Something was decided by the values with these ids being at different places."""
 
-    def check_known(self, made: np.ndarray, about: list[np.ndarray]) -> None:  # noqa: B027 -- a teacher may
+    def check_known(self, made: np.ndarray, about: Iterable[np.ndarray]) -> None:  # noqa: B027 -- a teacher may
         """A student must not compute values of units that the teacher has not got."""
 
     def pin_tensor(self, t: Tensor, why: str) -> None:

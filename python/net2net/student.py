@@ -9,7 +9,7 @@ error here, which names the values that it is about.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,8 +165,8 @@ class Student(Context):
 
     # -- values ------------------------------------------------------------------------------------------------------
 
-    def check_known(self, made: np.ndarray, about: list[np.ndarray]) -> None:
-        if about and (made >= self._known).any():
+    def check_known(self, made: np.ndarray, about: Iterable[np.ndarray]) -> None:
+        if (made >= self._known).any() and (about := list(about)):
             new = np.broadcast_to(made, np.broadcast_shapes(made.shape, *[a.shape for a in about])) >= self._known
             raise self._failed(
                 "the student has a value here that the teacher has not", *[a[_cut(new, a)] for a in about]

@@ -163,12 +163,13 @@ class Units:
         """The same place: replicated together, and standing at the same place in their block. Values without a unit are
         left out."""
         a, b = a.ravel(), b.ravel()
-        both = (self.blocks.roots(a) > FIXED) & (self.blocks.roots(b) > FIXED)
+        x, y = self.blocks.roots(a), self.blocks.roots(b)
+        both = (x > FIXED) & (y > FIXED)
         if not both.all():
-            a, b = a[both], b[both]
-        if len(a):
-            self.places.join(a, b)
-            self.blocks.join(a, b)
+            a, b, x, y = a[both], b[both], x[both], y[both]
+        self.places.join(a, b)
+        if (x != y).any():
+            self.blocks.join(x, y)
 
     def adopt(self, made: np.ndarray, root: int) -> None:
         """Values without a unit: CONSTANT or FIXED. Those that have one keep it."""
