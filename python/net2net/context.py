@@ -71,8 +71,9 @@ class Context(ABC):
         """The codes of new values with the ids `made`, that are replicated as the operands are."""
 
     @abstractmethod
-    def fuse(self, values: np.ndarray) -> int:
-        """Makes one block of all these values; returns which replica of it this is."""
+    def fuse(self, rows: np.ndarray) -> np.ndarray:
+        """Makes one block of the values in each row of the codes [n, m]; returns which replica of it this is, int64
+        [n]."""
 
     def even(self, values: np.ndarray) -> None:
         """A norm averages over these values, whatever their number."""
@@ -236,7 +237,7 @@ class Context(ABC):
                 continue
             last = np.moveaxis(values, dim, -1)
             rows = last.reshape(-1, n)
-            replicas = np.array([self.fuse(row) for row in rows])
+            replicas = self.fuse(rows)
             units = np.take_along_axis(rows, np.argmax(self.roots(rows) > FIXED, axis=-1)[:, None], -1)[:, 0]
             made = self.derive(("bundle", n), list(rows.T), units, replicas)
             values = np.moveaxis(made.reshape(*last.shape[:-1], 1), -1, dim)
