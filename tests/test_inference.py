@@ -7,6 +7,7 @@ import net2net
 import numpy as np
 import pytest
 import torch
+from net2net.groups import infer
 from net2net.layout import ranks
 from net2net.units import DisjointSets
 from torch import Tensor, nn
@@ -28,6 +29,11 @@ def test_function_stays(network: Network, factor: float) -> None:
     for training in (False, True):
         assert net2net.verify(model.train(training), student.train(training), x).max_rel < EXACT
     assert [s.layers[0] for s in plan.skipped] == list(network.skipped)
+
+
+def test_what_was_decided_stands(network: Network) -> None:
+    """Students decide in the light of all that is joined; a teacher must have decided in the same way."""
+    assert infer(*network.build()).settled()
 
 
 def test_twice_in_a_row(network: Network) -> None:

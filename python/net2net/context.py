@@ -71,8 +71,9 @@ class Context(ABC):
         """The codes of new values with the ids `made`, that are replicated as the operands are."""
 
     @abstractmethod
-    def fuse(self, values: np.ndarray) -> int:
-        """Makes one block of all these values; returns which replica of it this is."""
+    def fuse(self, rows: np.ndarray) -> np.ndarray:
+        """Makes one block of the values in each row of the codes [n, m]; returns which replica of it this is, int64
+        [n]."""
 
     def even(self, values: np.ndarray) -> None:
         """A norm averages over these values, whatever their number."""
@@ -197,17 +198,19 @@ class Context(ABC):
 
     def _tied(self, made: np.ndarray, operands: list[np.ndarray], tied: Sequence[bool]) -> np.ndarray:
         fresh = made >= self.units.fresh
-        roots = [self.roots(a) for a in operands]
-        self.check_known(made, [a for a, r in zip(operands, roots, strict=True) if (r > FIXED).any()])
+        self.check_known(made, (a for a in operands if self.has_units(a)))
         if fresh.any():
             # New values are put where their first operand with a unit is.
             block, place = np.zeros(made.shape, dtype=np.int64), made.copy()
-            for a, r, t in zip(operands, roots, tied, strict=True):
+            for a, t in zip(operands, tied, strict=True):
+                r = self.roots(a)
                 first = (r > FIXED) & (block <= FIXED)
                 if t and first.any():
                     place[first] = self.units.places.roots(ids_of(a[first]))
                     block[first] = r[first]
                 block[(r >= FIXED) & (block < FIXED)] = FIXED
+                if (block > FIXED).all():
+                    break
             self.units.blocks.put(made[fresh], block[fresh])
             self.units.places.put(made[fresh], place[fresh])
         return self.tie(made, [a for a, t in zip(operands, tied, strict=True) if t])
@@ -234,7 +237,7 @@ class Context(ABC):
                 continue
             last = np.moveaxis(values, dim, -1)
             rows = last.reshape(-1, n)
-            replicas = np.array([self.fuse(row) for row in rows])
+            replicas = self.fuse(rows)
             units = np.take_along_axis(rows, np.argmax(self.roots(rows) > FIXED, axis=-1)[:, None], -1)[:, 0]
             made = self.derive(("bundle", n), list(rows.T), units, replicas)
             values = np.moveaxis(made.reshape(*last.shape[:-1], 1), -1, dim)
@@ -304,7 +307,7 @@ class Context(ABC):
     def apart(self, a: int, b: int) -> None:  # noqa: B027 -- only teachers learn more later
         """Something was decided by the values with these ids being at different places."""
 
-    def check_known(self, made: np.ndarray, about: list[np.ndarray]) -> None:  # noqa: B027 -- a teacher may
+    def check_known(self, made: np.ndarray, about: Iterable[np.ndarray]) -> None:  # noqa: B027 -- a teacher may
         """A student must not compute values of units that the teacher has not got."""
 
     def pin_tensor(self, t: Tensor, why: str) -> None:

@@ -66,9 +66,9 @@ class Inference(Context):
             self.units.join(made, ids_of(operand))
         return codes(made)
 
-    def fuse(self, values: np.ndarray) -> int:
-        self.units.fuse(ids_of(values).ravel())
-        return 0
+    def fuse(self, rows: np.ndarray) -> np.ndarray:
+        self.units.fuse(ids_of(rows))
+        return np.zeros(len(rows), dtype=np.int64)
 
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
         a, b = np.broadcast_arrays(a, b)

@@ -9,7 +9,7 @@ error here, which names the values that it is about.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,8 +165,8 @@ class Student(Context):
 
     # -- values ------------------------------------------------------------------------------------------------------
 
-    def check_known(self, made: np.ndarray, about: list[np.ndarray]) -> None:
-        if about and (made >= self._known).any():
+    def check_known(self, made: np.ndarray, about: Iterable[np.ndarray]) -> None:
+        if (made >= self._known).any() and (about := list(about)):
             new = np.broadcast_to(made, np.broadcast_shapes(made.shape, *[a.shape for a in about])) >= self._known
             raise self._failed(
                 "the student has a value here that the teacher has not", *[a[_cut(new, a)] for a in about]
@@ -184,11 +184,12 @@ class Student(Context):
     def grow_with(self, made: np.ndarray, units: np.ndarray) -> None:
         pass
 
-    def fuse(self, values: np.ndarray) -> int:
-        replicas = np.unique(replicas_of(values)[self._widened(values)])
+    def fuse(self, rows: np.ndarray) -> np.ndarray:
+        widened, replicas = self._widened(rows), replicas_of(rows)
+        most = np.where(widened, replicas, 0).max(axis=-1)
         # Several replicas of a whole block: a layer norm over all of them, say. What this does to the values, their
         # signature tells.
-        return int(replicas[0]) if len(replicas) == 1 else 0
+        return np.where((~widened | (replicas == most[:, None])).all(axis=-1), most, 0)
 
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
         self._same_replicas(a, b)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from net2net.context import Context, TraceError
 from net2net.hashes import seed
@@ -38,7 +37,7 @@ class Walk(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         context, kwargs = self.context, kwargs or {}
-        leaves_ = list(flat((args, kwargs)))
+        leaves_ = flat((args, kwargs))
         tensors = tuple(t for t in leaves_ if isinstance(t, Tensor))
         # Parameters are not asked: a rule that does makes them take part.
         if any(not context.is_parameter(t) and context.shadows.get(t) is not None for t in tensors):
@@ -76,7 +75,7 @@ def _following_modules(model: nn.Module, context: Context) -> Iterator[None]:
         def enter(module: nn.Module, args: Any, name: str = name) -> None:
             stack.append(name)
             context.module = name
-            context.given.append([t for t in tree_leaves(args) if isinstance(t, Tensor)])
+            context.given.append([t for t in flat(args) if isinstance(t, Tensor)])
             context.opaque += isinstance(module, OPAQUE)
 
         def leave(module: nn.Module, _args: Any, _out: Any) -> None:

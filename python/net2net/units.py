@@ -163,12 +163,13 @@ class Units:
         """The same place: replicated together, and standing at the same place in their block. Values without a unit are
         left out."""
         a, b = a.ravel(), b.ravel()
-        both = (self.blocks.roots(a) > FIXED) & (self.blocks.roots(b) > FIXED)
+        x, y = self.blocks.roots(a), self.blocks.roots(b)
+        both = (x > FIXED) & (y > FIXED)
         if not both.all():
-            a, b = a[both], b[both]
-        if len(a):
-            self.places.join(a, b)
-            self.blocks.join(a, b)
+            a, b, x, y = a[both], b[both], x[both], y[both]
+        self.places.join(a, b)
+        if (x != y).any():
+            self.blocks.join(x, y)
 
     def adopt(self, made: np.ndarray, root: int) -> None:
         """Values without a unit: CONSTANT or FIXED. Those that have one keep it."""
@@ -179,11 +180,12 @@ class Units:
         self.blocks.put(made[new], np.full(1, root))
         self.blocks.join(made[~new], np.full(int((~new).sum()), root))
 
-    def fuse(self, ids: np.ndarray) -> None:
-        """One block: replicated together, as a whole."""
-        ids = np.unique(ids[self.blocks.roots(ids) > FIXED])
-        if len(ids) > 1:
-            self.blocks.join(ids[:-1], ids[1:])
+    def fuse(self, rows: np.ndarray) -> None:
+        """One block of the units in each row of ids [n, m]: replicated together, as a whole."""
+        roots = self.blocks.roots(rows)
+        units = roots > FIXED
+        first = np.take_along_axis(roots, np.argmax(units, axis=-1)[:, None], -1)
+        self.blocks.join(roots[units], np.broadcast_to(first, roots.shape)[units])
 
     def even(self, ids: np.ndarray) -> None:
         """A norm averages over the replicas of these: only equal shares keep the law of the gradients."""

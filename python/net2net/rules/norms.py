@@ -47,9 +47,8 @@ def layer_norm(context: Context, func: Any, args: Any, kwargs: Any, out: Any) ->
     eps = numbers(args[2:])
     given = array(context, x)
     rows = given.reshape(-1, int(np.prod(given.shape[first:])))
-    for row in rows:
-        context.fuse(row)
-        context.even(row)
+    context.fuse(rows)
+    context.even(rows)
     signatures = histogram(context, rows, proportional=True).reshape(*given.shape[:first], *[1] * len(shape))
     crossing = context.crossing(rows, name_of(func))
     operands, tied = [given, signatures], [True, False]
@@ -76,9 +75,8 @@ def group_norm(context: Context, func: Any, args: Any, kwargs: Any, out: Any) ->
     given = context.bundle(array(context, x), [d for d in range(x.dim()) if d != 1])
     vector = np.broadcast_to(given.reshape(-1), (channels,))
     rows = vector.reshape(groups, -1)
-    for row in rows:
-        context.fuse(row)
-        context.even(row)
+    context.fuse(rows)
+    context.even(rows)
     signatures = np.repeat(histogram(context, rows, proportional=True), channels // groups)
     operands, tied = [vector, signatures], [True, False]
     for t in (weight, bias):

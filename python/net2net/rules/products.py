@@ -65,11 +65,10 @@ def _grouped(context: Context, key: object, name: str, weight: Tensor, rows: np.
     units = context.meet(name, 0, o, role, met, f"the input of {name} has a fixed width") if role == "each" else None
     if units is None:
         units = context.produce(name, 0, o)
-        for g, mine in enumerate(units.reshape(groups, -1)):
-            stuck = (context.roots(inputs[:, g]) == FIXED).any()
-            context.fuse(np.concatenate([mine, inputs[:, g].ravel()]))
-            if stuck:
-                context.pin(mine, f"the input of {name} has a fixed width")
+        mine = units.reshape(groups, -1)
+        context.fuse(np.concatenate([mine, inputs.transpose(1, 0, 2).reshape(groups, -1)], axis=1))
+        stuck = (context.roots(inputs) == FIXED).any(axis=(0, 2))
+        context.pin(mine[stuck], f"the input of {name} has a fixed width")
     places = np.arange(inputs.shape[-1])
     sums = total(mix(mix(seed("grouped"), places), ids_of(inputs)))  # [rows, groups]
     signatures = context.signature(mix(seed("sum"), sums), rows)
@@ -134,7 +133,7 @@ def _within(
     left, right = context.produce(name, *into), context.produce(name, *outof)
     context.pin(left, why)
     context.pin(right, why)
-    replicas = np.array([context.fuse(row) for row in rows])
+    replicas = context.fuse(rows)
     sums = total(mix(mix(seed("term"), ids_of(left)), ids_of(rows)))
     signatures = context.signature(mix(seed("sum"), sums), rows)
     return context.derive(key, [signatures[:, None], right[None]], rows[:, :1], replicas[:, None])
@@ -167,7 +166,7 @@ def product(context: Context, a: np.ndarray, b: np.ndarray, k: int, key: object)
     batch = max(a.shape[0], b.shape[0])
     a, b = np.broadcast_to(a, (batch, *a.shape[1:])), np.broadcast_to(b, (batch, *b.shape[1:]))
     wide = max(a.shape[2], b.shape[1])
-    replicas = np.array([context.fuse(np.concatenate([a[i].ravel(), b[i].ravel()])) for i in range(batch)])
+    replicas = context.fuse(np.concatenate([a.reshape(batch, -1), b.reshape(batch, -1)], axis=1))
     context.head(np.concatenate([a.ravel(), b.ravel()]))
     left = np.broadcast_to(a, (*a.shape[:2], wide))[:, :, None, :]
     right = np.broadcast_to(b, (batch, wide, b.shape[2])).transpose(0, 2, 1)[:, None]
@@ -207,8 +206,7 @@ def attention(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
     inner = np.concatenate([flat[1].transpose(0, 2, 1), *biases], axis=1) if biases else flat[1].transpose(0, 2, 1)
     outer = np.concatenate([flat[0], *[np.full((len(flat[0]), 1, 1), 0) for _ in biases]], axis=2)
     scores = product(context, outer, inner, max(outer.shape[2], 1), key)
-    for row, score in zip(flat[2], scores, strict=True):
-        context.fuse(np.concatenate([row.ravel(), score.ravel()]))
+    context.fuse(np.concatenate([some.reshape(len(some), -1) for some in (flat[2], scores)], axis=1))
     made = context.make((key, "values"), [scores, flat[2]])
     context.set(result, made.reshape(*heads, 1, -1))
     for t in rest:

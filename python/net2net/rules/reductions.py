@@ -53,7 +53,7 @@ def reduction(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
         moved = np.moveaxis(given, over, range(given.ndim - len(over), given.ndim))
         rows = moved.reshape(-1, int(np.prod(moved.shape[given.ndim - len(over) :])))
         crossing = context.crossing(rows, name)
-        replicas = np.array([context.fuse(row) if crossing else context.fuse(row) * 0 for row in rows])
+        replicas = context.fuse(rows) * crossing
         same = int(np.prod([x.shape[d] for d in reduced if d not in over]))
         signatures = histogram(context, rows, same, name in _PROPORTIONAL)
         # The result has a unit if there are others beside it (the mean of each head), none if it is the mean of all.
@@ -95,7 +95,6 @@ def along_one_dim(context: Context, func: Any, args: Any, kwargs: Any, out: Any)
         return refuse(context, func, args, kwargs, out, f"{func} runs over units")
     moved = np.moveaxis(given, dim, -1)
     rows = moved.reshape(-1, given.shape[dim])
-    for row in rows:
-        context.fuse(row)
+    context.fuse(rows)
     signatures = histogram(context, rows).reshape(*moved.shape[:-1], 1)
     return context.set(out, context.make(key, [given, np.moveaxis(signatures, -1, dim)], tied=[True, False]))
