@@ -239,6 +239,34 @@ class DualPaths(nn.Module):
         return self.head((query * context.tanh() * gate.sigmoid()).mean((2, 3)))
 
 
+class Rotary(nn.Module):
+    """Rotary embeddings of positions in halves, fewer heads of keys than of queries, each number in its attribute
+    (LLaMA)."""
+
+    def __init__(self, dim: int, heads: int, groups: int, tokens: int) -> None:
+        super().__init__()
+        self.heads, self.groups, self.size = heads, groups, dim // heads
+        self.norm, self.out = nn.RMSNorm(dim), nn.Linear(dim, dim, bias=False)
+        self.q = nn.Linear(dim, dim, bias=False)
+        self.k, self.v = (nn.Linear(dim, groups * self.size, bias=False) for _ in "kv")
+        angles = torch.outer(torch.arange(tokens).float(), 0.1 ** torch.arange(self.size // 2)).repeat(1, 2)
+        self.register_buffer("cos", angles.cos())
+        self.register_buffer("sin", angles.sin())
+
+    def rotated(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        return x * self.cos + torch.cat((-b, a), -1) * self.sin
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        y = self.norm(x)
+        q = self.q(y).view(b, n, self.heads, self.size).transpose(1, 2)
+        k, v = (f(y).view(b, n, self.groups, self.size).transpose(1, 2) for f in (self.k, self.v))
+        k, v = (t.repeat_interleave(self.heads // self.groups, 1) for t in (self.rotated(k), v))
+        y = F.scaled_dot_product_attention(self.rotated(q), k, v, is_causal=True)
+        return x + self.out(y.transpose(1, 2).reshape(b, n, -1))
+
+
 class Network(NamedTuple):
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
@@ -273,6 +301,9 @@ NETWORKS = {
     "ghosts": Network(Ghosts, (2, 3, 5, 5)),
     # A gate that is one channel for all others stays one.
     "dual_paths": Network(DualPaths, (2, 3, 5, 5), ("mix",)),
+    "rotary": Network(
+        lambda: nn.Sequential(nn.Linear(3, 16), Rotary(16, 4, 2, 5), Rotary(16, 4, 4, 5), nn.Linear(16, 3)), (2, 5, 3)
+    ),
     "recurrent": Network(Recurrent, (2, 5, 4), ("b",)),
     # A single channel that occurs twice cannot be told from two places of it, so it stays.
     "crossed_signs": Network(CrossedSigns, (2, 3, 6, 6), ("a",)),

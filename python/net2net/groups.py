@@ -140,7 +140,8 @@ def structure(units: Units) -> Structure:
         if "out" in axis.roles and axis.size > 1:
             together.join(root_of[key][:-1], root_of[key][1:])
     free = _free_roots(units, root_of, together, pinned)
-    runs = {key: _runs(roots, units.places.roots(units.axes[key].ids())) for key, roots in root_of.items()}
+    heads = units.blocks.roots(np.array(sorted(units.heads()), dtype=np.int64))
+    runs = {key: _runs(roots, units.places.roots(units.axes[key].ids()), heads) for key, roots in root_of.items()}
     segments = _segments(runs, together, free)
     segment_of = {int(root): s for s, roots in enumerate(segments) for root in roots[:1]}
     pieces = {}
@@ -177,12 +178,16 @@ def _free_roots(
     return produced
 
 
-def _runs(roots: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _runs(roots: np.ndarray, places: np.ndarray, heads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The units along an axis in order, and how many positions each has there. A unit begins anew where its first place
-    comes again (a block that stands there twice, side by side)."""
+    comes again (a block that stands there twice, side by side). Not so within one of several heads of attention, whose
+    features a rotary embedding may have joined; a single one may well stand beside itself, as queries and keys."""
     change = np.diff(roots, prepend=-1) != 0
     first = places[change][np.cumsum(change) - 1]
     again = (places == first) & (np.concatenate([first[:1], places[:-1]]) != first)
+    head = np.isin(roots, heads)
+    if len(np.unique(roots[head])) > 1:
+        again &= ~head
     starts = np.flatnonzero(change | again)
     return roots[starts], np.diff(starts, append=len(roots))
 

@@ -107,7 +107,8 @@ def _guarded(
                 for change in trial:
                     if change.name not in known:
                         known[change.name] = counts(change.name)
-                if not all(known[change.name] for change in trial):
+                # One of several may only count where the others are right.
+                if not any(known[change.name] for change in trial):
                     continue
                 for change in trial:
                     setattr(module, change.name, change.after)
@@ -200,10 +201,11 @@ def _one_by_one(name: str, found: list[_Found], factors: list[float], seen: list
 
 def _together(name: str, found: list[_Found], factors: list[float]) -> Iterator[list[Change]]:
     """The sizes that a split is into, say, which are kept one by one."""
-    numbers = [(attribute, value) for _, _, attribute, value in found if _is_int(value)]
-    for f in factors if len(numbers) > 1 else []:
-        if all(abs(value * f - round(value * f)) < 1e-9 for _, value in numbers):
-            yield [Change(name, attribute, value, round(value * f)) for attribute, value in numbers]
+    numbers = [(attribute, value) for _, _, attribute, value in found if _is_int(value)][:_DEPTH]
+    for size in range(len(numbers), 1, -1):
+        for f, some in itertools.product(factors, itertools.combinations(numbers, size)):
+            if all(abs(value * f - round(value * f)) < 1e-9 for _, value in some):
+                yield [Change(name, attribute, value, round(value * f)) for attribute, value in some]
 
 
 def _stated(error: Exception) -> tuple[int, tuple[int, ...]] | None:
