@@ -125,6 +125,7 @@ def share_widened(plan: Any, model: nn.Module, found: Any) -> float:
 def examine(library: str, name: str) -> dict[str, Any]:
     """Widens one model, and compares."""
     import net2net
+    from net2net.choices import Choices
     from net2net.widen import plan_and_groups
 
     warnings.filterwarnings("ignore")
@@ -133,7 +134,7 @@ def examine(library: str, name: str) -> dict[str, Any]:
     model, x = randomise(model).double().eval(), x.double()
     record: dict[str, Any] = {"model": name, "parameters": sum(p.numel() for p in model.parameters())}
     start = time.perf_counter()
-    plan, found = plan_and_groups(model, x, FACTOR)
+    plan, found = plan_and_groups(model, x, Choices(FACTOR))
     record["seconds"] = round(time.perf_counter() - start, 2)
     record["share"] = round(share_widened(plan, model, found), 4)
     record["changes"] = len(plan.changes)

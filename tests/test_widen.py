@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import net2net
+import numpy as np
 import pytest
 import torch
 from models import EXAMPLES, Example, randomised
@@ -485,3 +486,57 @@ def test_attributes_with_a_history_are_no_obstacle() -> None:
     model, x = EXAMPLES["plain_2d"].build()
     model.last = model(x)
     assert net2net.verify(model, net2net.widen(model, x, 1.5), x).ok
+
+
+def test_given_maps_are_followed() -> None:
+    model, x = EXAMPLES["plain_2d"].build()
+    units = model[0].out_channels
+    index = [*range(units), 2, 2, 0]
+    for given in (index, np.array(index), torch.tensor(index)):
+        plan = net2net.plan_widen(model, x, 1.5, mapping={"0": given}, noise="none")
+        student = plan.apply(model)
+        assert torch.equal(student[0].weight, model[0].weight[index])
+        assert net2net.verify(model, student, x).max_rel < EXACT
+    assert plan.axes["0.weight", 0].index.tolist() == index
+
+
+@pytest.mark.parametrize(
+    ("mapping", "error", "message"),
+    [
+        ({"0": [1, 0, 0]}, ValueError, r"mapping\['0'\] must begin with all 2 units in order"),
+        ({"0": [0, 1, 3]}, ValueError, r"mapping\['0'\] drops unit 2"),
+        ({"0": [0, 1, 0]}, ValueError, r"mapping\['0'\] is of 2 units, but 0 has \d+ units"),
+        ({"0": [0.0, 1.0]}, TypeError, r"mapping\['0'\] must be a list of units"),
+        ({"nowhere": [0, 1, 1]}, ValueError, r"mapping\['nowhere'\]: there is no such layer"),
+        ({"head": [0, 1, 1]}, ValueError, r"mapping\['head'\]"),
+        (["0"], TypeError, r"mapping \(=list\)"),
+        ("gradient", ValueError, "call backward"),
+    ],
+)
+def test_bad_maps(mapping: Any, error: type[Exception], message: str) -> None:
+    model, x = EXAMPLES["plain_2d"].build()
+    with pytest.raises(error, match=message):
+        net2net.plan_widen(model, x, 1.5, mapping=mapping)
+
+
+def test_heads_take_maps_of_heads() -> None:
+    from zoo import NETWORKS
+
+    model, x = NETWORKS["rotary"].build()
+    plan = net2net.plan_widen(model, x, 2, mapping={"1.q": [0, 1, 0, 1]}, noise="none")
+    assert plan.apply(model).get_submodule("1").heads == 8
+    with pytest.raises(ValueError, match="heads or other blocks"):
+        net2net.plan_widen(model, x, 2, mapping={"1.q": [*range(16), *range(16)]})
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_units_with_large_gradients_are_replicated_first(transposed: bool) -> None:
+    first: nn.Module = nn.ConvTranspose2d(3, 4, 3) if transposed else nn.Conv2d(3, 4, 3)
+    model = nn.Sequential(first, nn.ReLU(), nn.Conv2d(4, 2, 1)).double()
+    x = torch.randn(2, 3, 6, 6).double()
+    model(x)[:, 0].sum().backward()
+    first.weight.grad[:, 2] *= 100 if transposed else 1
+    first.weight.grad[2] *= 1 if transposed else 100
+    plan = net2net.plan_widen(model, x, 1.25, mapping="gradient")
+    assert plan.axes["0.weight", 1 if transposed else 0].index.tolist() == [0, 1, 2, 3, 2]
+    assert net2net.verify(model, plan.apply(model), x).max_rel < EXACT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from net2net.context import TraceError
 from net2net.groups import Group, Structure
 from net2net.layout import Segment
 from net2net.units import Units
+
+#: After so many groups of a kind could not be widened, the rest of the kind is not tried.
+_ENOUGH = 4
 
 
 class Blame:
@@ -19,6 +23,7 @@ class Blame:
     def __init__(self, units: Units) -> None:
         self._units = units
         self._whole = units.heads()  # ids of units
+        self._pinned: Counter[str] = Counter()  # by pattern
 
     def whole(self, found: Structure) -> set[int]:
         """The segments that may only be replicated as a whole."""
@@ -57,6 +62,14 @@ class Blame:
                 self._whole.update(ids.tolist())
             elif group.name in blamed:
                 self._units.pin(ids, f"a wider copy of the model does not run as inferred: {error}")
+                self._pinned[_pattern(group)] += 1
+        for pattern in {_pattern(g) for g in blamed.values() if self._pinned[_pattern(g)] == _ENOUGH}:
+            for group in {g.name: g for g in group_of.values() if _pattern(g) == pattern}.values():
+                if group.name not in blamed:
+                    ids = np.concatenate([found.segments[s] for s in group.segments])
+                    self._units.pin(
+                        ids, f"{_ENOUGH} others like it cannot be widened; the last of them because {error}"
+                    )
 
 
 def _pattern(group: Group) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from net2net.groups import Structure
 from net2net.running import Inputs, call
@@ -32,6 +32,31 @@ def activations(model: nn.Module, inputs: Inputs) -> dict[str, np.ndarray]:
     with torch.no_grad(), own_random_state(copy):
         call(copy, inputs)
     return {name: np.mean(several, axis=0) for name, several in found.items()}
+
+
+def gradients(model: nn.Module, _inputs: Inputs) -> dict[str, np.ndarray]:
+    """Layer -> float64 [units]: the norm of the gradient of each output channel's (or feature's) weights, as `backward`
+    has left it in the model's convolutions and linear layers.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, _ConvNd | nn.Linear) and (gradient := module.weight.grad) is not None:
+            squares = gradient.detach().double().square()
+            if isinstance(module, _ConvTransposeNd):  # [groups * inputs, outputs of a group, ...]
+                norms = squares.unflatten(0, (module.groups, -1)).flatten(3).sum((1, 3)).flatten()
+            else:
+                norms = squares.flatten(1).sum(1)
+            found[name] = norms.sqrt().cpu().numpy()
+    if not found:
+        raise ValueError("mapping (='gradient') needs gradients: call backward on the model first")
+    return found
+
+
+#: What decides which units are replicated first.
+IMPORTANCE = {"importance": activations, "gradient": gradients}
 
 
 def scores(found: Structure, layers: dict[str, np.ndarray]) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from net2net.choices import Choices
 from net2net.groups import Group
 from net2net.widen import plan_and_groups
 from net2net.widen_plan import WidenPlan
@@ -70,7 +71,7 @@ def _input(shape: str) -> Tensor:
 
 
 def inspect(model: nn.Module, example: tuple[Tensor, ...], width: float) -> tuple[WidenPlan, list[Group]]:
-    return plan_and_groups(model.eval(), example, width)
+    return plan_and_groups(model.eval(), example, Choices(width))
 
 
 def table(plan: WidenPlan, groups: Sequence[Group]) -> str:

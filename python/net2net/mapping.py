@@ -6,7 +6,7 @@ import numpy as np
 
 from net2net.units import ranks
 
-MAPPINGS = ("random", "balanced", "importance")
+MAPPINGS = ("random", "balanced", "importance", "gradient")
 SPLITS = ("uniform", "dyadic", "random")
 #: All units in order, and again; for groups whose replicas the user's code only takes so. Not for users to choose.
 WHOLE = "whole"
@@ -18,13 +18,13 @@ def make_map(
     """int64 [width]: the teacher unit of each student unit. The first `units` entries are the identity.
 
     `random` draws the rest uniformly with replacement (Chen et al., ICLR 2016, section 2.3). `balanced` replicates all
-    units as equally often as possible, in a random order. `importance` gives each further replica to the unit with the
-    highest of the `scores` [units] per replica that it has.
+    units as equally often as possible, in a random order. `importance` and `gradient` give each further replica to the
+    unit with the highest of the `scores` [units] per replica that it has.
     """
     extra = width - units
     if mapping == WHOLE:
         return np.tile(np.arange(units), width // max(units, 1))
-    if mapping == "importance" and scores is not None:
+    if scores is not None:
         rest = _by_score(scores, extra)
     elif mapping == "random":
         rest = rng.integers(0, units, extra) if units else np.zeros(0, dtype=np.int64)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +11,10 @@ from torch import Tensor, nn
 
 from net2net import attributes, mapping, repair
 from net2net.blame import Blame
+from net2net.choices import Choices, How, Width
 from net2net.context import TraceError
 from net2net.groups import Group, Structure, infer, structure
-from net2net.importance import activations, scores
+from net2net.importance import IMPORTANCE, scores
 from net2net.inference import Inference
 from net2net.layout import Segment, Shares, layouts
 from net2net.plan import Inventory, Skipped
@@ -23,8 +23,8 @@ from net2net.skeleton import skeleton
 from net2net.student import Laid, Layouts, Student
 from net2net.trace import walk
 from net2net.verify import check_growth
-from net2net.widen_plan import NOISES, AxisPlan, Widened, WidenPlan, check_noise
-from net2net.widths import Width, Widths
+from net2net.widen_plan import AxisPlan, Widened, WidenPlan
+from net2net.widths import Widths
 
 
 def plan_widen(
@@ -32,7 +32,7 @@ def plan_widen(
     example_inputs: Inputs,
     width: Width,
     layers: str | Sequence[str] | None = None,
-    mapping: str = "random",
+    mapping: How = "random",
     split: str = "uniform",
     noise: str = "cancelling",
     noise_scale: float | None = None,
@@ -50,7 +50,11 @@ def plan_widen(
             (float) or numbers of units (int), which then names the layers to widen.
         layers: names or shell-style patterns of the layers to widen (with what must be widened along); None: all.
         mapping: how replicas are chosen: `"random"` (the paper), `"balanced"` (all units equally often, as far as
-            possible) or `"importance"` (those with the largest activations on `example_inputs` first).
+            possible), `"importance"` (those with the largest activations on `example_inputs` first) or `"gradient"`
+            (those whose weights have the largest gradients: call `backward` on the model before); or a mapping from
+            names of layers to maps, each a list of the teacher's units that the student's are copies of, which begins
+            with all of them in order (of heads, where attention is replicated by heads). These decide the widths of
+            their layers; other layers get random maps.
         split: how replicas share their unit's outgoing weights: `"uniform"` (1/r, the paper), `"dyadic"` (powers of
             two, exact in every format) or `"random"` (convex). What a norm averages over is shared uniformly.
         noise: `"cancelling"` perturbs the outgoing weights of replicas so that the function stays exactly the same and
@@ -69,50 +73,34 @@ def plan_widen(
         ValueError: for a bad argument, by name and value; if a layer that was named cannot be widened, or does not
             exist; if nothing at all can be widened; under `strict`, if anything cannot.
     """
-    return plan_and_groups(
-        model, example_inputs, width, layers, mapping, split, noise, noise_scale, multiple_of, seed, strict
-    )[0]  # fmt: skip
+    choices = Choices(width, layers, mapping, split, noise, noise_scale, multiple_of, seed, strict)
+    return plan_and_groups(model, example_inputs, choices)[0]
 
 
-def plan_and_groups(
-    model: nn.Module,
-    example_inputs: Inputs,
-    width: Width,
-    layers: str | Sequence[str] | None = None,
-    mapping: str = "random",
-    split: str = "uniform",
-    noise: str = "cancelling",
-    noise_scale: float | None = None,
-    multiple_of: int = 1,
-    seed: int = 0,
-    strict: bool = False,
-) -> tuple[WidenPlan, list[Group]]:
+def plan_and_groups(model: nn.Module, example_inputs: Inputs, choices: Choices) -> tuple[WidenPlan, list[Group]]:
     """`plan_widen`, and the groups that it found."""
-    _check_arguments(width, layers, mapping, split, noise, noise_scale, multiple_of, seed)
-    scale = NOISES[noise] if noise_scale is None else float(noise_scale)
-    targets = dict(width) if isinstance(width, Mapping) else None
-    if targets is not None and layers is not None:
-        raise ValueError("layers must be None where width is a mapping, which names the layers itself")
-    wanted = [layers] if isinstance(layers, str) else None if layers is None else list(layers)
-    factor = None if isinstance(width, Mapping) else float(width)
-    chooser = Widths(targets, wanted, factor, multiple_of)
+    choices.check()
+    chooser = Widths(choices.targets, choices.wanted, choices.factor, choices.multiple_of, choices.given)
 
-    known = activations(model, example_inputs) if mapping == "importance" else None
+    known = None
+    if choices.how in IMPORTANCE:
+        known = IMPORTANCE[choices.how](model, example_inputs)
 
     def choose(found: Structure, whole: set[int]) -> list[Segment]:
-        return _segments(found, chooser, whole, mapping, split, seed, known)
+        return _segments(found, chooser, whole, choices, known)
 
     settled = _settle(model, example_inputs, choose)
-    plan, found = _plan(model, settled, noise, scale, seed), settled.found
+    plan, found = _plan(model, settled, choices), settled.found
     chooser.complain(found)
     stuck = [g for g in found.groups if g.left_alone]
-    if strict and stuck:
+    if choices.strict and stuck:
         raise ValueError(f"strict: {len(stuck)} groups cannot be widened; the first is {stuck[0]}")
     if not plan.widened:
         could = any(g.reason is None for g in found.groups)
         example = next(iter([*stuck, *found.groups]), "the forward uses no weights that could be")
         raise ValueError(
-            "nothing was widened: " + (f"width (={width!r}) adds no unit" if could else f"for example, {example}")
+            "nothing was widened: "
+            + (f"width (={choices.width!r}) adds no unit" if could else f"for example, {example}")
         )
     return plan, found.groups
 
@@ -178,10 +166,11 @@ def groups(model: nn.Module, example_inputs: Inputs) -> list[Group]:
         Groups of units that must be widened together, in the order in which the forward meets them, as they turn out
         for a widening by a half. `print(group)` reads well, and `net2net.picture` draws them all.
     """
-    half_more = Widths(None, None, 1.5, 1)
+    half_more = Choices(1.5)
+    chooser = Widths(None, None, half_more.factor, 1)
 
     def choose(found: Structure, whole: set[int]) -> list[Segment]:
-        return _segments(found, half_more, whole, "random", "uniform", 0)
+        return _segments(found, chooser, whole, half_more)
 
     return _settle(model, example_inputs, choose).found.groups
 
@@ -191,7 +180,7 @@ def widen(
     example_inputs: Inputs,
     width: Width,
     layers: str | Sequence[str] | None = None,
-    mapping: str = "random",
+    mapping: How = "random",
     split: str = "uniform",
     noise: str = "cancelling",
     noise_scale: float | None = None,
@@ -220,62 +209,27 @@ def widen(
     return student
 
 
-def _check_arguments(
-    width: Width,
-    layers: str | Sequence[str] | None,
-    how: str,
-    split: str,
-    noise: str,
-    noise_scale: float | None,
-    multiple_of: int,
-    seed: int,
-) -> None:
-    if layers is not None and not isinstance(layers, str | Sequence):
-        raise TypeError(f"layers (={layers!r}) must be a name or a list of names")
-    for name, value in width.items() if isinstance(width, Mapping) else [("", width)]:
-        what = f"width[{name!r}]" if name else "width"
-        if not isinstance(name, str):
-            raise TypeError(f"width has a key (={name!r}) that is not the name of a layer")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{what} (={value!r}) must be a finite number")
-        if value < 1:
-            raise ValueError(f"{what} (={value!r}) must be at least 1: every unit must be kept")
-    if isinstance(width, Mapping) and not width:
-        raise ValueError("width (={}) names no layers")
-    if layers is not None and not layers:
-        raise ValueError(f"layers (={layers!r}) names no layers")
-    if how not in mapping.MAPPINGS:
-        raise ValueError(f"mapping (={how!r}) must be one of {', '.join(map(repr, mapping.MAPPINGS))}")
-    if split not in mapping.SPLITS:
-        raise ValueError(f"split (={split!r}) must be one of {', '.join(map(repr, mapping.SPLITS))}")
-    check_noise(noise, noise_scale)
-    if not isinstance(multiple_of, int) or multiple_of < 1:
-        raise ValueError(f"multiple_of (={multiple_of!r}) must be a positive integer")
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed (={seed!r}) must be an integer in [0, 2**63)")
-
-
 def _segments(
     found: Structure,
     chooser: Widths,
     whole: set[int],
-    how: str,
-    split: str,
-    seed: int,
+    choices: Choices,
     layers: dict[str, np.ndarray] | None = None,
 ) -> list[Segment]:
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(choices.seed)
     by_root = scores(found, layers) if layers is not None else None
+    given = chooser.maps(found, whole)
     segments = []
     for s, (roots, width) in enumerate(zip(found.segments, chooser.widths(found, whole), strict=True)):
         mine = None if by_root is None else by_root[roots]
-        index = mapping.make_map(len(roots), width, mapping.WHOLE if s in whole else how, rng, mine)
-        shares = mapping.make_split(index, "uniform" if found.even[s] else split, rng)
+        how = mapping.WHOLE if s in whole else choices.how
+        index = given[s] if s in given else mapping.make_map(len(roots), width, how, rng, mine)
+        shares = mapping.make_split(index, "uniform" if found.even[s] else choices.split, rng)
         segments.append(Segment(len(roots), index, shares))
     return segments
 
 
-def _plan(model: nn.Module, settled: _Settled, noise: str, scale: float, seed: int) -> WidenPlan:
+def _plan(model: nn.Module, settled: _Settled, choices: Choices) -> WidenPlan:
     found, segments, units = settled.found, settled.segments, settled.inference.units
     shares = Shares(units, found, segments)
     axes = {}
@@ -289,4 +243,6 @@ def _plan(model: nn.Module, settled: _Settled, noise: str, scale: float, seed: i
         if any(segments[s].width > segments[s].units for s in g.segments)
     ]
     skipped = [Skipped(g.layers, g.units, g.left_alone) for g in found.groups if g.left_alone]
-    return WidenPlan(Inventory.of(model), skipped, widened, axes, settled.changes, noise, scale, seed)
+    return WidenPlan(
+        Inventory.of(model), skipped, widened, axes, settled.changes, choices.noise, choices.scale, choices.seed
+    )

@@ -6,22 +6,28 @@ import fnmatch
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
 from net2net import mapping
 from net2net.groups import Group, Structure
-
-Width = float | Mapping[str, float | int]
 
 
 class Widths:
     """Which groups grow, and by how much."""
 
     def __init__(
-        self, targets: dict[str, float | int] | None, layers: list[str] | None, factor: float | None, multiple_of: int
+        self,
+        targets: dict[str, float | int] | None,
+        layers: list[str] | None,
+        factor: float | None,
+        multiple_of: int,
+        given: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self._targets = targets
         self._layers = layers
         self._factor = factor
         self._multiple_of = multiple_of
+        self._given = given or {}
 
     def widths(self, found: Structure, whole: set[int]) -> list[int]:
         """The new number of units of each segment; a multiple of the old one for the segments `whole`."""
@@ -38,6 +44,28 @@ class Widths:
             for s, w in zip(group.segments, grown, strict=True):
                 widths[s] = w
         return widths
+
+    def maps(self, found: Structure, whole: set[int]) -> dict[int, np.ndarray]:
+        """The maps that were given, by segment. ValueError, by name, for one that cannot be had."""
+        maps: dict[int, np.ndarray] = {}
+        for layer, index in self._given.items():
+            group = next((g for g in found.groups if layer in g.layers), None)
+            what = f"mapping[{layer!r}]"
+            if group is None or group.reason is not None:
+                raise ValueError(f"{what}: {group or 'there is no such layer that could be widened'}")
+            if len(group.segments) != 1:
+                raise ValueError(f"{what}: the units of {layer} are used in {len(group.segments)} parts; give a width")
+            (s,) = group.segments
+            units = len(found.segments[s])
+            if index.max(initial=-1) + 1 != units:
+                kind = "heads or other blocks" if units < group.units else "units"
+                raise ValueError(f"{what} is of {index.max(initial=-1) + 1} units, but {layer} has {units} {kind}")
+            if s in whole and (len(index) % units or (index.reshape(-1, units) != np.arange(units)).any()):
+                raise ValueError(f"{what}: the units of {layer} can only be replicated all together, in order")
+            if s in maps and not np.array_equal(maps[s], index):
+                raise ValueError(f"{what} contradicts another entry: {layer} grows with it")
+            maps[s] = index
+        return maps
 
     def _total(self, group: Group, found: Structure) -> int:
         free = sum(len(found.segments[s]) for s in group.segments)
