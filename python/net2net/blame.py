@@ -67,9 +67,7 @@ class Blame:
             for group in {g.name: g for g in group_of.values() if _pattern(g) == pattern}.values():
                 if group.name not in blamed:
                     ids = np.concatenate([found.segments[s] for s in group.segments])
-                    self._units.pin(
-                        ids, f"{_ENOUGH} others like it cannot be widened; the last of them because {error}"
-                    )
+                    self._units.pin(ids, f"{_ENOUGH} others like it cannot be widened, the last because {error}")
 
 
 def _pattern(group: Group) -> str:
