@@ -267,6 +267,24 @@ class Rotary(nn.Module):
         return x + self.out(y.transpose(1, 2).reshape(b, n, -1))
 
 
+class Mixer(nn.Module):
+    """Tokens of each channel are mixed by a matrix, which stays; then channels of each token (MLP-Mixer, gMLP)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 6, 2, 2), nn.LayerNorm(6)
+        self.tokens = nn.Sequential(nn.Linear(9, 5), nn.GELU(), nn.Linear(5, 9))
+        self.channels = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 10), nn.GELU())
+        self.space, self.back, self.head = nn.Linear(9, 9), nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        x = x + self.tokens(self.norm(x).transpose(1, 2)).transpose(1, 2)
+        u, v = self.channels(x).chunk(2, -1)
+        x = x + self.back(u * self.space(v.transpose(1, 2)).transpose(1, 2))
+        return self.head(x.mean(1))
+
+
 class Network(NamedTuple):
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
@@ -304,6 +322,7 @@ NETWORKS = {
     "rotary": Network(
         lambda: nn.Sequential(nn.Linear(3, 16), Rotary(16, 4, 2, 5), Rotary(16, 4, 4, 5), nn.Linear(16, 3)), (2, 5, 3)
     ),
+    "mixer": Network(Mixer, (2, 3, 6, 6), ("tokens.0", "tokens.0", "tokens.2", "tokens.2", "space", "space")),
     "recurrent": Network(Recurrent, (2, 5, 4), ("b",)),
     # A single channel that occurs twice cannot be told from two places of it, so it stays.
     "crossed_signs": Network(CrossedSigns, (2, 3, 6, 6), ("a",)),

@@ -106,8 +106,10 @@ def linear(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> Non
     given = array(context, x)
     rows = rows_along(given, x.dim() - 1, features)
     key = ("linear", name, numbers(kwargs))
+    if context.has_units(given) and given.shape[-1] == 1 < features:
+        return _along(context, key, name, given, (into, features), (outof, produced), bias, out)
     crossing = context.crossing(rows, name_of(func))
-    if crossing or (context.has_units(given) and given.shape[-1] == 1 < features):
+    if crossing:
         made = _within(context, key, name, rows, (into, features), (outof, produced))
     else:
         met = context.meet(name, into, features, "in", rows, f"the input of {name} has a fixed width")
@@ -124,10 +126,35 @@ def linear(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> Non
     return None
 
 
+def _along(
+    context: Context,
+    key: object,
+    name: str,
+    given: np.ndarray,
+    into: tuple[int, int],
+    outof: tuple[int, int],
+    bias: Tensor | None,
+    out: Tensor,
+) -> None:
+    """A matrix along a dimension without units (the tokens of each channel, as in an MLP-Mixer): it stays as it is, and
+    what it makes is again one family of values for each unit."""
+    why = f"{name} mixes what belongs to one unit"
+    left, right = context.produce(name, *into), context.produce(name, *outof)
+    context.pin(left, why)
+    context.pin(right, why)
+    fixed = []
+    if isinstance(bias, Tensor):
+        context.pin_tensor(bias, why)
+        fixed = [array(context, bias)]
+    terms = total(mix(mix(seed("matrix"), ids_of(left))[:, None], ids_of(right)).reshape(-1))
+    key = (key, int(terms), *(int(total(mix(seed("bias"), ids_of(f).ravel()))) for f in fixed))
+    context.set(out, context.make(key, [given]))
+
+
 def _within(
     context: Context, key: object, name: str, rows: np.ndarray, into: tuple[int, int], outof: tuple[int, int]
 ) -> np.ndarray:
-    """One matrix for the rows of several units (tokens of each channel, features of each head). It stays as it is, and
+    """One matrix for the rows of several units (features of each head, say). It stays as it is, and
     what it makes of a row is replicated with the row."""
     why = f"{name} is applied to several units, within each"
     left, right = context.produce(name, *into), context.produce(name, *outof)
