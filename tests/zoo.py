@@ -285,6 +285,34 @@ class Mixer(nn.Module):
         return self.head(x.mean(1))
 
 
+class Bias(nn.Module):
+    """A bias for attention, by a small network of the distance; asked by a method, not by its forward."""
+
+    def __init__(self, heads: int, tokens: int) -> None:
+        super().__init__()
+        self.num_heads, self.shape = heads, (tokens, tokens, heads)
+        self.mlp = nn.Sequential(nn.Linear(1, 7), nn.ReLU(), nn.Linear(7, heads))
+        at = torch.arange(tokens)
+        self.register_buffer("distance", (at[:, None] - at[None])[..., None] / tokens)
+
+    def bias(self) -> Tensor:
+        table = self.mlp(self.distance.to(self.mlp[0].weight.dtype)).view(-1, self.num_heads)
+        return table.view(self.shape).permute(2, 0, 1)
+
+
+class Biased(nn.Module):
+    def __init__(self, dim: int, heads: int, tokens: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.relative = heads, dim // heads, Bias(heads, tokens)
+        self.norm, self.qkv, self.proj = nn.LayerNorm(dim), nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.relative.bias())
+        return x + self.proj(y.transpose(1, 2).reshape(b, n, c))
+
+
 class Network(NamedTuple):
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
@@ -323,6 +351,7 @@ NETWORKS = {
         lambda: nn.Sequential(nn.Linear(3, 16), Rotary(16, 4, 2, 5), Rotary(16, 4, 4, 5), nn.Linear(16, 3)), (2, 5, 3)
     ),
     "mixer": Network(Mixer, (2, 3, 6, 6), ("tokens.0", "tokens.0", "tokens.2", "tokens.2", "space", "space")),
+    "biased": Network(lambda: nn.Sequential(nn.Linear(3, 12), Biased(12, 3, 5), nn.Linear(12, 4)), (2, 5, 3)),
     "recurrent": Network(Recurrent, (2, 5, 4), ("b",)),
     # A single channel that occurs twice cannot be told from two places of it, so it stays.
     "crossed_signs": Network(CrossedSigns, (2, 3, 6, 6), ("a",)),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,9 +52,14 @@ def attach(model: nn.Module, context: Student) -> list[Change]:
     hopeless: set[bytes] = set()
     seen = {id(m): name for name, m in reversed(list(model.named_modules()))}
     for module in each_module(model):
-        if _attributes(module) and (isinstance(module, _ALSO) or not type(module).__module__.startswith("torch.")):
+        if _users(module) and (_attributes(module) or any(map(_attributes, filter(_users, module.children())))):
             module.forward = _guarded(module, seen[id(module)], context, changes, helped, hopeless)
     return changes
+
+
+def _users(module: nn.Module) -> bool:
+    """Whether a module's attributes may be changed: torch's own modules know what they are about."""
+    return isinstance(module, _ALSO) or not type(module).__module__.startswith("torch.")
 
 
 def _guarded(
@@ -85,54 +90,51 @@ def _guarded(
             del context.seen[since:]
             return forward(*args, **kwargs)
 
-        def counts(attribute: str) -> bool:
+        def counts(owner: nn.Module, attribute: str) -> bool:
             """Whether the module, without that attribute, does not fail in the very same way."""
-            if hasattr(type(module), attribute):
+            if hasattr(type(owner), attribute):
                 return True
-            value = vars(module).pop(attribute)
+            value = vars(owner).pop(attribute)
             try:
                 again()
             except Exception as error:
                 context.mark(error)
                 return str(error) != str(latest) or context.seen[since:] != reached
             finally:
-                vars(module)[attribute] = value
+                vars(owner)[attribute] = value
             return True
 
-        made: list[Change] = []
+        made: list[_Edit] = []
         for _ in range(_DEPTH):
-            best: tuple[list[Change], Exception, list[Any]] | None = None
-            known: dict[str, bool] = {}
+            best: tuple[list[_Edit], Exception, list[Any]] | None = None
+            known: dict[tuple[str, str], bool] = {}
             for trial in _candidates(module, name, latest, context.seen[since:], context, helped):
-                for change in trial:
-                    if change.name not in known:
-                        known[change.name] = counts(change.name)
+                for owner, change in trial:
+                    if (key := (change.module, change.name)) not in known:
+                        known[key] = counts(owner, change.name)
                 # One of several may only count where the others are right.
-                if not any(known[change.name] for change in trial):
+                if not any(known[change.module, change.name] for _, change in trial):
                     continue
-                for change in trial:
-                    setattr(module, change.name, change.after)
+                _set(trial)
                 try:
                     out = again()
                 except Exception as error:
                     context.mark(error)
-                    for change in trial:
-                        setattr(module, change.name, change.before)
+                    _unset(trial)
                     if len(context.seen) - since > len(best[2] if best else reached):
                         best = trial, error, context.seen[since:]
                 else:
-                    changes.extend([*made, *trial])
-                    helped.update((type(module), c.name) for c in [*made, *trial])
+                    made += trial
+                    changes.extend(change for _, change in made)
+                    helped.update((type(owner), change.name) for owner, change in made)
                     return out
             if best is None:
                 break
             # None is enough by itself. What led furthest stays, and another one is looked for.
             trial, latest, reached = best
             made += trial
-            for change in trial:
-                setattr(module, change.name, change.after)
-        for change in reversed(made):
-            setattr(module, change.name, change.before)
+            _set(trial)
+        _unset(made)
         context.restore(state)
         # What brought the run further was right: what is wrong there is what counts.
         if made:
@@ -143,6 +145,16 @@ def _guarded(
         raise first
 
     return run
+
+
+def _set(edits: list[_Edit]) -> None:
+    for owner, change in edits:
+        setattr(owner, change.name, change.after)
+
+
+def _unset(edits: list[_Edit]) -> None:
+    for owner, change in reversed(edits):
+        setattr(owner, change.name, change.before)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
@@ -161,7 +173,7 @@ def _is_int(value: Any) -> bool:
 
 def _candidates(
     module: nn.Module, name: str, error: Exception, seen: list[Any], context: Student, helped: set[tuple[type, str]]
-) -> Iterator[list[Change]]:
+) -> Iterator[list[_Edit]]:
     """What to try, the likeliest first: attributes that helped in modules of this class, then those whose value the
     last operations were given: those of the last one, each by itself and all of them, then those before."""
     if stated := _stated(error):
@@ -180,32 +192,58 @@ def _candidates(
     found.sort(key=lambda f: f[:3])
     factors = _factors(error, context)
     last = [f for f in found if f[1] == 0]
+    numbers = dict.fromkeys(v for _, _, _, v in last if _is_int(v))
     trials = itertools.chain(
-        _one_by_one(name, [f for f in last if _is_int(f[3])], factors, seen),
-        _together(name, last, factors),
-        _one_by_one(name, [f for f in last if not _is_int(f[3])], factors, seen),
-        _one_by_one(name, [f for f in found if f[1] > 0], factors, seen),
+        _one_by_one(module, name, [f for f in last if _is_int(f[3])], factors, seen),
+        _everywhere(module, name, numbers, factors),
+        _together(module, name, last, factors),
+        _one_by_one(module, name, [f for f in last if not _is_int(f[3])], factors, seen),
+        _one_by_one(module, name, [f for f in found if f[1] > 0], factors, seen),
     )
     yield from itertools.islice(trials, _TRIES)
 
+
+#: A change, and the module that it is of.
+_Edit = tuple[nn.Module, Change]
 
 #: Whether an attribute has not helped before, how many operations ago its value was seen; its name, and value.
 _Found = tuple[bool, int, str, Any]
 
 
-def _one_by_one(name: str, found: list[_Found], factors: list[float], seen: list[Any]) -> Iterator[list[Change]]:
+def _one_by_one(
+    module: nn.Module, name: str, found: list[_Found], factors: list[float], seen: list[Any]
+) -> Iterator[list[_Edit]]:
     for _, _, attribute, value in found:
         for after in _scaled(value, factors, seen):
-            yield [Change(name, attribute, value, after)]
+            yield [(module, Change(name, attribute, value, after))]
 
 
-def _together(name: str, found: list[_Found], factors: list[float]) -> Iterator[list[Change]]:
+def _everywhere(module: nn.Module, name: str, numbers: Iterable[int], factors: list[float]) -> Iterator[list[_Edit]]:
+    """A number wherever the module and its children keep it: these may be asked by other ways than their forward."""
+    owners = [(name, module)]
+    owners += [(f"{name}.{child}" if name else child, m) for child, m in module.named_children() if _users(m)]
+    for number, f in itertools.product(numbers, factors):
+        if abs(number * f - round(number * f)) > 1e-9:
+            continue
+        edits: list[_Edit] = []
+        for path, owner in owners:
+            for attribute, value in _attributes(owner).items():
+                each = [value] if _is_int(value) else value
+                grown = [round(number * f) if v == number else v for v in each]
+                if number in each:
+                    after = grown[0] if _is_int(value) else type(value)(grown)
+                    edits.append((owner, Change(path, attribute, value, after)))
+        if len(edits) > 1:
+            yield edits
+
+
+def _together(module: nn.Module, name: str, found: list[_Found], factors: list[float]) -> Iterator[list[_Edit]]:
     """The sizes that a split is into, say, which are kept one by one."""
     numbers = [(attribute, value) for _, _, attribute, value in found if _is_int(value)][:_DEPTH]
     for size in range(len(numbers), 1, -1):
         for f, some in itertools.product(factors, itertools.combinations(numbers, size)):
             if all(abs(value * f - round(value * f)) < 1e-9 for _, value in some):
-                yield [Change(name, attribute, value, round(value * f)) for attribute, value in some]
+                yield [(module, Change(name, attribute, value, round(value * f))) for attribute, value in some]
 
 
 def _stated(error: Exception) -> tuple[int, tuple[int, ...]] | None:
