@@ -73,6 +73,8 @@ def build(library: str, name: str) -> tuple[nn.Module, Tensor]:
     import timm
 
     model = timm.create_model(name)
+    if model.num_classes == 0:  # its features are its outputs, and would have to stay as they are
+        model = timm.create_model(name, num_classes=1000)
     config = model.default_cfg
     shape = tuple(config["input_size"])
     if not config.get("fixed_input_size"):
@@ -158,6 +160,8 @@ def examine(library: str, name: str) -> dict[str, Any]:
 def run(library: str, names: dict[str, str], out: Path, seconds: float) -> None:
     """Examines all models that `out` does not have yet."""
     out.parent.mkdir(parents=True, exist_ok=True)
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     done = {r["model"] for r in read(out)}
     for i, (family, name) in enumerate(names.items()):
         if name in done:
@@ -171,7 +175,7 @@ def run(library: str, names: dict[str, str], out: Path, seconds: float) -> None:
         except subprocess.TimeoutExpired:
             record, error = None, f"took more than {seconds:.0f} s"
         record = record or {"model": name, "error": error}
-        record["family"] = family
+        record["family"], record["commit"] = family, commit
         with out.open("a") as file:
             file.write(json.dumps(record) + "\n")
         print(f"[{i + 1}/{len(names)}] {_line(record)}", flush=True)

@@ -1,5 +1,6 @@
 """The table of what can be widened: its script, on one model and on made-up records."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -7,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
-
-import coverage as coverage_script
-
 ROOT = Path(__file__).parent.parent
+
+# By its path: there is a well-known package of the same name.
+_spec = importlib.util.spec_from_file_location("coverage_script", ROOT / "bench" / "coverage.py")
+assert _spec is not None
+assert _spec.loader is not None
+coverage_script = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(coverage_script)
 
 
 def record(model: str, **changes: object) -> dict[str, object]:
