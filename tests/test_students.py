@@ -238,6 +238,15 @@ def test_every_tensor_of_a_student_has_its_own_memory(name: str) -> None:
         assert len({t.untyped_storage().data_ptr() for t in tensors}) == len(tensors)
 
 
+def test_scripted_parts_are_refused_by_name() -> None:
+    part = torch.jit.script(nn.Linear(3, 4))
+    for model, name in ((part, "model"), (nn.Sequential(nn.Linear(3, 3), part), "1 in model")):
+        with pytest.raises(TypeError, match=f"^{name} is a ScriptModule"):
+            net2net.plan_widen(model, torch.randn(2, 3), 2)
+        with pytest.raises(TypeError, match=f"^{name} is a ScriptModule"):
+            net2net.plan_deepen(model, torch.randn(2, 3))
+
+
 def test_what_the_teacher_ties_stays_tied_in_all_copies() -> None:
     _, students, x = grown("tied")
     for student in students.values():
