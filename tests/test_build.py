@@ -52,6 +52,15 @@ def test_it_links_neither_torch_nor_a_cuda_runtime(module: str) -> None:
     assert not re.search(r"torch|c10|cudart|libcuda|libpython|not found", libraries), libraries
 
 
+def test_every_package_is_installed() -> None:
+    """An editable install has them all, listed or not; a wheel has those that are listed."""
+    listed = re.search(r"^packages = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
+    assert listed is not None
+    found = [p.parent for top in (ROOT / "n2n_kernels", ROOT / "python") for p in top.rglob("__init__.py")]
+    names = {".".join(p.relative_to(ROOT).parts).removeprefix("python.") for p in found}
+    assert set(re.findall(r'"([\w.]+)"', listed[1])) == names
+
+
 def test_build_info(module: str) -> None:
     info = nk.build_info()
     assert set(info) == {"native", "cuda", "cuda_architectures"}

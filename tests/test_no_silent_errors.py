@@ -183,3 +183,91 @@ def test_rotary_embedding_by_complex_numbers() -> None:
 
     torch.manual_seed(0)
     check(Rotary().double().eval(), torch.randn(2, 6, 5).double())
+
+
+#: Two functions of the same units each: what a rule knows of one must not be what it knows of the other.
+PAIRS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "clamp": (lambda y: y.clamp(min=0), lambda y: y.clamp(max=0)),
+    "power": (lambda y: y.abs() ** 2.0, lambda y: 2.0 ** y.abs()),
+    "remainder": (lambda y: torch.remainder(y, 1.5), lambda y: torch.remainder(1.5, y)),
+    "dtype": (lambda y: y.long().to(y), lambda y: y.float().to(y)),
+    "norms": (lambda y: y.norm(p=1, dim=(2, 3)), lambda y: y.norm(p=2, dim=(2, 3))),
+    "sums": (lambda y: y.sum(2).amax(2), lambda y: y.sum(3).amax(2)),
+    "softmax": (lambda y: y.softmax(2), lambda y: y.softmax(3)),
+    "places": (lambda y: y[:, :, 0, 1], lambda y: y[:, :, 1, 0]),
+    "rows": (lambda y: y.unbind(2)[0].amax(2), lambda y: y.unbind(2)[1].amax(2)),
+    "slices": (lambda y: y[:, :, :2], lambda y: y[:, :, :, :2]),
+    "products": (lambda y: y @ y.mT, lambda y: y.mT @ y),
+    "images": (lambda y: y[:1].expand_as(y), lambda y: y[1:2].expand_as(y)),
+}
+
+
+class SideBySide(nn.Module):
+    """Features of an image, four in a row: which of a unit's two functions comes first in a column depends on the
+    width."""
+
+    def __init__(self, *functions: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.functions = [*functions]
+        self.a, self.head = nn.Conv2d(3, 6, 3), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        parts = [f(y) for f in self.functions]
+        y = torch.cat([p.amax((2, 3)) if p.dim() == 4 else p for p in parts], 1)
+        return self.head(y.view(len(y), -1, 4).transpose(1, 2).flatten(1))
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_two_functions_side_by_side(pair: str) -> None:
+    torch.manual_seed(0)
+    check(SideBySide(*PAIRS[pair]).double().eval(), torch.randn(3, 3, 5, 5).double())
+
+
+#: What cuts or moves the places of a flattened image by their number.
+FLATTENED: dict[str, Callable[[Tensor], Tensor]] = {
+    "split": lambda y: y.flatten(1).view(len(y), -1, 4).transpose(1, 2).flatten(1),
+    "capsules": lambda y: F.normalize(y.view(len(y), -1, 8), dim=2).flatten(1),
+    "roll": lambda y: y.flatten(1).roll(5, 1),
+    "roll of all": lambda y: y.roll(5).flatten(1),
+    "unbind": lambda y: torch.stack([*y.flatten(1).unbind(1)[5:], *y.flatten(1).unbind(1)[:5]], 1),
+    "images as channels": lambda y: F.pixel_shuffle(y.view(1, -1, 3, 3), 2).expand(2, -1, -1, -1).flatten(1),
+    "another shape": lambda y: y.view(len(y), 3, 3, -1).permute(0, 3, 1, 2).flatten(1),
+    "another order": lambda y: y.permute(0, 2, 3, 1).reshape(len(y), -1, 3, 3).flatten(1),
+    "space to depth": lambda y: F.pixel_unshuffle(F.pad(y, (0, 1, 0, 1)), 2).flatten(1),
+}
+
+
+@pytest.mark.parametrize("kind", FLATTENED)
+def test_flattened_images(kind: str) -> None:
+    class Flattened(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 8, 3)
+            self.head = nn.Linear(FLATTENED[kind](torch.randn(2, 8, 3, 3)).shape[1], 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(FLATTENED[kind](self.a(x)))
+
+    torch.manual_seed(0)
+    check(Flattened().double().eval(), torch.randn(2, 3, 5, 5).double())
+
+
+def test_depth_to_space_by_hand_is_followed() -> None:
+    """Views that merge places, each with part of the units, cut none of them."""
+
+    class Upsampling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(2, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            b, _, h, w = y.shape
+            return self.head(y.view(b, 2, 2, -1, h, w).permute(0, 3, 4, 1, 5, 2).reshape(b, -1, 2 * h, 2 * w))
+
+    torch.manual_seed(0)
+    model, x = Upsampling().double().eval(), torch.randn(2, 3, 5, 5).double()
+    student = net2net.plan_widen(model, x, 2).apply(model)
+    assert student.a.out_channels == 16
+    check(model, x)

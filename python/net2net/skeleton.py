@@ -103,8 +103,12 @@ def check_model(model: object) -> Tensors:
     """Raises if `model` is not a module that can be grown, before anything is done with it. Its tensors."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model (={type(model).__name__}) must be a torch.nn.Module")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError("model is a ScriptModule, whose classes cannot be rebuilt; grow the module it was made from")
+    for prefix, module in _walk(model):
+        if isinstance(module, torch.jit.ScriptModule):
+            where = f"{prefix[:-1]} in model" if prefix else "model"
+            raise TypeError(
+                f"{where} is a ScriptModule, whose classes cannot be rebuilt; grow the module it was made from"
+            )
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         raise ValueError(
             f"model (={type(model).__name__}) is a wrapper: grow model.module, then wrap the student again"

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from net2net.context import Context
-from net2net.rules.table import POINTWISE, array, name_of, numbers, register, tensors, unknown
+from net2net.rules.table import POINTWISE, array, name_of, numbers, register, spelled, tensors, unknown
 from net2net.shadows import compact
 from net2net.units import FIXED
 
@@ -38,7 +38,7 @@ def pointwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
             context.pin(mine, f"{func} broadcasts it over other units")
         tied.append(not over)
     _pin_to_fixed(context, func, operands, aligned, tied, dims)
-    made = context.make((name_of(func).removesuffix("_"), numbers((args, kwargs))), aligned, tied)
+    made = context.make((name_of(func).removesuffix("_"), spelled(args, kwargs)), aligned, tied)
     for t in results:
         context.set(t, made if t.dim() == dims else np.full((), FIXED, dtype=np.int64))
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from net2net.context import Context
 from net2net.rules.table import ambiguous, array, extent, name_of, numbers, register, tensors, unknown
-from net2net.shadows import compact, compressed
-from net2net.units import FIXED
+from net2net.shadows import compact, compressed, ids_of
+from net2net.units import CONSTANT, FIXED
 
 
 @register("cat", "stack")
@@ -35,8 +35,24 @@ def _side_by_side(context: Context, parts: list[np.ndarray], sizes: list[int], d
     across = any(context.has_units(p) and p.size > p.shape[dim] for p in parts)
     if across and not inside:
         return _family(context, parts, sizes)
+    parts = _told_apart(context, parts)
     wide = [np.broadcast_to(p, (*others[:dim], n, *others[dim + 1 :])) for p, n in zip(parts, sizes, strict=True)]
     return np.concatenate(wide, dim)
+
+
+def _told_apart(context: Context, parts: list[np.ndarray]) -> list[np.ndarray]:
+    """The parts with other ids for values that an earlier part has: places of one image side by side, perhaps, which
+    are not the same value. What cuts and shuffles the result is then known by what it moves."""
+    seen = np.zeros(0, dtype=np.int64)
+    apart = []
+    for i, part in enumerate(parts):
+        again = np.isin(ids_of(part), seen) & (context.roots(part) != CONSTANT)
+        seen = np.union1d(seen, ids_of(part))
+        if again.any():
+            part = part.copy()
+            part[again] = context.make(("part", i), [part[again]])
+        apart.append(part)
+    return apart
 
 
 def _family(context: Context, parts: list[np.ndarray], sizes: list[int]) -> np.ndarray:
@@ -75,7 +91,10 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     known = context.of(x, along=_left_alone(func, args))
     few = compact(known)
     indices = tensors((args[1:], kwargs))
+    dims = _moved(func, args)
     if any(context.has_units(array(context, i)) for i in indices):
+        return unknown(context, func, args, kwargs, out)
+    if name_of(func) == "roll" and len(args) < 3:  # what is flattened is rolled: from one image into the next
         return unknown(context, func, args, kwargs, out)
     if few.numel() == 1:
         which = [array(context, i).reshape(-1)[:1] for i in indices]
@@ -83,14 +102,12 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         key = (name_of(func), numbers(args[1:]), extent(few.numpy(), x))
         tied = [True] + [False] * len(which)
         return context.set(out, context.make(key, [made, *which], tied).reshape(()))
-    if name_of(func) in {"roll", "flip"}:
-        dims = args[-1] if len(args) > 1 else []
-        if dims and all(few.shape[d] == 1 for d in dims):
-            return context.set(out, context.make((name_of(func), numbers(args[1:])), [array(context, x)]))
-        if context.has_units(few.numpy()) and any(ambiguous(few.numpy(), d) for d in dims):
-            context.pin(few.numpy(), f"{func} moves several places")
-    if not all(map(context.is_parameter, indices)) and _indexed_units(func, args, few):
+    if name_of(func) in {"roll", "flip"} and dims and all(few.shape[d] == 1 for d in dims):
+        return context.set(out, context.make((name_of(func), numbers(args[1:])), [array(context, x)]))
+    if not all(map(context.is_parameter, indices)) and any(few.shape[d] > 1 for d in _indexed(func, args)):
         return unknown(context, func, args, kwargs, out)  # data tell which units are taken
+    if context.has_units(few.numpy()) and any(ambiguous(few.numpy(), d) for d in dims):
+        context.pin(few.numpy(), f"{func} moves several places")
     try:
         moved = func(known.contiguous(), *args[1:], **kwargs)
     except (RuntimeError, NotImplementedError):  # there is no integer kernel
@@ -103,15 +120,25 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     return context.set(out, compressed(moved))
 
 
-def _indexed_units(func: Any, args: Any, few: Tensor) -> bool:
-    """Whether dimensions are indexed that have units, as far as the codes tell."""
-    name = name_of(func)
+def _moved(func: Any, args: Any) -> list[int]:
+    """The dimensions along which positions are moved by their number."""
+    name, rank = name_of(func), args[0].dim()
+    if name in {"roll", "flip", "rot90"}:
+        return [d % rank for d in args[-1]]
+    if name in {"pixel_shuffle", "channel_shuffle"}:
+        return [rank - 3 if name == "pixel_shuffle" else 1]
+    return [args[1] % rank] if name == "unfold" else _indexed(func, args)
+
+
+def _indexed(func: Any, args: Any) -> list[int]:
+    """The dimensions that are indexed."""
+    name, rank = name_of(func), args[0].dim()
     if name == "index":
-        return any(i is not None and few.shape[d] > 1 for d, i in enumerate(args[1]))
+        return [d for d, i in enumerate(args[1]) if i is not None]
     if name in {"gather", "index_select", "take_along_dim"}:
         dim = args[2] if name == "take_along_dim" else args[1]
-        return dim is None or few.shape[dim % few.dim()] > 1
-    return False
+        return list(range(rank)) if dim is None else [dim % rank]
+    return []
 
 
 def _left_alone(func: Any, args: Any) -> int | None:

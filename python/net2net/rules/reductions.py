@@ -45,7 +45,7 @@ def reduction(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
     given = array(context, x)
     over = [d for d in reduced if given.shape[d] > 1]
     keep = [d for d in range(x.dim()) if d not in over]
-    key = (name, tuple(a for i, a in enumerate(numbers((args[2:], kwargs))) if i >= 0))
+    key = (name, x.dim(), numbers((args[1:], kwargs)))
     if not over:
         places = () if name in _PROPORTIONAL else tuple(x.shape[d] for d in sorted(reduced))
         made = context.make((key, places), [given])
@@ -88,7 +88,7 @@ def along_one_dim(context: Context, func: Any, args: Any, kwargs: Any, out: Any)
         return unknown(context, func, args, kwargs, out)
     dim %= x.dim()
     given = array(context, x)
-    key = (name_of(func).removeprefix("_safe").removeprefix("_"), numbers(args[2:]))
+    key = (name_of(func).removeprefix("_safe").removeprefix("_"), x.dim() - dim, numbers(args[2:]))
     if given.shape[dim] == 1:
         return context.set(out, context.make((key, x.shape[dim]), [given]))
     if name_of(func) not in {"_softmax", "_log_softmax", "_safe_softmax"}:

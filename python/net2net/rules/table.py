@@ -81,12 +81,15 @@ def view(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """A view shares its storage, and with it the codes. Whether its sizes still fit a wider tensor is for the student's
     own forward to tell. But which of several places is taken, and how many, must not depend on a width."""
     x, name = args[0], name_of(func)
-    if name not in {"select", "slice", "split", "split_with_sizes", "narrow"} or not x.dim():
-        return
-    known = context.shadows.get(x)
+    known = context.shadows.get(x) if x.dim() else None
     if known is None:
         return
-    dim = (args[1] if name in {"select", "slice", "narrow"} and len(args) > 1 else kwargs.get("dim", 0)) % x.dim()
+    if name in {"view", "_unsafe_view", "_reshape_alias"}:
+        return _whole_places(context, func, x, out)
+    if name not in {"select", "slice", "split", "split_with_sizes", "narrow", "unbind"}:
+        return
+    taking = {"select", "slice", "narrow", "unbind"}
+    dim = (args[1] if name in taking and len(args) > 1 else kwargs.get("dim", 0)) % x.dim()
     if name.startswith("split") and len(args) > 2:
         dim = args[2] % x.dim()
     codes = compact(known).numpy()
@@ -102,6 +105,51 @@ def view(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         for part in tensors(out):
             if part.numel() and (its := context.shadows.get(part)) is not None:
                 context.taken(codes, compact(its).numpy())
+
+
+def _whole_places(context: Context, func: Any, x: Tensor, out: Tensor) -> None:
+    """Several places with one code (an image, flattened) are told apart by their order alone. A view that splits a
+    dimension between them, by a number in the code, has them in rows of which another width would make others."""
+    known = context.shadows.get(out)
+    if known is None or out.dim() < 2:
+        return
+    codes = compact(known).numpy()
+    for dims in _split(tuple(x.shape), tuple(out.shape)):
+        if sum(codes.shape[d] > 1 for d in dims) > 1 and _scattered(codes, dims):
+            context.pin(codes, f"{func} cuts between places")
+
+
+def _split(before: tuple[int, ...], after: tuple[int, ...]) -> list[list[int]]:
+    """The dimensions of a view by those of the original: each list has those that the same elements lie along."""
+    found: list[list[int]] = [[]]
+    at, mine, theirs = 0, 1, 1
+    for d, n in enumerate(after):
+        found[-1].append(d)
+        mine *= n
+        while at < len(before) and theirs < mine:
+            theirs *= before[at]
+            at += 1
+        if mine == theirs:
+            found.append([])
+    return found
+
+
+def _scattered(codes: np.ndarray, dims: list[int]) -> bool:
+    """Whether a code occurs at positions that differ in several of these dimensions, so that an exchange of them would
+    change their order."""
+    unique, number, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    if counts.max(initial=0) < 2:
+        return False
+    number = number.reshape(codes.shape)
+    over = np.zeros(len(unique), dtype=np.int64)
+    for dim in dims:
+        n = codes.shape[dim]
+        at = np.broadcast_to(np.arange(n).reshape([-1 if d == dim else 1 for d in range(codes.ndim)]), codes.shape)
+        first, last = np.full(len(unique), n), np.zeros(len(unique), dtype=np.int64)
+        np.minimum.at(first, number, at)
+        np.maximum.at(last, number, at)
+        over += first < last
+    return bool((over > 1).any())
 
 
 def ambiguous(codes: np.ndarray, dim: int) -> bool:
@@ -165,6 +213,13 @@ def numbers(tree: Any) -> tuple[Any, ...]:
     """The numbers, flags and strings among an operation's arguments. Code may have made them from a tensor's width (`x
     / x.shape[1]`), which no code shows; so they are part of the value."""
     return tuple(repr(a) for a in flat(tree) if _is_number(a))
+
+
+def spelled(args: Any, kwargs: Any) -> tuple[Any, ...]:
+    """`numbers`, where they stand among the arguments, and the type that is asked for: `x ** 2` is not `2 ** x`."""
+    given = flat((args, sorted(kwargs.items())))
+    kept = (a for a in given if a is None or isinstance(a, Tensor | torch.dtype) or _is_number(a))
+    return tuple("tensor" if isinstance(a, Tensor) else repr(a) for a in kept)
 
 
 def _is_number(a: Any) -> bool:
