@@ -79,11 +79,11 @@ class Structure:
 def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
     """Traces a copy of `model`, and returns what was found. `model` is not touched."""
     check_model(model)
-    copy = skeleton(model, lambda _name, t: t.shape)
     # Twice: what rules decide by what is joined already is then decided in the light of what is joined later, as it
-    # will be for students.
-    first = _collect(copy, example_inputs, Units(), also_train=False)
+    # will be for students. Each time a fresh copy, as theirs will be: code may keep what it made in its first run.
+    first = _collect(_empty(model), example_inputs, Units(), also_train=False)
     first.units.start_over()
+    copy = _empty(model)
     context = _collect(copy, example_inputs, first.units)
     for name, t in named_tensors(copy):
         grown = [dim for dim in range(t.dim()) if (name, dim) in context.units.axes]
@@ -95,6 +95,10 @@ def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
         for dim in grown if reason else []:
             context.units.pin(context.units.axes[name, dim].ids(), str(reason))
     return context
+
+
+def _empty(model: nn.Module) -> nn.Module:
+    return skeleton(model, lambda _name, t: t.shape)
 
 
 def _collect(copy: nn.Module, example_inputs: Inputs, units: Units, also_train: bool = True) -> Inference:
