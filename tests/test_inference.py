@@ -196,6 +196,23 @@ def test_students_can_be_copied_and_compiled_and_exported() -> None:
     assert torch.allclose(exported(x), student(x))
 
 
+def test_what_a_first_run_leaves_behind_is_no_obstacle() -> None:
+    class Anchors(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+            self.anchors = [torch.ones(1)]
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.anchors = [anchor.to(x.dtype) for anchor in self.anchors]
+            return self.head(self.a(x)) * self.anchors[0]
+
+    torch.manual_seed(0)
+    model, x = Anchors().double().eval(), torch.randn(4, 5).double()
+    student = net2net.widen(model, x, 1.5)
+    assert student.a.out_features == 12
+
+
 def test_a_teacher_keeps_its_attributes() -> None:
     torch.manual_seed(0)
     model, x = VisionTransformer().double().eval(), torch.randn(2, 3, 8, 8).double()

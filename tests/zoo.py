@@ -179,6 +179,41 @@ class Recurrent(nn.Module):
         return self.head(self.c(x).relu())
 
 
+class Gating(nn.Module):
+    """A gated linear unit over channels, and norms by hand: each divides by what all channels have in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.gated = nn.Conv1d(3, 6, 3, padding=1), nn.Conv1d(6, 8, 1)
+        self.depthwise, self.b, self.head = nn.Conv1d(4, 4, 3, groups=4), nn.Conv1d(4, 6, 1), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x = x * (x.square().mean(1, keepdim=True) + 1e-5).rsqrt()
+        x = self.b(self.depthwise(F.glu(self.gated(x), 1)))
+        x = (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True, correction=0) + 0.1)
+        return self.head((x / x.abs().max()).mean(2))
+
+
+class Graph(nn.Module):
+    """Messages along edges, summed up by an index, by a scattered one, and by a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("edges", torch.tensor([[0, 1, 2, 3, 1, 4], [1, 2, 3, 0, 4, 0]]))
+        self.a, self.b, self.c, self.head = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        source, target = self.edges
+        y = self.a(x)
+        x = (y + torch.zeros_like(y).index_add(0, target, y[source])).relu()
+        y = self.b(x)
+        x = y.new_zeros(y.shape).scatter_add_(0, target[:, None].expand(-1, y.shape[1]), y[source]).relu()
+        matrix = torch.zeros(len(x), len(x)).to(x)
+        matrix[target, source] = 1.0
+        return self.head((matrix @ self.c(x)).relu())
+
+
 class CrossedSigns(nn.Module):
     """One channel beside its negative: what looks alike is not."""
 
@@ -353,6 +388,8 @@ NETWORKS = {
     "mixer": Network(Mixer, (2, 3, 6, 6), ("tokens.0", "tokens.0", "tokens.2", "tokens.2", "space", "space")),
     "biased": Network(lambda: nn.Sequential(nn.Linear(3, 12), Biased(12, 3, 5), nn.Linear(12, 4)), (2, 5, 3)),
     "recurrent": Network(Recurrent, (2, 5, 4), ("b",)),
+    "gating": Network(Gating, (2, 3, 7)),
+    "graph": Network(Graph, (5, 4)),
     # A single channel that occurs twice cannot be told from two places of it, so it stays.
     "crossed_signs": Network(CrossedSigns, (2, 3, 6, 6), ("a",)),
 }

@@ -88,9 +88,8 @@ class Structure:
 def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
     """Traces a copy of `model`, and returns what was found. `model` is not touched."""
     check_model(model)
-    copy = skeleton(model, lambda _name, t: t.shape)
-    context = _collect(copy, example_inputs)
-    for name, t in named_tensors(copy):
+    context = _collect(model, example_inputs)
+    for name, t in named_tensors(model):
         grown = [dim for dim in range(t.dim()) if (name, dim) in context.units.axes]
         reason = None
         if not movable(t):
@@ -106,11 +105,12 @@ def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
 _WALKS = 16
 
 
-def _collect(copy: nn.Module, example_inputs: Inputs) -> Inference:
+def _collect(model: nn.Module, example_inputs: Inputs) -> Inference:
     units = Units()
     for _ in range(_WALKS):
         # What rules decide by what is joined already must be decided in the light of what is joined later, as it will
-        # be for students.
+        # be for students. Each time with a fresh copy, as theirs will be: code may keep what it made in its first run.
+        copy = skeleton(model, lambda _name, t: t.shape)
         units.start_over()
         context = Inference(copy, units)
         try:

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from net2net.context import Context
-from net2net.rules.table import POINTWISE, array, name_of, numbers, register, spelled, tensors, unknown
+from net2net.rules.table import POINTWISE, ambiguous, array, name_of, numbers, register, spelled, tensors, unknown
 from net2net.shadows import compact
 from net2net.units import FIXED
 
@@ -95,6 +95,19 @@ def _pin_to_fixed(
                 continue
             met, at = np.broadcast_arrays(other, mine)
             context.pin(met[context.roots(at) == FIXED], f"{func} joins it to a tensor whose width is fixed")
+
+
+@register("glu")
+def gated(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """The first half along a dimension, times the sigmoid of the second one."""
+    x = args[0]
+    dim = (args[1] if len(args) > 1 else -1) % x.dim()
+    codes = array(context, x)
+    if codes.shape[dim] == 1:
+        return context.set(out, context.make(("glu", x.dim() - dim, x.shape[dim]), [codes]))
+    if ambiguous(codes, dim):
+        context.pin(codes, f"{func} takes some of several places")
+    return context.set(out, context.make("glu", np.split(codes, 2, dim)))
 
 
 @register("copy_")

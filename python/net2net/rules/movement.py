@@ -120,6 +120,25 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     return context.set(out, compressed(moved))
 
 
+@register("index_add", "index_reduce", "scatter_add", "scatter_reduce")
+def collect(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Sums over places (the neighbours in a graph), unit by unit, all by the same index. An index that the network has
+    computed is another matter: where code goes by values, it may do so elsewhere, too."""
+    x, dim, index, source = args[:4]
+    codes = [array(context, t) for t in (x, source)]
+    if not x.dim() or context.shadows.get(index) is not None or any(c.shape[dim] > 1 for c in codes):
+        return unknown(context, func, args, kwargs, out)
+    if name_of(func).startswith("scatter"):
+        others = [d for d in range(x.dim()) if d != dim % x.dim()]
+        if any(index.stride(d) or not index.shape[d] == source.shape[d] == x.shape[d] for d in others):
+            return unknown(context, func, args, kwargs, out)
+        for d in others:
+            index = index.narrow(d, 0, 1)
+    which = array(context, index).reshape((1,) * x.dim())
+    key = (name_of(func), dim % x.dim(), numbers((args[4:], kwargs)))
+    return context.set(out, context.make(key, [*codes, which], [True, True, False]))
+
+
 def _moved(func: Any, args: Any) -> list[int]:
     """The dimensions along which positions are moved by their number."""
     name, rank = name_of(func), args[0].dim()

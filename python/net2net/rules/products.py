@@ -177,8 +177,12 @@ def batched(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> No
 
 
 def _between(context: Context, func: Any, x: Tensor, y: Tensor, out: Tensor, key: object = ()) -> None:
-    """x [b, n, k] times y [b, k, m]: all the units of a batch entry (a head of attention) become one block."""
+    """x [b, n, k] times y [b, k, m]: all the units of a batch entry (a head of attention) become one block. A matrix
+    without units (of a graph's edges) that sums over places does so unit by unit."""
     a, b = array(context, x), array(context, y)
+    if context.has_units(a) != context.has_units(b) and a.shape[2] == b.shape[1] == 1:
+        made = context.make(("matmul", x.shape[2], key), [a, b], [context.has_units(a), context.has_units(b)])
+        return context.set(out, made)
     if not context.has_units(a) and not context.has_units(b):
         sums = total(mix(seed(("fixed", x.shape[2])), np.concatenate([np.unique(ids_of(a)), np.unique(ids_of(b))])))
         nothing = np.full(1, FIXED)

@@ -16,6 +16,13 @@ from net2net.units import FIXED
 _PROPORTIONAL = {"mean", "amax", "amin", "any", "all"}
 
 
+def _proportional(name: str, args: Any, kwargs: Any) -> bool:
+    if name in {"max", "min"}:
+        return len(args) == 1  # along a dimension, only one of equal values would get the gradient
+    biased = name in {"var", "std", "var_mean", "std_mean"} and kwargs.get("correction", 1) == 0
+    return name in _PROPORTIONAL or biased
+
+
 def histogram(context: Context, x: np.ndarray, counts: int = 1, proportional: bool = False) -> np.ndarray:
     """int64 [rows]: the signature of the values in each row of the codes [rows, n], in whatever order, each of which
     stands for `counts`; `proportional`: of how often they occur relative to each other.
@@ -46,16 +53,19 @@ def reduction(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
     over = [d for d in reduced if given.shape[d] > 1]
     keep = [d for d in range(x.dim()) if d not in over]
     key = (name, x.dim(), numbers((args[1:], kwargs)))
+    proportional = _proportional(name, args, kwargs)
     if not over:
-        places = () if name in _PROPORTIONAL else tuple(x.shape[d] for d in sorted(reduced))
+        places = () if proportional else tuple(x.shape[d] for d in sorted(reduced))
         made = context.make((key, places), [given])
     else:
         moved = np.moveaxis(given, over, range(given.ndim - len(over), given.ndim))
         rows = moved.reshape(-1, int(np.prod(moved.shape[given.ndim - len(over) :])))
         crossing = context.crossing(rows, name)
         replicas = context.fuse(rows) * crossing
+        if proportional:
+            context.even(rows)
         same = int(np.prod([x.shape[d] for d in reduced if d not in over]))
-        signatures = histogram(context, rows, same, name in _PROPORTIONAL)
+        signatures = histogram(context, rows, same, proportional)
         # The result has a unit if there are others beside it (the mean of each head), none if it is the mean of all.
         units = rows[:, 0] if crossing else np.full(len(rows), FIXED)
         made = context.derive(key, [signatures], units, replicas)
