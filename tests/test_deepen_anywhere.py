@@ -365,3 +365,34 @@ def test_insertions_say_what_they_are() -> None:
     assert "paired linear through GELU" in plan.summary()
     model, x = residual()
     assert "with zeros in bn2.bias, bn2.weight" in net2net.plan_deepen(model, x, method="residual").summary()
+
+
+def test_softplus_with_a_low_threshold_carries_nothing() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Softplus(threshold=3.0), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="softplus"):
+        net2net.plan_deepen(model, torch.randn(2, 3))
+
+
+@pytest.mark.parametrize("twice", ["run", "registered"])
+def test_layers_of_several_places_are_left_alone(twice: str) -> None:
+    """Their normalisation would have the statistics of one place only; their new parameters would have two names."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.SiLU())
+            self.b = nn.Conv2d(3, 3, 1)
+            if twice == "registered":
+                self.c = self.a
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.silu(self.b(self.a(x)))
+            return self.a(x) if twice == "run" else x
+
+    model, x = randomised(Twice()), torch.randn(4, 3, 6, 6).double()
+    plan = net2net.plan_deepen(model, x, data=[x])
+    assert [i.module for i in plan.insertions] == ["b"]
+    assert any(("more than once" if twice == "run" else "several names") in s.reason for s in plan.skipped)
+    student = plan.apply(model)
+    assert same(model, student, x)
+    student.load_state_dict(plan.grow_state_dict(model.state_dict()))

@@ -271,3 +271,31 @@ def test_depth_to_space_by_hand_is_followed() -> None:
     student = net2net.plan_widen(model, x, 2).apply(model)
     assert student.a.out_channels == 16
     check(model, x)
+
+
+class Cropping(nn.Module):
+    """A language model's attention: a crop to a length, which happens to be the width, and a stride as many as the
+    heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_embd, self.n_head, self.block_size, self.stride = 16, 4, 16, 4
+        self.embed, self.qkv, self.head = nn.Linear(5, 16), nn.Linear(16, 48), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, -self.block_size :]
+        b, n, _ = x.shape
+        q, k, v = self.qkv(self.embed(x)).view(b, n, 3, self.n_head, self.n_embd // self.n_head).permute(2, 0, 3, 1, 4)
+        y = (q @ k.mT * 0.5).softmax(-1) @ v
+        return self.head(y.transpose(1, 2).reshape(b, n, self.n_embd))
+
+
+@pytest.mark.parametrize("length", [10, 16])
+def test_numbers_that_only_look_like_a_width_stay(length: int) -> None:
+    torch.manual_seed(0)
+    model = Cropping().double().eval()
+    plan = net2net.plan_widen(model, torch.randn(2, length, 5).double(), 2)
+    assert sorted(c.name for c in plan.changes) == ["n_embd", "n_head"]
+    student = plan.apply(model)
+    for n in (7, 16, 40):
+        assert net2net.verify(model, student, torch.randn(2, n, 5).double()).max_rel < EXACT

@@ -37,9 +37,10 @@ class Activation:
         return module
 
 
-#: Activations with neither property, so that their sites can be named in a refusal.
+#: Activations with neither property (some of them only with some arguments), named so that a refusal can be.
 NEITHER = {
     "sigmoid", "tanh", "elu", "hardsigmoid", "mish", "log_sigmoid", "log_sigmoid_forward", "rrelu_with_noise", "celu",
+    "leaky_relu", "softplus",
 }  # fmt: skip
 
 #: Ways to write a maxout unit, or a choice of the larger one.
@@ -87,9 +88,10 @@ def _leaky(given: dict[str, Any]) -> Activation | None:
     return Activation("LeakyReLU", {"negative_slope": float(slope)}, kappa=1.0 + slope) if slope > -1 else None
 
 
-def _softplus(given: dict[str, Any]) -> Activation:
+def _softplus(given: dict[str, Any]) -> Activation | None:
     arguments = {"beta": float(given.get("beta", 1)), "threshold": float(given.get("threshold", 20))}
-    return Activation("Softplus", arguments, kappa=1.0)
+    # Above its threshold it is the identity, and off by exp(-threshold): with torch's own, by 1e-10 of the value.
+    return Activation("Softplus", arguments, kappa=1.0) if arguments["threshold"] >= 20 else None
 
 
 _KNOWN = {

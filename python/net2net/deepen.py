@@ -216,6 +216,12 @@ def _pairs_only(site: Site) -> bool:
 def _refused(model: nn.Module, example_inputs: Inputs, places: list[Place]) -> dict[str, str]:
     """The modules that the user's code does not let be wrapped (it reads their parameters instead of calling them, say,
     or asks of what class they are), each with the reason."""
+    known = _known_twice(model)
+    twice = {p.module: name for p in places for name in known if f"{p.module}.".startswith(f"{name}.")}
+    if twice:
+        reasons = {module: f"{name} is registered under several names" for module, name in twice.items()}
+        rest = [p for p in places if p.module not in twice]
+        return reasons | (_refused(model, example_inputs, rest) if rest else {})
     usual = operations(skeleton(model, lambda _name, t: t.shape), example_inputs)
     if _objection(model, example_inputs, places, usual) is None:
         return {}
@@ -225,6 +231,14 @@ def _refused(model: nn.Module, example_inputs: Inputs, places: list[Place]) -> d
         for module, objection in alone.items()
         if objection is not None
     }
+
+
+def _known_twice(model: nn.Module) -> list[str]:
+    """The names of modules that have others beside."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    return [name for several in names.values() if len(several) > 1 for name in several]
 
 
 def _objection(model: nn.Module, example_inputs: Inputs, places: list[Place], usual: list[str]) -> str | None:
@@ -283,6 +297,8 @@ def _insertion(choice: _Choice, site: Site, names: list[str], paired: bool) -> t
     layer = choice.model.get_submodule(site.layer)
     norm = choice.model.get_submodule(site.norm) if site.norm is not None and method != "maxout" else None
     dims = len(layer.kernel_size) if isinstance(layer, _ConvNd) else 0
+    if paired and not site.once:
+        return f"the layer before, {site.layer}, is run more than once", None
     if paired:
         reason, channels, groups = _before(layer)
     else:

@@ -104,6 +104,22 @@ def _guarded(
                 vars(owner)[attribute] = value
             return True
 
+        def least(edits: list[_Edit], out: Any) -> tuple[list[_Edit], Any]:
+            """Of the changes that let the module run, those that it needs (others only happen to have the same value);
+            and what it then returns."""
+            if len(edits) == 1:
+                return edits, out
+            for edit in list(edits):
+                _unset([edit])
+                try:
+                    again()
+                except Exception as error:
+                    context.mark(error)
+                    _set([edit])
+                else:
+                    edits.remove(edit)
+            return edits, again()
+
         made: list[_Edit] = []
         for _ in range(_DEPTH):
             best: tuple[list[_Edit], Exception, list[Any]] | None = None
@@ -124,7 +140,7 @@ def _guarded(
                     if len(context.seen) - since > len(best[2] if best else reached):
                         best = trial, error, context.seen[since:]
                 else:
-                    made += trial
+                    made, out = least([*made, *trial], out)
                     changes.extend(change for _, change in made)
                     helped.update((type(owner), change.name) for owner, change in made)
                     return out
@@ -182,6 +198,10 @@ def _candidates(
     for age, (_, numbers) in enumerate(reversed(seen)):
         for n in numbers:
             order.setdefault(n, age)
+    # A width that is kept as a whole, and used as so many heads of such a size.
+    latest = seen[-1][1] if seen else ()
+    for a, b in itertools.combinations([n for n in latest if n > 1], 2):
+        order.setdefault(a * b, 0)
     found: list[_Found] = []
     for attribute, value in _attributes(module).items():
         values = [value] if _is_int(value) else list(value)

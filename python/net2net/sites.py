@@ -38,6 +38,7 @@ class Site:
         shape: of the activation's input.
         layer: the name of the last convolution or linear layer run before.
         norm: the name of the batch normalisation run after that layer, if any.
+        once: that layer is run once.
     """
 
     activation: Activation | None
@@ -47,6 +48,7 @@ class Site:
     shape: torch.Size
     layer: str | None
     norm: str | None
+    once: bool
 
     @property
     def names(self) -> list[str]:
@@ -178,4 +180,5 @@ def _close(site: _Open, calls: dict[str, int]) -> Site:
 
     exclusive = site.source is not None and site.source.uses == 1
     before = once(site.source) if exclusive else []
-    return Site(site.activation, site.operation, once(site.result), before, site.shape, site.layer, site.norm)
+    single = site.layer is not None and calls[site.layer] == 1
+    return Site(site.activation, site.operation, once(site.result), before, site.shape, site.layer, site.norm, single)

@@ -66,6 +66,10 @@ def _is_view(func: Any) -> bool:
     return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
 
 
+#: The end of a slice that has none.
+_END = 2**63 - 1
+
+
 @register(
     "_unsafe_view",
     "_reshape_alias",
@@ -94,12 +98,13 @@ def view(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         dim = args[2] % x.dim()
     codes = compact(known).numpy()
     given = args[1] if name.startswith("split") else args[2:]
-    bounds = [min(a, x.shape[dim]) for a in flat(given) if isinstance(a, int)]
-    if x.shape[dim] == 1 or (name == "slice" and tuple(bounds) in {(0, x.shape[dim]), (0, x.shape[dim], 1), ()}):
+    bounds = tuple(a for a in flat(given) if isinstance(a, int))
+    if x.shape[dim] == 1 or (name == "slice" and bounds in {(0, _END), (0, x.shape[dim]), (0, x.shape[dim], 1), ()}):
         return
     if codes.shape[dim] == 1:
-        context.signature(np.atleast_1d(seed((name, x.shape[dim], tuple(bounds)))), codes)
-    elif context.has_units(codes):
+        # A bound beyond the end counts too: with another input it may not be beyond it.
+        context.signature(np.atleast_1d(seed((name, x.shape[dim], bounds))), codes)
+    elif context.has_units(codes) and not (name == "slice" and bounds[0] == 0 and bounds[1] >= x.shape[dim]):
         if ambiguous(codes, dim):
             context.pin(codes, f"{func} takes some of several places")
         for part in tensors(out):
