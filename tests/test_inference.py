@@ -238,3 +238,11 @@ def test_disjoint_sets() -> None:
 def test_ranks_count_earlier_equals() -> None:
     assert ranks(np.array([3, 1, 3, 3, 1])).tolist() == [0, 0, 1, 2, 1]
     assert math.prod(ranks(np.zeros(0, dtype=np.int64)).shape) == 0
+
+
+def test_lists_stay_lists_in_a_loaded_plan(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    model, x = NETWORKS["dual_paths"].build()
+    plan = net2net.plan_widen(model, x, 2)
+    plan.save(tmp_path / "plan.json")
+    student = net2net.GrowthPlan.load(tmp_path / "plan.json").apply(model)
+    assert student.sizes == plan.apply(model).sizes == [6, 6, 1]

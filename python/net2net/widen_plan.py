@@ -165,7 +165,10 @@ class WidenPlan(GrowthPlan):
     def _finish(self, student: nn.Module) -> None:
         attributes.update(student)
         for change in self.changes:
-            setattr(student.get_submodule(change.module), change.name, change.after)
+            module = student.get_submodule(change.module)
+            # A plan from a file has tuples for lists.
+            listed = isinstance(getattr(module, change.name), list)
+            setattr(module, change.name, list(change.after) if listed else change.after)
 
     def _renamed(self, name: str) -> str:
         return name

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from net2net.context import Context
 from net2net.hashes import mix, seed, total
-from net2net.shadows import compact, ids_of
-from net2net.units import FIXED
+from net2net.shadows import compact, compressed, ids_of
+from net2net.units import CONSTANT, FIXED
 
 Rule = Callable[[Context, Any, Any, Any, Any], None]
 
@@ -118,9 +118,14 @@ def _whole_places(context: Context, func: Any, x: Tensor, out: Tensor) -> None:
     known = context.shadows.get(out)
     if known is None or out.dim() < 2:
         return
-    codes = compact(known).numpy()
+    codes = compact(compressed(compact(known))).numpy()
     for dims in _split(tuple(x.shape), tuple(out.shape)):
-        if sum(codes.shape[d] > 1 for d in dims) > 1 and _scattered(codes, dims):
+        if sum(codes.shape[d] > 1 for d in dims) < 2:
+            continue
+        constant = context.roots(codes) == CONSTANT
+        places = np.where(constant, CONSTANT, context.units.places.roots(ids_of(codes)))
+        one_unit = constant | (places == places.max(axis=tuple(dims), keepdims=True))
+        if not one_unit.all() and _scattered(np.where(constant, -1, codes), dims):
             context.pin(codes, f"{func} cuts between places")
 
 
@@ -140,8 +145,8 @@ def _split(before: tuple[int, ...], after: tuple[int, ...]) -> list[list[int]]:
 
 
 def _scattered(codes: np.ndarray, dims: list[int]) -> bool:
-    """Whether a code occurs at positions that differ in several of these dimensions, so that an exchange of them would
-    change their order."""
+    """Whether a code (-1 apart) occurs at positions that differ in several of these dimensions, so that an exchange of
+    them would change their order."""
     unique, number, counts = np.unique(codes, return_inverse=True, return_counts=True)
     if counts.max(initial=0) < 2:
         return False
@@ -154,7 +159,7 @@ def _scattered(codes: np.ndarray, dims: list[int]) -> bool:
         np.minimum.at(first, number, at)
         np.maximum.at(last, number, at)
         over += first < last
-    return bool((over > 1).any())
+    return bool((over[unique >= 0] > 1).any())
 
 
 def ambiguous(codes: np.ndarray, dim: int) -> bool:
