@@ -71,4 +71,6 @@ class Blame:
 
 
 def _pattern(group: Group) -> str:
-    return re.sub(r"\d+", "*", group.name)
+    """The same for the same layer of several blocks."""
+    block, _, layer = group.name.rpartition(".")
+    return f"{re.sub(r'[0-9]+', '*', block)}.{layer}"
