@@ -196,6 +196,30 @@ def test_students_can_be_copied_and_compiled_and_exported() -> None:
     assert torch.allclose(exported(x), student(x))
 
 
+def test_a_width_that_is_taken_from_what_stands_beside_heads() -> None:
+    """Heads are replicated as a whole. So is what the code takes their width from, for that reason alone."""
+
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.parts = 2, [8, 8]
+            self.stem, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+            self.q, self.k, self.v, self.out = nn.Linear(8, 16), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            b, n, c = x.shape
+            q, gate = self.q(x).split(self.parts, -1)
+            q, k, v = (t.view(b, n, self.heads, -1).transpose(1, 2) for t in (q, self.k(x), self.v(x)))
+            y = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c)
+            return self.head(x + self.out(y * gate.sigmoid()))
+
+    torch.manual_seed(0)
+    model, x = Beside().double().eval(), torch.randn(2, 4, 5).double()
+    student = net2net.widen(model, x, 1.5)
+    assert (student.heads, student.parts, student.stem.out_features) == (4, [16, 16], 16)
+
+
 def test_what_a_first_run_leaves_behind_is_no_obstacle() -> None:
     class Anchors(nn.Module):
         def __init__(self) -> None:

@@ -24,6 +24,8 @@ class Blame:
         self._units = units
         self._whole = units.heads()  # ids of units
         self._pinned: Counter[str] = Counter()  # by pattern
+        #: Groups that failed as a whole -> the units beside them that are replicated as a whole for their sake.
+        self._hopes: dict[frozenset[str], set[int]] = {}
 
     def whole(self, found: Structure) -> set[int]:
         """The segments that may only be replicated as a whole."""
@@ -48,12 +50,22 @@ class Blame:
         blamed: dict[str, Group] = {}
         for suspects in [*error.suspects, everyone]:
             known = suspects[(suspects >= 0) & (suspects < len(self._units))]  # numbers that are returned have no unit
-            for root in np.unique(self._units.blocks.roots(known)).tolist():
-                if root in group_of:
-                    blamed[group_of[root].name] = group_of[root]
+            roots = np.unique(self._units.blocks.roots(known)).tolist()
+            blamed = {group_of[root].name: group_of[root] for root in roots if root in group_of}
             if blamed:
                 break
         whole = self.whole(found)
+        stuck = frozenset(name for name, g in blamed.items() if not whole.isdisjoint(g.segments))
+        if stuck and error.__cause__ is not None and stuck not in self._hopes:
+            # Sizes do not fit, perhaps since code takes a width from what stands beside these units in the same module,
+            # and was not replicated as a whole.
+            modules = {_parent(layer) for name in stuck for layer in blamed[name].layers}
+            near = {g.name: g for g in group_of.values() if not modules.isdisjoint(map(_parent, g.layers))}
+            units = [found.segments[s] for g in near.values() if whole.isdisjoint(g.segments) for s in g.segments]
+            self._hopes[stuck] = set(np.concatenate([np.zeros(0, dtype=np.int64), *units]).tolist())
+            if units:
+                self._whole |= self._hopes[stuck]
+                return
         free = {_pattern(g) for g in blamed.values() if whole.isdisjoint(g.segments)}
         # What happens to one block of a network will happen to those like it.
         for group in {g.name: g for g in group_of.values() if g.name in blamed or _pattern(g) in free}.values():
@@ -61,6 +73,7 @@ class Blame:
             if whole.isdisjoint(group.segments):
                 self._whole.update(ids.tolist())
             elif group.name in blamed:
+                self._whole -= self._hopes.get(stuck, set())
                 self._units.pin(ids, f"a wider copy of the model does not run as inferred: {error}")
                 self._pinned[_pattern(group)] += 1
         for pattern in {_pattern(g) for g in blamed.values() if self._pinned[_pattern(g)] == _ENOUGH}:
@@ -68,6 +81,10 @@ class Blame:
                 if group.name not in blamed:
                     ids = np.concatenate([found.segments[s] for s in group.segments])
                     self._units.pin(ids, f"{_ENOUGH} others like it cannot be widened, the last because {error}")
+
+
+def _parent(layer: str) -> str:
+    return layer.rpartition(".")[0]
 
 
 def _pattern(group: Group) -> str:
