@@ -214,6 +214,17 @@ def test_compiled_students_have_the_same_gradients(name: str) -> None:
             assert (a - b).abs().max() <= EXACT * b.abs().max() + 1e-13
 
 
+def test_a_weight_that_changes_when_it_is_computed() -> None:
+    """Spectral normalisation takes a step whenever its weight is asked for in train mode."""
+    torch.manual_seed(0)
+    normed = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6))
+    model, x = nn.Sequential(nn.Linear(5, 6), normed, nn.Linear(6, 6), nn.Linear(6, 3)).double(), torch.randn(4, 5)
+    before = copy.deepcopy(model.state_dict())
+    student = net2net.plan_widen(model, x.double(), 2).apply(model)
+    assert all(torch.equal(t, before[key]) for key, t in model.state_dict().items())
+    assert all(torch.equal(t, before[key]) for key, t in student.state_dict().items() if key.startswith("1."))
+
+
 @pytest.mark.xfail(strict=True, reason="deepen runs its wrapped copy in eval mode alone")
 def test_code_of_train_mode_alone_keeps_its_modules_too() -> None:
     class Penalised(nn.Module):

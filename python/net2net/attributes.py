@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
@@ -22,44 +22,48 @@ def update(model: nn.Module) -> None:
 
 
 def _update_convolution(module: _ConvNd) -> None:
-    first, second = _own(module, "_parameters", "weight").shape[:2]
+    weight = _tensor(module)
+    if weight is None:
+        return
+    first, second = weight.shape[:2]
     groups = module.groups
+    if groups > 1:
+        # Groups are replicated as a whole: as wide as before, there are more of them.
+        groups = groups * first // (module.in_channels if module.transposed else module.out_channels)
     out, into = (second * groups, first) if module.transposed else (first, second * groups)
     if out == module.out_channels and into == module.in_channels:
         return
-    if groups > 1 and not module.transposed:
-        # Groups are replicated as a whole: as wide as before, there are more of them.
-        groups = groups * out // module.out_channels
-        into = second * groups
-        _set(module, "groups", groups)
+    _set(module, "groups", groups)
     _set(module, "out_channels", out)
     _set(module, "in_channels", into)
 
 
 def _update_linear(module: nn.Linear) -> None:
-    if module.weight.dim() == 2:
-        for name, size in zip(("out_features", "in_features"), module.weight.shape, strict=True):
+    weight = _tensor(module)
+    if weight is not None and weight.dim() == 2:
+        for name, size in zip(("out_features", "in_features"), weight.shape, strict=True):
             _set(module, name, size)
 
 
 def _update_norm(module: _NormBase) -> None:
-    for t in (_own(module, "_buffers", "running_mean"), _own(module, "_parameters", "weight")):
+    for t in (_tensor(module, "running_mean"), _tensor(module)):
         if t is not None:
             _set(module, "num_features", t.shape[0])
             return
 
 
 def _update_prelu(module: nn.PReLU) -> None:
-    _set(module, "num_parameters", module.weight.shape[0])
+    if (weight := _tensor(module)) is not None:
+        _set(module, "num_parameters", weight.shape[0])
 
 
 def _update_layer_norm(module: Any) -> None:
-    if (weight := _own(module, "_parameters", "weight")) is not None:
+    if (weight := _tensor(module)) is not None:
         _set(module, "normalized_shape", tuple(weight.shape))
 
 
 def _update_group_norm(module: nn.GroupNorm) -> None:
-    weight = _own(module, "_parameters", "weight")
+    weight = _tensor(module)
     if weight is not None and (channels := weight.shape[0]) != module.num_channels:
         if module.num_groups > 1:  # groups are replicated as a whole
             _set(module, "num_groups", module.num_groups * channels // module.num_channels)
@@ -67,8 +71,8 @@ def _update_group_norm(module: nn.GroupNorm) -> None:
 
 
 def _update_attention(module: nn.MultiheadAttention) -> None:
-    before, after = module.embed_dim, _own(module, "_modules", "out_proj").weight.shape[0]
-    if before != after:
+    weight = _tensor(module.__dict__["_modules"]["out_proj"])
+    if weight is not None and (before := module.embed_dim) != (after := weight.shape[0]):
         for name in ("kdim", "vdim") if module._qkv_same_embed_dim else ():
             _set(module, name, after)
         _set(module, "num_heads", module.num_heads * after // before)
@@ -76,14 +80,16 @@ def _update_attention(module: nn.MultiheadAttention) -> None:
 
 
 def _update_embedding(module: Any) -> None:
-    for name, size in zip(("num_embeddings", "embedding_dim"), module.weight.shape, strict=True):
-        _set(module, name, size)
+    if (weight := _tensor(module)) is not None:
+        for name, size in zip(("num_embeddings", "embedding_dim"), weight.shape, strict=True):
+            _set(module, name, size)
 
 
-def _own(module: nn.Module, kind: str, name: str) -> Any:
-    """`getattr`, without the search of `nn.Module.__getattr__` where the tensor is where it usually is."""
-    tensors = module.__dict__[kind]
-    return tensors[name] if name in tensors else getattr(module, name)
+def _tensor(module: nn.Module, name: str = "weight") -> Tensor | None:
+    """A parameter or buffer. A weight that is computed is neither; it is as wide as it was, and to compute it may
+    change what it is computed from (spectral normalisation, in train mode)."""
+    found = module.__dict__["_parameters"].get(name)
+    return found if found is not None else module.__dict__["_buffers"].get(name)
 
 
 def _set(module: nn.Module, name: str, value: int | tuple[int, ...]) -> None:
