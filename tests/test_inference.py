@@ -220,6 +220,23 @@ def test_a_width_that_is_taken_from_what_stands_beside_heads() -> None:
     assert (student.heads, student.parts, student.stem.out_features) == (4, [16, 16], 16)
 
 
+def test_torch_attention_without_a_norm_before_it() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.head(self.attention(x, x, x)[0])
+
+    torch.manual_seed(0)
+    model, x = Bare().double().eval(), torch.randn(2, 4, 5).double()
+    student = net2net.widen(model, x, 1.5)
+    assert (student.stem.out_features, student.attention.embed_dim, student.attention.num_heads) == (16, 16, 4)
+
+
 def test_what_a_first_run_leaves_behind_is_no_obstacle() -> None:
     class Anchors(nn.Module):
         def __init__(self) -> None:

@@ -180,17 +180,18 @@ class Recurrent(nn.Module):
 
 
 class Gating(nn.Module):
-    """A gated linear unit over channels, and norms by hand: each divides by what all channels have in common."""
+    """A gated linear unit over channels, depthwise convolutions both ways, and norms by hand."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.gated = nn.Conv1d(3, 6, 3, padding=1), nn.Conv1d(6, 8, 1)
         self.depthwise, self.b, self.head = nn.Conv1d(4, 4, 3, groups=4), nn.Conv1d(4, 6, 1), nn.Linear(6, 3)
+        self.up = nn.ConvTranspose1d(4, 4, 2, 2, groups=4)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x)
         x = x * (x.square().mean(1, keepdim=True) + 1e-5).rsqrt()
-        x = self.b(self.depthwise(F.glu(self.gated(x), 1)))
+        x = self.b(self.up(self.depthwise(F.glu(self.gated(x), 1))))
         x = (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True, correction=0) + 0.1)
         return self.head((x / x.abs().max()).mean(2))
 

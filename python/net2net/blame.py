@@ -57,10 +57,13 @@ class Blame:
         whole = self.whole(found)
         stuck = frozenset(name for name, g in blamed.items() if not whole.isdisjoint(g.segments))
         if stuck and error.__cause__ is not None and stuck not in self._hopes:
-            # Sizes do not fit, perhaps since code takes a width from what stands beside these units in the same module,
-            # and was not replicated as a whole.
+            # Sizes do not fit, perhaps since code takes a width from what stands beside these units in the same module
+            # (or in one beside them: attention, and its projections), and was not replicated as a whole.
             modules = {_parent(layer) for name in stuck for layer in blamed[name].layers}
-            near = {g.name: g for g in group_of.values() if not modules.isdisjoint(map(_parent, g.layers))}
+            places = {
+                g.name: {*map(_parent, g.layers), *map(_parent, map(_parent, g.layers))} for g in group_of.values()
+            }
+            near = {g.name: g for g in group_of.values() if not modules.isdisjoint(places[g.name])}
             units = [found.segments[s] for g in near.values() if whole.isdisjoint(g.segments) for s in g.segments]
             self._hopes[stuck] = set(np.concatenate([np.zeros(0, dtype=np.int64), *units]).tolist())
             if units:

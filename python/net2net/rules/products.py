@@ -43,7 +43,7 @@ def convolution(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
         signatures = context.signature(mix(seed("sum"), context.contracted(met, rows, name)), rows)
         units = context.produce(name, outof, weight.shape[outof])
         made = context.make(key, [codes(signatures)[:, None], units[None]], [False, True])
-    elif transposed:
+    elif transposed and weight.shape[:2] != (groups, 1):
         context.produce(name, outof, weight.shape[outof])
         return refuse(context, func, args, kwargs, out, f"a transposed convolution with groups={groups}")
     else:

@@ -61,7 +61,7 @@ def reduction(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
         moved = np.moveaxis(given, over, range(given.ndim - len(over), given.ndim))
         rows = moved.reshape(-1, int(np.prod(moved.shape[given.ndim - len(over) :])))
         crossing = context.crossing(rows, name)
-        replicas = context.fuse(rows) * crossing
+        replicas = _together(context, rows, crossing)
         if proportional:
             context.even(rows)
         same = int(np.prod([x.shape[d] for d in reduced if d not in over]))
@@ -76,6 +76,19 @@ def reduction(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
             t, mine if t.dim() == x.dim() else mine.reshape([n for d, n in enumerate(mine.shape) if d not in reduced])
         )
     return None
+
+
+def _together(context: Context, rows: np.ndarray, crossing: bool) -> np.ndarray:
+    """The units of each row are replicated equally often. Returns which replica of it a row is, if there are others."""
+    roots = context.roots(rows)
+    origins, units = context.units.axes_at(roots), roots > FIXED
+    first = origins.min(axis=1, where=units, initial=len(context.units))
+    if crossing or (origins.max(axis=1, where=units, initial=-1) > first).any():
+        return context.fuse(rows) * crossing
+    # Units of one layer: it is enough to replicate them as a whole. (The average over heads of attention, say, whose
+    # features stand in several places of one weight.)
+    context.head(rows)
+    return np.zeros(len(rows), dtype=np.int64)
 
 
 def _dims(func: Any, args: Any, kwargs: Any) -> list[int] | None:

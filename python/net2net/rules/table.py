@@ -106,7 +106,10 @@ def view(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         context.signature(np.atleast_1d(seed((name, x.shape[dim], bounds))), codes)
     elif context.has_units(codes) and not (name == "slice" and bounds[0] == 0 and bounds[1] >= x.shape[dim]):
         if ambiguous(codes, dim):
-            context.pin(codes, f"{func} takes some of several places")
+            if _of_one_unit(context, codes, [dim]):
+                context.signature(np.atleast_1d(seed((name, x.shape[dim], bounds))), codes)
+            else:
+                context.pin(codes, f"{func} takes some of several places")
         for part in tensors(out):
             if part.numel() and (its := context.shadows.get(part)) is not None:
                 context.taken(codes, compact(its).numpy())
@@ -120,13 +123,18 @@ def _whole_places(context: Context, func: Any, x: Tensor, out: Tensor) -> None:
         return
     codes = compact(compressed(compact(known))).numpy()
     for dims in _split(tuple(x.shape), tuple(out.shape)):
-        if sum(codes.shape[d] > 1 for d in dims) < 2:
+        if sum(codes.shape[d] > 1 for d in dims) < 2 or _of_one_unit(context, codes, dims):
             continue
-        constant = context.roots(codes) == CONSTANT
-        places = np.where(constant, CONSTANT, context.units.places.roots(ids_of(codes)))
-        one_unit = constant | (places == places.max(axis=tuple(dims), keepdims=True))
-        if not one_unit.all() and _scattered(np.where(constant, -1, codes), dims):
+        if _scattered(np.where(context.roots(codes) == CONSTANT, -1, codes), dims):
             context.pin(codes, f"{func} cuts between places")
+
+
+def _of_one_unit(context: Context, codes: np.ndarray, dims: list[int]) -> bool:
+    """Whether along these dimensions there are places of one unit (or constants in its stead) and no others: there are
+    as many, whatever the widths."""
+    constant = context.roots(codes) == CONSTANT
+    places = np.where(constant, CONSTANT, context.units.places.roots(ids_of(codes)))
+    return bool((constant | (places == places.max(axis=tuple(dims), keepdims=True))).all())
 
 
 def _split(before: tuple[int, ...], after: tuple[int, ...]) -> list[list[int]]:
