@@ -220,7 +220,8 @@ def test_a_width_that_is_taken_from_what_stands_beside_heads() -> None:
     assert (student.heads, student.parts, student.stem.out_features) == (4, [16, 16], 16)
 
 
-def test_torch_attention_without_a_norm_before_it() -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_torch_attention_without_a_norm_before_it(masked: bool) -> None:
     class Bare(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -229,7 +230,8 @@ def test_torch_attention_without_a_norm_before_it() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.stem(x)
-            return self.head(self.attention(x, x, x)[0])
+            mask = torch.full((4, 4), float("-inf")).to(x).triu(1) if masked else None
+            return self.head(self.attention(x, x, x, attn_mask=mask)[0])
 
     torch.manual_seed(0)
     model, x = Bare().double().eval(), torch.randn(2, 4, 5).double()

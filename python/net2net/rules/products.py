@@ -168,12 +168,19 @@ def _within(
 
 @register("bmm", "baddbmm")
 def batched(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """Products between activations: see `_between`."""
+    """Products between activations: see `_between`. What is added to them (a mask of attention) may have no units."""
     start = 1 if name_of(func) == "baddbmm" else 0
     x, y = args[start : start + 2]
-    if context.is_parameter(x) or context.is_parameter(y) or (start and kwargs.get("beta", 1) != 0):
+    if context.is_parameter(x) or context.is_parameter(y):
         return refuse(context, func, args, kwargs, out, "a batch of matrices of parameters")
-    return _between(context, func, x, y, out, numbers(kwargs))
+    added = array(context, args[0]) if start and kwargs.get("beta", 1) != 0 else None
+    if added is not None and context.has_units(added):
+        return refuse(context, func, args, kwargs, out, "units are added to a product of matrices")
+    _between(context, func, x, y, out, numbers(kwargs))
+    if added is not None:
+        product = array(context, out)
+        context.set(out, context.make("baddbmm", [product, added.reshape((1,) * product.ndim)], [True, False]))
+    return None
 
 
 def _between(context: Context, func: Any, x: Tensor, y: Tensor, out: Tensor, key: object = ()) -> None:
