@@ -48,6 +48,7 @@ LARGE = {
 }
 #: To trace their many layers takes long.
 SLOW = {"inception", *LARGE} - {"resnet18", "squeezenet1_1"}
+QUICK = [name for name in SMALL if name not in SLOW]
 
 
 @functools.lru_cache(maxsize=2)  # the tests of one network follow each other
@@ -240,7 +241,7 @@ def test_code_of_train_mode_alone_keeps_its_modules_too() -> None:
     assert net2net.verify(model, net2net.deepen(model, x), x).max_rel < EXACT
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", QUICK)
 def test_every_tensor_of_a_student_has_its_own_memory(name: str) -> None:
     """A file with one of them would hold all of the memory that it shares."""
     for student in grown(name)[1].values():
@@ -268,7 +269,7 @@ def test_what_the_teacher_ties_stays_tied_in_all_copies() -> None:
 
 
 @pytest.mark.parametrize("split", ["uniform", "random"])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", QUICK)
 def test_gradients_follow_the_law(name: str, split: str) -> None:
     """dL/dU[o, i] = dL/dW[g(o), g(i)] c(o): gathered along all axes, times the share of what a parameter's *output* is
     a replica of; along the axis that a sum runs over, whose shares scale the weights, by 1."""

@@ -215,6 +215,32 @@ class Graph(nn.Module):
         return self.head((matrix @ self.c(x)).relu())
 
 
+class Scan(nn.Module):
+    """A selective state space, step by step: a gate, a causal convolution, steps of a low rank, states of fixed size.
+    Its matrix of decays keeps its width, but the rank grows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rank, self.states = 2, 3
+        self.embed, self.norm, self.gated = nn.Linear(5, 4), nn.RMSNorm(4), nn.Linear(4, 12, bias=False)
+        self.conv, self.parts = nn.Conv1d(6, 6, 3, padding=2, groups=6), nn.Linear(6, 2 + 3 + 3)
+        self.steps, self.out, self.head = nn.Linear(2, 6), nn.Linear(6, 4), nn.Linear(4, 3)
+        self.decay, self.skip = nn.Parameter(torch.rand(6, 3)), nn.Parameter(torch.rand(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        y, z = self.gated(self.norm(x)).chunk(2, -1)
+        y = F.silu(self.conv(y.transpose(1, 2))[..., : y.shape[1]]).transpose(1, 2)
+        step, into, outof = self.parts(y).split([self.rank, self.states, self.states], -1)
+        step = F.softplus(self.steps(step))
+        state, seen = y.new_zeros(len(y), y.shape[2], self.states), []
+        for t in range(y.shape[1]):
+            state = state * (step[:, t, :, None] * -self.decay.exp()).exp()
+            state = state + (step * y)[:, t, :, None] * into[:, t, None]
+            seen.append((state @ outof[:, t, :, None])[..., 0])
+        return self.head(x + self.out((torch.stack(seen, 1) + y * self.skip) * F.silu(z)))
+
+
 class CrossedSigns(nn.Module):
     """One channel beside its negative: what looks alike is not."""
 
@@ -391,6 +417,7 @@ NETWORKS = {
     "recurrent": Network(Recurrent, (2, 5, 4), ("b",)),
     "gating": Network(Gating, (2, 3, 7)),
     "graph": Network(Graph, (5, 4)),
+    "scan": Network(Scan, (2, 4, 5), ("gated",)),
     # A single channel that occurs twice cannot be told from two places of it, so it stays.
     "crossed_signs": Network(CrossedSigns, (2, 3, 6, 6), ("a",)),
 }

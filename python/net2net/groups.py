@@ -289,7 +289,9 @@ def _groups(
         found[int(together.roots(roots[:1])[0])].segments.append(s)
     for group in found.values():
         if group.segments and group.reason is not None:
-            fixed = sum(p.repeat for p in pieces[group.axes[0]] if p.segment is None)
+            # The units that can be widened may all be of other layers.
+            first = pieces.get(group.axes[0], (Piece(None, group.units),))
+            fixed = sum(p.repeat for p in first if p.segment is None)
             group.partly = None if group.output else f"{fixed} of {group.units} units stay: {group.reason}"
             group.reason = None
     return list(found.values())
