@@ -239,6 +239,22 @@ def test_torch_attention_without_a_norm_before_it(masked: bool) -> None:
     assert (student.stem.out_features, student.attention.embed_dim, student.attention.num_heads) == (16, 16, 4)
 
 
+def test_views_of_nothing() -> None:
+    class Empty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.head(self.a(x))
+            kept = y[torch.zeros(len(y), dtype=torch.bool)]
+            return y, (kept[:, :2].t() * 2).reshape(2, -1).sum(1)
+
+    torch.manual_seed(0)
+    model, x = Empty().double().eval(), torch.randn(4, 5).double()
+    assert net2net.widen(model, x, 1.5).a.out_features == 9
+
+
 def test_what_a_first_run_leaves_behind_is_no_obstacle() -> None:
     class Anchors(nn.Module):
         def __init__(self) -> None:

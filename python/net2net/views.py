@@ -31,6 +31,8 @@ def seen(values: Tensor, kept: Geometry, view: Geometry, cut: bool) -> Tensor | 
         cut: whether dimensions may be split and merged; else the view may only take some, and slices of them.
     """
     shape, strides, offset = kept
+    if 0 in shape:
+        return values.new_empty(view[0]) if 0 in view[0] else None
     order = sorted((d for d, n in enumerate(shape) if n > 1), key=lambda d: -strides[d])
     bounds = [*(strides[d] for d in order), 1]
     if any(shape[d] * strides[d] > above for d, above in zip(order[1:], bounds, strict=False)) or 0 in bounds:
