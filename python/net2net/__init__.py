@@ -3,6 +3,8 @@
 from net2net import models, rules
 from net2net.baselines import random_pad
 from net2net.deepen import deepen, plan_deepen
+from net2net.dynamics import keep_dynamics
+from net2net.grow import Grown, GrowthReport, grow
 from net2net.kernel_size import enlarge_kernels
 from net2net.picture import picture
 from net2net.plan import GrowthPlan
@@ -10,10 +12,14 @@ from net2net.verify import verify
 from net2net.widen import groups, plan_widen, widen
 
 __all__ = [
+    "Grown",
     "GrowthPlan",
+    "GrowthReport",
     "deepen",
     "enlarge_kernels",
     "groups",
+    "grow",
+    "keep_dynamics",
     "models",
     "picture",
     "plan_deepen",
