@@ -6,17 +6,8 @@ import math
 import net2net
 import pytest
 from models import EXAMPLES
-from net2net.growth_schedule import (
-    AtEpoch,
-    AtStep,
-    Deepen,
-    GrowthSchedule,
-    GrowthSyntaxError,
-    Kernel,
-    OnPlateau,
-    Widen,
-    parse,
-)
+from net2net import GrowthSchedule
+from net2net.growth_text import AtEpoch, AtStep, Deepen, GrowthSyntaxError, Kernel, OnPlateau, Widen, parse
 
 TEXT = """
 # the whole language
