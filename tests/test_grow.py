@@ -265,8 +265,9 @@ def test_bad_input_is_named() -> None:
             old.grow(widen=2, lr=lr)
     with pytest.raises(TypeError, match=r"optimizer \(=str\)"):
         old.grow(widen=2, optimizer="sgd")
-    with pytest.raises(ValueError, match="without its optimizer"):
-        old.grow(widen=2, optimizer=None)
+    for options in ({}, {"scheduler": None, "state": "reset"}, {"scheduler": None, "lr": 0.5}):
+        with pytest.raises(ValueError, match="is given without an optimizer"):
+            old.grow(widen=2, optimizer=None, **options)
     with pytest.raises(ValueError, match="another optimizer"):
         old.grow(widen=2, optimizer=SGD(old.model.parameters(), lr=0.1))
     with pytest.raises(TypeError, match="Mine"):
@@ -306,6 +307,9 @@ def test_the_papers_noise_may_differ() -> None:
 def test_what_is_left_to_do_is_noted() -> None:
     old = Training("mlp")
     assert old.grow(widen=2).report.notes == []
+    first = old.grow(widen=1.5, lr="dynamics")
+    again = net2net.grow(first.model, old.x, widen=2, optimizer=first.optimizer)
+    assert again.report.notes == []
     old.optimizer.register_step_pre_hook(lambda *_: None)
     (note,) = old.grow(widen=2).report.notes
     assert "hooks" in note

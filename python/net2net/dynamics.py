@@ -103,11 +103,16 @@ def keep_dynamics(optimizer: Optimizer) -> None:
     hooks = optimizer._optimizer_step_pre_hooks.values()
     if not any(KEY in group for group in optimizer.param_groups):
         return
-    if any(isinstance(getattr(hook, "__self__", None), _Coordinates) for hook in hooks):
+    if any(is_own(hook) for hook in hooks):
         return
     coordinates = _Coordinates()
     optimizer.register_step_pre_hook(coordinates.enter)
     optimizer.register_step_post_hook(coordinates.leave)
+
+
+def is_own(hook: object) -> bool:
+    """Whether this hook of an optimizer is one of those that `keep_dynamics` registers."""
+    return isinstance(getattr(hook, "__self__", None), _Coordinates)
 
 
 class _Coordinates:

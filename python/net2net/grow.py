@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from net2net import optimizer as optim
 from net2net.deepen import plan_deepen
-from net2net.dynamics import check_dynamics
+from net2net.dynamics import check_dynamics, is_own
 from net2net.plan import GrowthPlan
 from net2net.running import Inputs
 from net2net.scheduler import check_scheduler, rebind, scale
@@ -153,7 +153,8 @@ def grow(
         factors = _factors(optimizer, lr)
         if factors is not None:
             scale(new_optimizer, new_scheduler, factors)
-        if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        hooks = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]
+        if not all(map(is_own, hooks)):
             notes.append("hooks that were registered on the optimizer are not on the new one")
     report = GrowthReport(
         verified,
@@ -198,8 +199,9 @@ def _check(optimizer: Any, scheduler: Any, state: str, lr: Any) -> None:
     elif isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 < lr < math.inf:
         raise ValueError(f"lr (={lr!r}) must be a positive factor or one of {', '.join(map(repr, LR_RULES))}")
     if optimizer is None:
-        if scheduler is not None:
-            raise ValueError("scheduler is given without its optimizer")
+        for name, given, default in (("scheduler", scheduler, None), ("state", state, "exact"), ("lr", lr, "keep")):
+            if given != default:
+                raise ValueError(f"{name} (={given!r}) is given without an optimizer")
         return
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer (={type(optimizer).__name__}) must be a torch.optim.Optimizer")

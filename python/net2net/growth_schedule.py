@@ -46,18 +46,21 @@ class GrowthSchedule:
         found = []
         plateau = None if metric is None else self._passed(float(metric))
         for i, entry in enumerate(self.entries):
-            if not self._done[i] and _is_due(entry.when, step, epoch, plateau):
+            if not self._done[i] and (i == plateau or _is_due(entry.when, step, epoch)):
                 self._done[i] = True
                 found.append(entry)
         if found:
             self._waited = 0
         return found
 
-    def _passed(self, metric: float) -> OnPlateau | None:
-        """The plateau that is waited for, if it has lasted long enough with this evaluation."""
-        plateau = next((e.when for e in self.pending if isinstance(e.when, OnPlateau)), None)
-        if plateau is None:
-            return None
+    def _passed(self, metric: float) -> int | None:
+        """The number of the plateau that is waited for, if it has lasted long enough with this evaluation."""
+        for number, entry in enumerate(self.entries):
+            if isinstance(entry.when, OnPlateau) and not self._done[number]:
+                return number if self._lasted(entry.when, metric) else None
+        return None
+
+    def _lasted(self, plateau: OnPlateau, metric: float) -> bool:
         sign = 1.0 if plateau.mode == "min" else -1.0
         best = math.inf if self._best is None else sign * self._best
         if sign * metric < best - plateau.delta:
@@ -65,7 +68,7 @@ class GrowthSchedule:
             self._waited = 0
         else:
             self._waited += 1
-        return plateau if self._waited >= plateau.patience else None
+        return self._waited >= plateau.patience
 
     def state_dict(self) -> dict[str, Any]:
         """What has been done, and what plateaus are measured against: plain values, that go into JSON too."""
@@ -91,9 +94,7 @@ class GrowthSchedule:
         self._waited = int(state["waited"])
 
 
-def _is_due(when: When, step: int | None, epoch: int | None, passed: OnPlateau | None) -> bool:
+def _is_due(when: When, step: int | None, epoch: int | None) -> bool:
     if isinstance(when, AtStep):
         return step is not None and step >= when.step
-    if isinstance(when, AtEpoch):
-        return epoch is not None and epoch >= when.epoch
-    return when is passed
+    return isinstance(when, AtEpoch) and epoch is not None and epoch >= when.epoch
