@@ -22,7 +22,7 @@ The factors are kept in the optimizer's parameter groups, so its `state_dict` ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,11 @@ from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Opti
 
 #: The option of a parameter group that lists, for each of its parameters, the factors of its gradient and its values.
 KEY = "net2net_dynamics"
+
+#: Of one parameter: the factors of its gradient and of its values, each in a shape that is broadcast to its own.
+Factors = dict[str, list[Tensor]]
+
+_NONE: Factors = {"gradient": [], "value": []}
 
 #: Those whose step treats every element alike and by itself.
 ELEMENTWISE = (SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop)
@@ -59,29 +64,41 @@ def check_dynamics(optimizer: Optimizer) -> None:
 
 
 def carry(
-    optimizer: Optimizer, grown: Optimizer, axes: Callable[[Tensor], Sequence[GrownAxis]], *, start: bool
+    optimizer: Optimizer,
+    grown: Optimizer,
+    replaced: Mapping[Tensor, Tensor],
+    axes: Callable[[Tensor], Sequence[GrownAxis]],
+    *,
+    start: bool,
 ) -> None:
-    """Grows the factors that `optimizer` has along with its parameters; with `start`, adds those of this growth."""
+    """Grows the factors that `optimizer` has along with its parameters; with `start`, adds those of this growth.
+
+    Args:
+        replaced: old parameters -> new ones.
+        axes: of an old parameter, those that grow.
+    """
     for old_group, group in zip(optimizer.param_groups, grown.param_groups, strict=True):
         if not start and KEY not in old_group:
             continue
-        none: dict[str, list[Tensor]] = {"gradient": [], "value": []}
-        old = old_group.get(KEY, [])
-        group[KEY] = []
-        for i, p in enumerate(old_group["params"]):
+        # Parameters that joined later have none.
+        old = dict(zip(old_group["params"], old_group.get(KEY, ()), strict=False))
+        new: dict[Tensor, Factors] = {}
+        for p in old_group["params"]:
             grows = axes(p)
-            factors = {
-                kind: [_grown(f, grows) for f in given] for kind, given in (old[i] if i < len(old) else none).items()
-            }
+            factors = {kind: [_grown(f, grows) for f in given] for kind, given in old.get(p, _NONE).items()}
             for axis in grows if start else ():
-                if (axis.share == 0).any():
-                    raise ValueError(f"a share of 0 on axis {axis.dim} of a parameter leaves no coordinates to step in")
-                kept = torch.float64 if p.dtype == torch.float64 else torch.float32
-                shape = [-1 if d == axis.dim else 1 for d in range(p.dim())]
-                factor = axis.share.to(device=p.device, dtype=kept).reshape(shape)
-                factors["value" if axis.split else "gradient"].append(factor)
-            group[KEY].append(factors)
+                factors["value" if axis.split else "gradient"].append(_factor(axis, p))
+            new[replaced[p]] = factors
+        group[KEY] = [new.get(p, {kind: [] for kind in _NONE}) for p in group["params"]]
     keep_dynamics(grown)
+
+
+def _factor(axis: GrownAxis, p: Tensor) -> Tensor:
+    """The shares along the axis, in a shape that is broadcast to that of `p`."""
+    if (axis.share == 0).any():
+        raise ValueError(f"a share of 0 on axis {axis.dim} of a parameter leaves no coordinates to step in")
+    dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+    return axis.share.to(device=p.device, dtype=dtype).reshape([-1 if d == axis.dim else 1 for d in range(p.dim())])
 
 
 def _grown(factor: Tensor, axes: Sequence[GrownAxis]) -> Tensor:

@@ -116,12 +116,12 @@ def rebuild(
     replaced: dict[Tensor, nn.Parameter],
     moving: list[StateTensor],
     values: list[Tensor],
-    fresh: list[tuple[str, nn.Parameter, Tensor]],
+    fresh: list[tuple[nn.Parameter, Tensor]],
     *,
     reset: bool = False,
 ) -> Optimizer:
     """A copy of `optimizer` over other parameters: `replaced` maps old to new ones, `values` are the new values of
-    `moving`, and `fresh` lists (name, parameter, old parameter): those that are new altogether join the old one's
+    `moving`, and `fresh` lists (parameter, old parameter): those that are new altogether join the old one's
     group. `reset`: the copy has no state."""
     # The copy keeps what any class of optimizer carries; constructors differ in what they take. Parameters and state
     # change places while it is made, so nothing large is copied.
@@ -132,10 +132,25 @@ def rebuild(
     else:
         deepcopy(list(optimizer.state.values()), memo)  # most of it, and faster so
     grown = copy.deepcopy(optimizer, memo)
-    for name, parameter, near in fresh:
+    for parameter, near in fresh:
         for old_group, group in zip(optimizer.param_groups, grown.param_groups, strict=True):
             if any(p is near for p in old_group["params"]):
                 group["params"].append(parameter)
-                if "param_names" in group:
-                    group["param_names"].append(name)
     return grown
+
+
+def put_in_order(
+    optimizer: Optimizer, grown: Optimizer, old: Mapping[Tensor, int], new: Mapping[Tensor, tuple[int, str]]
+) -> None:
+    """Sorts each group of `grown` by the positions in `new`, where it was sorted by those in `old`; where groups have
+    the parameters' names, they get those in `new`.
+
+    State dicts know parameters by their positions. So the state of a deepened model's optimizer can be loaded into one
+    that is made anew in the usual way, over the model's parameters in their order.
+    """
+    for old_group, group in zip(optimizer.param_groups, grown.param_groups, strict=True):
+        before = [old[p] for p in old_group["params"]]
+        if before == sorted(before):
+            group["params"].sort(key=lambda p: new[p][0])
+        if "param_names" in group:
+            group["param_names"] = [new[p][1] for p in group["params"]]

@@ -343,7 +343,7 @@ class GrowthPlan(ABC):
         for new, neighbours in self._neighbours().items():
             near = next((name for name in neighbours if name in held), None)
             if new in parameters and near is not None:
-                fresh.append((new, parameters[new], held[near]))
+                fresh.append((parameters[new], held[near]))
         with torch.no_grad():
             if not consume:
                 values = run(self._launch(entries, old), old) if old else []
@@ -357,7 +357,11 @@ class GrowthPlan(ABC):
             if state == "replicas_reset":
                 for m, value in zip(moving, values, strict=True):
                     optim.reset_replicas(m, value, self._grown_axes(names[m.parameter]))
-            carry(optimizer, grown, lambda p: self._grown_axes(names[p]), start=dynamics)
+            places: dict[Tensor, tuple[int, str]] = {}
+            for place, (name, p) in enumerate(parameters.items()):
+                places.setdefault(p, (place, name))
+            optim.put_in_order(optimizer, grown, {p: self._ids[name] for p, name in names.items()}, places)
+            carry(optimizer, grown, replaced, lambda p: self._grown_axes(names[p]), start=dynamics)
         return grown
 
     # -- files -------------------------------------------------------------------------------------------------------
