@@ -15,7 +15,9 @@ replicas, each weight would need rates of its own, which optimizers do not have.
 teacher's coordinates*: before it, weights are divided by `c_i` and gradients by `c_o`; afterwards, both are
 multiplied again. What is in between is, replica by replica, the teacher's own step, whatever the element-wise
 optimizer, its epsilon and weight decay, the split and the numbers of replicas. It costs two passes over the grown
-tensors per step, and nothing of learning rates and schedules changes.
+tensors per step, and nothing of learning rates and schedules changes. (Where shares are powers of two, nothing is
+rounded by it.) What the teacher's trajectory does not say stays the caller's: random numbers, such as dropout's, of
+other shapes are other numbers, and the norm of all gradients, to which they may be clipped, is the student's.
 
 The factors are kept in the optimizer's parameter groups, so its `state_dict` has them.
 """
