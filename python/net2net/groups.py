@@ -140,7 +140,8 @@ def structure(units: Units) -> Structure:
         if "out" in axis.roles and axis.size > 1:
             together.join(root_of[key][:-1], root_of[key][1:])
     free = _free_roots(units, root_of, together, pinned)
-    heads = units.blocks.roots(np.array(sorted(units.heads()), dtype=np.int64))
+    heads = np.zeros(len(units), dtype=bool)
+    heads[units.blocks.roots(np.array(sorted(units.heads()), dtype=np.int64))] = True
     runs = {key: _runs(roots, units.places.roots(units.axes[key].ids()), heads) for key, roots in root_of.items()}
     segments = _segments(runs, together, free)
     segment_of = {int(root): s for s, roots in enumerate(segments) for root in roots[:1]}
@@ -185,8 +186,8 @@ def _runs(roots: np.ndarray, places: np.ndarray, heads: np.ndarray) -> tuple[np.
     change = np.diff(roots, prepend=-1) != 0
     first = places[change][np.cumsum(change) - 1]
     again = (places == first) & (np.concatenate([first[:1], places[:-1]]) != first)
-    head = np.isin(roots, heads)
-    if len(np.unique(roots[head])) > 1:
+    head = heads[roots]
+    if head.any() and np.ptp(roots[head]):
         again &= ~head
     starts = np.flatnonzero(change | again)
     return roots[starts], np.diff(starts, append=len(roots))
