@@ -83,6 +83,9 @@ class Context(ABC):
         """These are features of heads of attention."""
         self.units.head(ids_of(values))
 
+    def read(self, values: np.ndarray) -> None:  # noqa: B027 -- it matters to a teacher alone
+        """What is made of these values does not have their units any more."""
+
     @abstractmethod
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
         """These values are at the same places."""
@@ -360,5 +363,6 @@ _CONTENT = 2**22
 
 
 def _bytes(t: Tensor) -> bytes:
-    dense = t.detach().cpu().contiguous().reshape(-1)
+    # `contiguous` leaves a single element as it is, whose stride may be 0.
+    dense = t.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
     return dense.view(torch.uint8).numpy().tobytes()
