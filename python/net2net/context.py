@@ -90,6 +90,9 @@ class Context(ABC):
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
         """These values are at the same places."""
 
+    def agree(self, a: np.ndarray, b: np.ndarray) -> None:  # noqa: B027 -- a teacher has no replicas
+        """These values, of the same blocks, are of the same replicas."""
+
     @abstractmethod
     def pin(self, values: np.ndarray, why: str) -> None:
         """The units of these values must keep one replica."""
