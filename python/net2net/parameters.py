@@ -39,7 +39,7 @@ class Parameters:
         name, the number of its rows, and the first of these."""
         for name, p in self.owners(t):
             if p.dtype == t.dtype and p.dim() == t.dim() == 2 and p.is_contiguous() and p.shape[1]:
-                first, rest = divmod(t.storage_offset() - p.storage_offset(), p.shape[1])
+                first, rest = divmod(int(t.storage_offset() - p.storage_offset()), p.shape[1])
                 if t.stride() == (1, p.shape[1]) and t.shape[0] == p.shape[1] and not rest:
                     return name, p.shape[0], first
         return None
