@@ -328,6 +328,12 @@ class Context(ABC):
             for dim, size in enumerate(p.shape[:2]):  # the kernel's dimensions hold no units
                 self.pin(self.produce(name, dim, size, "each"), why)
 
+    def units_of(self, tensors: Iterable[Tensor]) -> np.ndarray:
+        """The ids of the axes of these parameters."""
+        names = {name for t in tensors for name, _ in self.parameters.owners(t)}
+        axes = (axis.ids() for (name, _), axis in self.units.axes.items() if name in names)
+        return np.concatenate([np.zeros(0, dtype=np.int64), *axes])
+
     def is_parameter(self, t: Tensor) -> bool:
         return t in self.parameters
 
