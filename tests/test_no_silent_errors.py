@@ -145,6 +145,26 @@ def test_a_split_weight_that_is_used_as_a_value() -> None:
     check(One().double().eval(), torch.randn(4, 5).double())
 
 
+def test_a_head_that_another_input_leaves_by() -> None:
+    class EarlyExit(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.early, self.head = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x).relu()
+            early = self.early(y).log_softmax(1)
+            return early if not self.training and x.abs().max() < 1 else self.head(self.b(y).relu())
+
+    torch.manual_seed(0)
+    model, x = EarlyExit().double().eval(), 4 * torch.randn(4, 5).double()
+    plan = net2net.plan_widen(model, x, 1.5)
+    assert [(s.layers, s.reason) for s in plan.skipped] == [(["early"], "nothing that was run reads what early makes")]
+    student = plan.apply(model)
+    for other in (x, x / x.abs().max() / 2):
+        assert net2net.verify(model, student, other).max_rel < EXACT
+
+
 def test_one_attribute_for_heads_and_tokens() -> None:
     class Both(nn.Module):
         def __init__(self) -> None:

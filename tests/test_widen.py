@@ -540,3 +540,42 @@ def test_units_with_large_gradients_are_replicated_first(transposed: bool) -> No
     plan = net2net.plan_widen(model, x, 1.25, mapping="gradient")
     assert plan.axes["0.weight", 1 if transposed else 0].index.tolist() == [0, 1, 2, 3, 2]
     assert net2net.verify(model, plan.apply(model), x).max_rel < EXACT
+
+
+def test_a_train_method_that_returns_nothing() -> None:
+    class Frozen(nn.Sequential):
+        def train(self, mode: bool = True) -> None:  # type: ignore[override]
+            super().train(mode)
+            self[1].training = False
+
+    torch.manual_seed(0)
+    model, x = (
+        Frozen(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double(),
+        torch.randn(4, 5).double(),
+    )
+    model.train(False)
+    for student in (net2net.widen(model, x, 1.5), net2net.deepen(model, x)):
+        student.train(False)
+        assert net2net.verify(model, student, x).max_rel < 1e-10
+
+
+def test_an_expert_that_is_given_nothing() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.gate, self.head = nn.Linear(5, 8), nn.Linear(5, 3), nn.Linear(8, 2)
+            self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8)) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            weight, which = self.gate(x).topk(1)
+            out = torch.zeros_like(y)
+            for i, expert in enumerate(self.experts):
+                chosen = torch.where(which[:, 0] == i)[0]
+                out[chosen] += weight[chosen] * expert(y[chosen])
+            return self.head(out)
+
+    torch.manual_seed(0)
+    model = Experts().double().eval()
+    plan = net2net.plan_widen(model, torch.randn(4, 5).double(), 1.5)
+    assert net2net.verify(model, plan.apply(model), torch.randn(30, 5).double()).max_rel < 1e-10

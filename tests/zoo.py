@@ -402,6 +402,55 @@ class Biased(nn.Module):
         return x + self.proj(y.transpose(1, 2).reshape(b, n, c))
 
 
+class NormedByHand(nn.Module):
+    """Each head divided by its own norm, with a gain for all of them, as language models write it."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.head_dim = dim // heads
+        self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim) for _ in range(4))
+        self.weight = nn.Parameter(torch.ones(self.head_dim))
+
+    def heads(self, layer: nn.Linear, x: Tensor) -> Tensor:
+        return layer(x).view(*x.shape[:2], -1, self.head_dim)
+
+    def normed(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.normed(self.heads(self.q, x)), self.normed(self.heads(self.k, x)), self.heads(self.v, x)
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return x + self.proj(y.transpose(1, 2).flatten(2))
+
+
+class Grouping(nn.Module):
+    """Queries in groups, each of which shares its keys and values, as torch's own attention has it."""
+
+    def __init__(self, dim: int, heads: int, groups: int) -> None:
+        super().__init__()
+        self.head_dim = dim // heads
+        self.q, self.k, self.v = nn.Linear(dim, dim), *(nn.Linear(dim, groups * self.head_dim) for _ in range(2))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return x + self.proj(y.transpose(1, 2).flatten(2))
+
+
+class Crossing(nn.Module):
+    """torch's attention, of what it was not given as keys; its joint weight is used a part at a time."""
+
+    def __init__(self, dim: int, heads: int, values: bool) -> None:
+        super().__init__()
+        self.q, self.k, self.values = nn.Linear(3, dim), nn.Linear(3, dim), values
+        self.attention, self.head = nn.MultiheadAttention(dim, heads, batch_first=True), nn.Linear(dim, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.k(x.flip(1)[:, 1:])
+        return self.head(self.attention(self.q(x), y, y.tanh() if self.values else y)[0])
+
+
 class Network(NamedTuple):
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
@@ -442,6 +491,14 @@ NETWORKS = {
     ),
     "mixer": Network(Mixer, (2, 3, 6, 6), ("tokens.0", "tokens.0", "tokens.2", "tokens.2", "space", "space")),
     "biased": Network(lambda: nn.Sequential(nn.Linear(3, 12), Biased(12, 3, 5), nn.Linear(12, 4)), (2, 5, 3)),
+    "grouping": Network(
+        lambda: nn.Sequential(nn.Linear(3, 16), Grouping(16, 4, 2), Grouping(16, 4, 1), nn.Linear(16, 3)), (2, 5, 3)
+    ),
+    "normed_by_hand": Network(
+        lambda: nn.Sequential(nn.Linear(3, 12), NormedByHand(12, 3), nn.Linear(12, 3)), (2, 5, 3)
+    ),
+    "crossing": Network(lambda: Crossing(12, 3, False), (2, 5, 3)),
+    "crossing_values": Network(lambda: Crossing(12, 3, True), (2, 5, 3)),
     "recurrent": Network(Recurrent, (2, 5, 4), ("b",)),
     "gating": Network(Gating, (2, 3, 7)),
     "graph": Network(Graph, (5, 4)),

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from net2net.rules import name_of
 from net2net.running import Inputs, call
-from net2net.skeleton import aside, named_tensors, own_random_state, rebuild
+from net2net.skeleton import aside, in_mode, named_tensors, own_random_state, rebuild
 
 #: How many operations with parameters before an addition are tried: a convolution and what normalises or scales it.
 REACH = 3
@@ -101,7 +101,7 @@ class _Watch(TorchDispatchMode):
 def find_blocks(model: nn.Module, example_inputs: Inputs, count: int) -> tuple[list[Repetition], dict[str, str]]:
     """The residual blocks of `model`, in order, each with what is zero in `count` copies of it; and the modules that
     add, but cannot be repeated, with the reasons. `model` is not touched."""
-    runner = aside(model).eval()
+    runner = in_mode(aside(model), False)
     watch = _Watch(runner)
     calls: dict[str, int] = {}
     found: dict[str, Repetition] = {}
@@ -170,10 +170,10 @@ def _hands_on(trial: Repetition, block: nn.Module, x: Tensor, args: tuple[Any, .
     """Whether the copy is the identity, in eval and in train mode."""
     copy = trial.copy_of(block)
     trial.fill(copy, block)
-    if not torch.equal(copy.eval()(x.clone(), *args, **kwargs), x):
+    if not torch.equal(in_mode(copy, False)(x.clone(), *args, **kwargs), x):
         return False
     try:
-        return torch.equal(copy.train()(x.clone(), *args, **kwargs), x)
+        return torch.equal(in_mode(copy, True)(x.clone(), *args, **kwargs), x)
     except ValueError:  # batch normalisation of a single value: the block itself does not train on this input
         return True
 

@@ -82,9 +82,15 @@ class Context(ABC):
         """These are features of heads of attention."""
         self.units.head(ids_of(values))
 
+    def read(self, values: np.ndarray) -> None:  # noqa: B027 -- it matters to a teacher alone
+        """What is made of these values does not have their units any more."""
+
     @abstractmethod
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
         """These values are at the same places."""
+
+    def agree(self, a: np.ndarray, b: np.ndarray) -> None:  # noqa: B027 -- a teacher has no replicas
+        """These values, of the same blocks, are of the same replicas."""
 
     @abstractmethod
     def pin(self, values: np.ndarray, why: str) -> None:
@@ -322,6 +328,12 @@ class Context(ABC):
             for dim, size in enumerate(p.shape[:2]):  # the kernel's dimensions hold no units
                 self.pin(self.produce(name, dim, size, "each"), why)
 
+    def units_of(self, tensors: Iterable[Tensor]) -> np.ndarray:
+        """The ids of the axes of these parameters."""
+        names = {name for t in tensors for name, _ in self.parameters.owners(t)}
+        axes = (axis.ids() for (name, _), axis in self.units.axes.items() if name in names)
+        return np.concatenate([np.zeros(0, dtype=np.int64), *axes])
+
     def is_parameter(self, t: Tensor) -> bool:
         return t in self.parameters
 
@@ -359,5 +371,6 @@ _CONTENT = 2**22
 
 
 def _bytes(t: Tensor) -> bytes:
-    dense = t.detach().cpu().contiguous().reshape(-1)
+    # `contiguous` leaves a single element as it is, whose stride may be 0.
+    dense = t.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
     return dense.view(torch.uint8).numpy().tobytes()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from net2net.running import Inputs, call
-from net2net.skeleton import aside, own_random_state
+from net2net.skeleton import aside, in_mode, own_random_state
 
 
 class FeaturePrediction(nn.Module):
@@ -155,7 +155,7 @@ def _features(what: str, model: nn.Module, names: list[str], inputs: Inputs) -> 
     for name in names:
         if name not in known:
             raise ValueError(f"pairs: the {what} has no module {name!r}")
-    copy = aside(model).eval()
+    copy = in_mode(aside(model), False)
     found: dict[str, Tensor] = {}
     _hooks(copy, names, found)
     with torch.no_grad(), own_random_state(model):

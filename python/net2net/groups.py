@@ -16,7 +16,7 @@ from torch import nn
 from net2net.context import TraceError
 from net2net.inference import Inference
 from net2net.running import Inputs
-from net2net.skeleton import check_model, movable, named_tensors, skeleton
+from net2net.skeleton import check_model, in_mode, movable, named_tensors, skeleton
 from net2net.trace import OUTPUT, walk
 from net2net.units import DisjointSets, Units
 
@@ -98,7 +98,16 @@ def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
             reason = f"{name} has units along its axes {', '.join(map(str, grown))}"
         for dim in grown if reason else []:
             context.units.pin(context.units.axes[name, dim].ids(), str(reason))
+    _pin_unread(context.units)
     return context
+
+
+def _pin_unread(units: Units) -> None:
+    """What is made and then not used may be what the network returns for other inputs (an early exit)."""
+    for (name, _dim), axis in units.axes.items():
+        if "out" in axis.roles:
+            ids = axis.ids()
+            units.pin(ids[~units.was_read(ids)], f"nothing that was run reads what {layer_of(name)} makes")
 
 
 #: How often a teacher is walked until nothing would be decided otherwise than it was.
@@ -114,7 +123,7 @@ def _collect(model: nn.Module, example_inputs: Inputs) -> Inference:
         units.start_over()
         context = Inference(copy, units)
         try:
-            walk(copy.eval(), example_inputs, context)
+            walk(in_mode(copy, False), example_inputs, context)
         except TraceError as error:
             raise ValueError(f"the model does not run on example_inputs: {error}") from error
         if not context.settled():
@@ -122,7 +131,7 @@ def _collect(model: nn.Module, example_inputs: Inputs) -> Inference:
         # In train mode a network may have parts of its own (auxiliary heads). Not every input will do for it: batch
         # normalisation refuses a single value per channel, for example.
         try:
-            walk(copy.train(), example_inputs, context)
+            walk(in_mode(copy, True), example_inputs, context)
         except TraceError:
             context.outputs = []
         if context.settled():

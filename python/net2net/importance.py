@@ -11,13 +11,13 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from net2net.groups import Structure
 from net2net.running import Inputs, call
-from net2net.skeleton import aside, own_random_state
+from net2net.skeleton import aside, in_mode, own_random_state
 
 
 def activations(model: nn.Module, inputs: Inputs) -> dict[str, np.ndarray]:
     """Layer -> float64 [units]: the mean magnitude of each output channel (or feature) of the model's convolutions and
     linear layers on `inputs`, in eval mode. `model` is not touched."""
-    copy = aside(model).eval()
+    copy = in_mode(aside(model), False)
     found: dict[str, list[np.ndarray]] = {}
     for name, module in copy.named_modules():
         if isinstance(module, _ConvNd | nn.Linear):

@@ -95,5 +95,9 @@ class Inference(Context):
     def apart(self, a: int, b: int) -> None:
         self._apart.append((a, b))
 
+    def read(self, values: np.ndarray) -> None:
+        self.units.read(ids_of(values))
+
     def contracted(self, axis: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
+        self.read(rows)
         return total(mix(mix(seed("term"), ids_of(axis)), ids_of(rows)))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from net2net.choices import Choices
 from net2net.groups import Group
+from net2net.skeleton import in_mode
 from net2net.widen import plan_and_groups
 from net2net.widen_plan import WidenPlan
 
@@ -71,7 +72,7 @@ def _input(shape: str) -> Tensor:
 
 
 def inspect(model: nn.Module, example: tuple[Tensor, ...], width: float) -> tuple[WidenPlan, list[Group]]:
-    return plan_and_groups(model.eval(), example, Choices(width))
+    return plan_and_groups(in_mode(model, False), example, Choices(width))
 
 
 def table(plan: WidenPlan, groups: Sequence[Group]) -> str:

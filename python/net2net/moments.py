@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from n2n_kernels import channel_moments
 from net2net.new_layers import Insertion, expansion
 from net2net.running import Inputs, call
-from net2net.skeleton import own_random_state
+from net2net.skeleton import in_mode, own_random_state
 
 
 class _Pooled:
@@ -50,7 +50,7 @@ def site_moments(model: nn.Module, insertions: list[Insertion], data: Iterable[I
     """
     normed = [i for i in insertions if i.norm is not None]
     pooled = {i.module: [_Pooled() for _ in i.kernel_sizes] for i in normed}
-    runner = copy.deepcopy(model).train()
+    runner = in_mode(copy.deepcopy(model), True)
     for insertion in normed:
         _record(runner, insertion, pooled[insertion.module])
     batches = 0

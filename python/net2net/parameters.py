@@ -34,6 +34,16 @@ class Parameters:
         """The parameters and buffers whose memory `t` is in, by name."""
         return self._owners.get(t.untyped_storage()._cdata, [])
 
+    def rows(self, t: Tensor) -> tuple[str, int, int] | None:
+        """If the matrix `t`, transposed, is consecutive rows of one (the queries of attention's joint weight): its
+        name, the number of its rows, and the first of these."""
+        for name, p in self.owners(t):
+            if p.dtype == t.dtype and p.dim() == t.dim() == 2 and p.is_contiguous() and p.shape[1]:
+                first, rest = divmod(int(t.storage_offset() - p.storage_offset()), p.shape[1])
+                if t.stride() == (1, p.shape[1]) and t.shape[0] == p.shape[1] and not rest:
+                    return name, p.shape[0], first
+        return None
+
     def handle(self, t: Tensor, whole: bool = False) -> Handle | None:
         """The parameter or buffer that `t` is, or a view of; None if it is neither.
 

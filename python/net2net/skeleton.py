@@ -157,6 +157,12 @@ def rebuild(model: nn.Module, tensors: dict[str, Tensor], given: Tensors | None 
     return student
 
 
+def in_mode(model: nn.Module, training: bool) -> nn.Module:
+    """`model`, in train or eval mode. (A `train` of its own, which freezes some of it, may return nothing.)"""
+    model.train(training)
+    return model
+
+
 def aside(model: nn.Module) -> nn.Module:
     """A copy that shares the parameters of `model`, and nothing else: for running it without leaving traces in it."""
     return rebuild(model, {n: t.detach() for n, t in named_tensors(model) if isinstance(t, nn.Parameter)})
@@ -174,7 +180,7 @@ def in_place_of(old: Tensor, new: Tensor) -> Tensor:
 
 def lazy_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """`torch.zeros`, but on the CPU without touching the memory: the pages come when they are read or written."""
-    if device.type != "cpu":
+    if device.type != "cpu" or 0 in shape:
         return torch.zeros(shape, dtype=dtype, device=device)
     pages = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
     return torch.from_numpy(pages).view(dtype).view(torch.Size(shape))
@@ -192,4 +198,4 @@ def skeleton(model: nn.Module, shape_of: Callable[[str, Tensor], torch.Size]) ->
         # Code may ask a single number for its value.
         if shape != t.shape or (isinstance(t, nn.Parameter) and t.numel() != 1):
             zeros[name] = lazy_zeros(shape, t.dtype, t.device)
-    return rebuild(model, zeros).eval()
+    return in_mode(rebuild(model, zeros), False)

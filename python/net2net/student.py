@@ -197,6 +197,9 @@ class Student(Context):
     def crossing(self, rows: np.ndarray, what: str) -> bool:
         return self.units.decisions.get((self.module, what), False)
 
+    def agree(self, a: np.ndarray, b: np.ndarray) -> None:
+        self._same_replicas(a, b)
+
     def pin(self, values: np.ndarray, why: str) -> None:
         if self._widened(values).any():
             raise self._failed(why, values)

@@ -63,6 +63,8 @@ class Walk(TorchDispatchMode):
             except Exception as error:  # not foreseen by the rule; in a student the same happens
                 refuse(context, func, args, kwargs, out, f"{func} is not understood here ({error})")
         except Exception as error:
+            if tensors and all(map(context.is_parameter, tensors)) and not hasattr(error, "suspects"):
+                error.suspects = [context.units_of(tensors)]  # type: ignore[attr-defined]
             context.mark(error)
             raise
         finally:

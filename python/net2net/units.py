@@ -119,13 +119,14 @@ class Units:
         self._heads: list[np.ndarray] = []
         #: What rules decided by what was known of the teacher at that time: the same must hold for students.
         self.decisions: dict[tuple[str, str], bool] = {}
+        self._read: list[np.ndarray] = []
         #: Parameters whose values are used as such, and the axis that has units then.
         self.values: set[tuple[str, int]] = set()
         self._starts: tuple[np.ndarray, np.ndarray] | None = None
 
     def start_over(self) -> None:
         """Forgets all but what is joined."""
-        self._pins, self._even, self._heads = [], [], []
+        self._pins, self._even, self._heads, self._read = [], [], [], []
         self.decisions = {}
         for axis in self.axes.values():
             axis.met = None
@@ -195,6 +196,14 @@ class Units:
         """These are heads of attention. Code tells their width from their number and that of all features, so that all
         of them are replicated equally often."""
         self._heads.append(np.unique(ids))
+
+    def read(self, ids: np.ndarray) -> None:
+        """Something is made of these that does not have their units any more: a weighted sum, a reduction."""
+        self._read.append(np.unique(ids))
+
+    def was_read(self, ids: np.ndarray) -> np.ndarray:
+        """bool: whether something was made of the unit of each of `ids`."""
+        return np.isin(self.blocks.roots(ids), self.blocks.roots(np.concatenate([np.zeros(0, np.int64), *self._read])))
 
     def heads(self) -> set[int]:
         """The ids of such units."""

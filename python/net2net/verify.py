@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from net2net.outputs import leaves
 from net2net.running import Inputs, call
-from net2net.skeleton import aside, own_random_state
+from net2net.skeleton import aside, in_mode, own_random_state
 
 #: Largest difference, relative to the teacher's largest output, that rounding explains in a deep network.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
@@ -95,7 +95,7 @@ def compare_growth(teacher: nn.Module, student: nn.Module, inputs: Inputs) -> Re
     if any(t.is_meta for t in student.parameters()):
         return None
     # Copies are run: the models' own Python state (counters, caches) stays as it is.
-    return verify(aside(teacher).eval(), aside(student).eval(), inputs)
+    return verify(in_mode(aside(teacher), False), in_mode(aside(student), False), inputs)
 
 
 def check_growth(teacher: nn.Module, student: nn.Module, inputs: Inputs) -> None:

@@ -19,7 +19,7 @@ from net2net.inference import Inference
 from net2net.layout import Segment, Shares, layouts
 from net2net.plan import Inventory, Skipped
 from net2net.running import Inputs
-from net2net.skeleton import skeleton
+from net2net.skeleton import in_mode, skeleton
 from net2net.student import Laid, Layouts, Student
 from net2net.trace import walk
 from net2net.verify import check_growth
@@ -135,7 +135,7 @@ def _settle(
         try:
             if any(s.width > s.units for s in segments):
                 for training in inference.returns:
-                    walk(student.train(training), example_inputs, context)
+                    walk(in_mode(student, training), example_inputs, context)
         except TraceError as error:
             blame.take(found, segments, error)
         else:

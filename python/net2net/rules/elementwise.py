@@ -22,7 +22,8 @@ def pointwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
     """Units that meet in one element must be replicated alike; then equal inputs give equal outputs.
 
     An operand that is broadcast along the units of another one (a spatial gate) has one value for all of them, and
-    needs no agreement; but its own units must keep one replica, or it would no longer broadcast.
+    needs no agreement; but its own units must keep one replica, or it would no longer broadcast. Unless it has one for
+    each block (the norm of each head): it is replicated with that.
     """
     results = tensors(out)
     if not results:
@@ -34,7 +35,7 @@ def pointwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
     for t, mine in zip(operands, aligned, strict=True):
         sizes = (1,) * (dims - t.dim()) + tuple(t.shape)
         over = [d for d, n in enumerate(sizes) if n == 1 and any(_varies(context, a, d) for a in aligned)]
-        if over:
+        if over and not _of_its_own_blocks(context, mine, aligned):
             context.pin(mine, f"{func} broadcasts it over other units")
         tied.append(not over)
     _pin_to_fixed(context, func, operands, aligned, tied, dims)
@@ -44,6 +45,18 @@ def pointwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
 
 
 POINTWISE.append(pointwise)
+
+
+def _of_its_own_blocks(context: Context, mine: np.ndarray, others: list[np.ndarray]) -> bool:
+    """Whether what is broadcast meets, wherever it has a unit, the features of the same block, and no others."""
+    for other in others:
+        a, b = np.broadcast_arrays(mine, other)
+        unit = context.roots(a)
+        if ((unit > FIXED) & (context.roots(b) != unit)).any():
+            return False
+    for other in others:
+        context.agree(mine, other)
+    return True
 
 
 def _varies(context: Context, codes: np.ndarray, dim: int) -> bool:

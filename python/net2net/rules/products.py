@@ -98,6 +98,8 @@ def linear(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> Non
     if known is None:
         if kind == "mm" and not context.is_parameter(x) and not context.is_parameter(right):
             return _between(context, func, x[None], right[None], out[None])
+        if kind != "linear" and (part := context.parameters.rows(right)) is not None:
+            return _by_rows(context, func, ("linear", part[0], numbers(kwargs)), x, bias, part, out)
         return refuse(context, func, args, kwargs, out, "the weight of a matrix product is computed, not a parameter")
     name, dims = known.name, known.dims
     # F.linear has the weight as [out, in]; mm and addmm have it on the right, as [in, out].
@@ -123,6 +125,33 @@ def linear(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> Non
         else:
             made = _plus_bias(context, key, bias, made)
     context.set(out, made.reshape(*given.shape[:-1], produced))
+    return None
+
+
+def _by_rows(
+    context: Context,
+    func: Any,
+    key: object,
+    x: Tensor,
+    bias: Tensor | None,
+    part: tuple[str, int, int],
+    out: Tensor,
+) -> None:
+    """A product with some of the rows of a weight makes some of its units: queries of one sequence, keys and values of
+    another."""
+    name, produced, first = part
+    rows = rows_along(array(context, x), 1, x.shape[1])
+    if context.crossing(rows, name_of(func)):
+        return refuse(context, func, (x,), {}, out, f"a part of {name} is applied to several units")
+    met = context.meet(name, 1, x.shape[1], "in", rows, f"the input of {name} has a fixed width")
+    signatures = context.signature(mix(seed("sum"), context.contracted(met, rows, name)), rows)
+    every = context.produce(name, 0, produced)
+    units = every[first : first + out.shape[1]]
+    context.taken(every, units)
+    made = context.make(key, [codes(signatures)[:, None], units[None]], [False, True])
+    if isinstance(bias, Tensor):
+        made = _plus_bias(context, key, bias, made)
+    context.set(out, made)
     return None
 
 
@@ -256,7 +285,7 @@ def _a_unit(context: Context, *values: np.ndarray) -> int:
 def attention(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """softmax(q k^T) v: each head is a block, q and k its inner places, v what comes out of it."""
     q, k, v = args[:3]
-    given = [array(context, t) for t in (q, k, v)]
+    given = [array(context, q), *(_repeated(array(context, t), q.shape[1] // t.shape[1]) for t in (k, v))]
     result, *rest = tensors(out)
     heads = np.broadcast_shapes(*[g.shape[:2] for g in given])
     flat = [np.broadcast_to(g, (*heads, *g.shape[2:])).reshape(-1, *g.shape[2:]) for g in given]
@@ -270,13 +299,19 @@ def attention(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
     inner = np.concatenate([flat[1].transpose(0, 2, 1), *biases], axis=1) if biases else flat[1].transpose(0, 2, 1)
     outer = np.concatenate([flat[0], *[np.full((len(flat[0]), 1, 1), 0) for _ in biases]], axis=2)
     scores = product(context, outer, inner, max(outer.shape[2], 1), key)
-    context.fuse(np.concatenate([some.reshape(len(some), -1) for some in (flat[2], scores)], axis=1))
-    made = context.make((key, "values"), [scores, flat[2]])
+    replicas = context.fuse(np.concatenate([some.reshape(len(some), -1) for some in (flat[2], scores)], axis=1))
+    # A head's features stand at different places, though all are weighted by the same scores.
+    made = context.derive((key, "values"), [scores, flat[2]], flat[2], replicas[:, None, None])
     context.set(result, made.reshape(*heads, 1, -1))
     for t in rest:
         if t.is_floating_point() and t.dim():
             context.set(t, np.full((1,) * t.dim(), FIXED))
     return None
+
+
+def _repeated(given: np.ndarray, times: int) -> np.ndarray:
+    """Keys or values of grouped queries: each of their heads is for as many consecutive heads of queries."""
+    return np.repeat(given, times, axis=1) if given.shape[1] > 1 else given
 
 
 @register("embedding")

@@ -62,6 +62,8 @@ def reduction(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
         rows = moved.reshape(-1, int(np.prod(moved.shape[given.ndim - len(over) :])))
         crossing = context.crossing(rows, name)
         replicas = _together(context, rows, crossing)
+        if not crossing:
+            context.read(rows)
         if proportional:
             context.even(rows)
         same = int(np.prod([x.shape[d] for d in reduced if d not in over]))
