@@ -27,6 +27,7 @@ from torch.optim import (
     RMSprop,
 )
 
+from net2net.rmsprop import RMSpropTF
 from net2net.tree import deepcopy
 
 #: For each optimizer, the power of the output split that each state tensor takes. A subclass may do anything with its
@@ -41,6 +42,7 @@ LAWS: dict[type[Optimizer], dict[str, int]] = {
     Adagrad: {"sum": 2},
     Adadelta: {"square_avg": 2, "acc_delta": 0},
     RMSprop: {"square_avg": 2, "grad_avg": 1, "momentum_buffer": 0},
+    RMSpropTF: {"square_avg": 2, "momentum_buffer": 0},
 }
 
 
