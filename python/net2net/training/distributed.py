@@ -54,8 +54,9 @@ def parallel(model: nn.Module) -> nn.Module:
     average_buffers(model)
     device = next(model.parameters()).device
     known = inspect.signature(DistributedDataParallel).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.14
-    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None, **{buffers: False})
+    options: dict[str, Any] = {"device_ids": [device] if device.type == "cuda" else None}
+    options["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = False
+    return DistributedDataParallel(model, **options)
 
 
 def average_buffers(*models: nn.Module | None) -> None:
