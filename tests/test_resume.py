@@ -54,7 +54,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(images: Path, tmp_path: Path, name: str, steps: int = 40, **changes: Any) -> TrainConfig:
     shared = {"data": str(images), "runs": str(tmp_path), "model": TINY, "batch_size": 8, "threads": 1, "device": "cpu"}
-    every = {"steps": steps, "log_every": 2, "eval_every": 8, "save_every": 3, "lr": 0.01}
+    every = {"steps": steps, "log_every": 2, "eval_every": 16, "save_every": 3, "lr": 0.01}
     return options.override(TrainConfig(), shared | every | {"name": name} | changes)
 
 
