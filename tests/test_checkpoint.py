@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import net2net
 import pytest
 import torch
 from net2net.files import new_folder, remove_folder
@@ -91,6 +92,32 @@ def test_restored_state_goes_on_alike(tmp_path: Path, optimizer: str) -> None:
         assert all(torch.equal(x, y) for x, y in pairs)
     assert other.model.second.weight is other.model.first.weight
     assert state.optimizer.param_groups[0]["lr"] == other.optimizer.param_groups[0]["lr"]
+
+
+def test_a_grown_optimizer_that_keeps_its_teachers_dynamics(tmp_path: Path) -> None:
+    """Its factors are tensors in the groups of parameters; they are saved too, and used again."""
+    x = torch.randn(4, 3, 8, 8)
+    states = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+        plan = net2net.plan_widen(model, x, 1.5)
+        student = plan.apply(model)
+        states.append(State(student, plan.grow_optimizer(RMSpropTF(model.parameters()), student, dynamics=True)))
+    first, second = states
+    first.optimizer.zero_grad()
+    first.model(x).square().sum().backward()
+    first.optimizer.step()
+    second.optimizer = RMSpropTF(second.model.parameters())
+    checkpoint.restore(second, checkpoint.save(first, tmp_path))
+    for state in states:
+        state.optimizer.zero_grad()
+        state.model(x).square().sum().backward()
+        state.optimizer.step()
+    for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    factors = first.optimizer.param_groups[0]["net2net_dynamics"]
+    assert any(f["value"] or f["gradient"] for f in factors)
 
 
 def test_tied_weights_are_there_once_under_their_names(tmp_path: Path) -> None:

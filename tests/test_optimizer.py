@@ -180,3 +180,26 @@ def test_unknown_optimizers_and_parameters_are_refused() -> None:
     strange.state[teacher[0].weight]["mystery"] = torch.ones_like(teacher[0].weight)
     with pytest.raises(TypeError, match="'mystery'"):
         plan.grow_optimizer(strange, student)
+
+
+def test_an_optimizer_made_anew_can_load_the_state_of_a_deepened_one() -> None:
+    """State dicts know parameters by their positions."""
+    teacher, x = EXAMPLES["residual"].build()
+    groups = [
+        {"params": [(n, p) for n, p in teacher.named_parameters() if p.dim() > 1]},
+        {"params": [(n, p) for n, p in teacher.named_parameters() if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    optimizer = AdamW(groups, lr=1e-3)
+    loss(teacher, x).backward()
+    optimizer.step()
+    plan = net2net.plan_deepen(teacher, x)
+    student = plan.apply(teacher)
+    grown = plan.grow_optimizer(optimizer, student)
+    for group, many in zip(grown.param_groups, (True, False), strict=True):
+        expected = [(n, p) for n, p in student.named_parameters() if (p.dim() > 1) == many]
+        assert list(zip(group["param_names"], map(id, group["params"]), strict=True)) == [
+            (n, id(p)) for n, p in expected
+        ]
+    backwards = plan.grow_optimizer(SGD(reversed(list(teacher.parameters())), lr=0.1), student)
+    theirs, mine = list(reversed(list(teacher.parameters()))), backwards.param_groups[0]["params"]
+    assert [p.shape for p in mine[: len(theirs)]] == [p.shape for p in theirs]  # an order of one's own is kept

@@ -329,6 +329,33 @@ class Rotary(nn.Module):
         return x + self.out(y.transpose(1, 2).reshape(b, n, -1))
 
 
+class Decomposed(nn.Module):
+    """A table of positions for each direction, which all heads are multiplied by; the heads stand beside the images
+    (SAM)."""
+
+    def __init__(self, dim: int, heads: int, side: int) -> None:
+        super().__init__()
+        self.heads, self.side = heads, side
+        self.stem, self.norm = nn.Linear(5, dim), nn.LayerNorm(dim)
+        self.qkv, self.out, self.head = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim), nn.Linear(dim, 3)
+        self.rows, self.columns = (nn.Parameter(torch.randn(2 * side - 1, dim // heads)) for _ in "hw")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        b, n, _ = x.shape
+        qkv = self.qkv(self.norm(x)).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.reshape(3, b * self.heads, n, -1).unbind(0)
+        at = torch.arange(self.side)
+        apart = at[:, None] - at + self.side - 1
+        grid = q.unflatten(1, (self.side, self.side))
+        down = torch.einsum("bhwc,hkc->bhwk", grid, self.rows[apart])[..., None]
+        along = torch.einsum("bhwc,wkc->bhwk", grid, self.columns[apart])[..., None, :]
+        bias = (down + along).reshape(len(q), n, n)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        y = y.view(b, self.heads, n, -1).transpose(1, 2).reshape(b, n, -1)
+        return self.head(x + self.out(y))
+
+
 class Mixer(nn.Module):
     """Tokens of each channel are mixed by a matrix, which stays; then channels of each token (MLP-Mixer, gMLP)."""
 
@@ -400,6 +427,7 @@ class Network(NamedTuple):
 NETWORKS = {
     "vision_transformer": Network(VisionTransformer, (3, 3, 8, 8)),
     "vision_transformer_by_hand": Network(lambda: VisionTransformer(False), (3, 3, 8, 8)),
+    "decomposed_positions": Network(lambda: Decomposed(8, 2, 2), (2, 4, 5)),
     "language_model": Network(LanguageModel, (2, 6), tokens=True),
     "grouped": Network(Grouped, (2, 3, 6, 6)),
     "shuffled": Network(Shuffled, (4, 3, 5, 5)),

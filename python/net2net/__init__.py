@@ -3,6 +3,10 @@
 from net2net import models, rules
 from net2net.baselines import random_pad
 from net2net.deepen import deepen, plan_deepen
+from net2net.dynamics import keep_dynamics
+from net2net.feature_prediction import FeaturePrediction
+from net2net.grow import Grown, GrowthReport, grow
+from net2net.growth_schedule import GrowthSchedule
 from net2net.kernel_size import enlarge_kernels
 from net2net.picture import picture
 from net2net.plan import GrowthPlan
@@ -10,10 +14,16 @@ from net2net.verify import verify
 from net2net.widen import groups, plan_widen, widen
 
 __all__ = [
+    "FeaturePrediction",
+    "Grown",
     "GrowthPlan",
+    "GrowthReport",
+    "GrowthSchedule",
     "deepen",
     "enlarge_kernels",
     "groups",
+    "grow",
+    "keep_dynamics",
     "models",
     "picture",
     "plan_deepen",

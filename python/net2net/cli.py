@@ -175,8 +175,7 @@ def _doctor(args: argparse.Namespace) -> int:
     found = environment()
     print("versions")
     for package, version in found["versions"].items():
-        extra = "triton" if package == "triton" else "demo"
-        hint = f"  (pip install 'n2n-kernels[{extra}]')" if package in EXTRAS else ""
+        hint = f"  (pip install 'n2n-kernels[{EXTRAS[package]}]')" if package in EXTRAS else ""
         print(f"  {package:<14} {version if version is not None else 'not installed' + hint}")
     print("machine")
     print(f"  {'platform':<14} {found['platform']}")

@@ -41,7 +41,6 @@ class Context(ABC):
         self.module = ""  # the innermost module being run
         self.operation = ""  # the operation whose rule is being asked
         self.given: list[list[Tensor]] = []  # what the modules being run were given, outermost first
-        self.opaque = 0  # how many modules being run are not to be looked into
         self.outputs: list[np.ndarray] = []
         #: What `make` has made before, by all that it was given.
         self.made: dict[bytes, np.ndarray] = {}

@@ -57,6 +57,13 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(hidden)
 
 
+def remove_unfinished(folder: Path, *names: str) -> None:
+    """Remove what the functions here left in `folder` when they were killed; `names`: beginnings of what they wrote."""
+    for name in names:
+        for path in folder.glob(f".{name}*.*") if folder.is_dir() else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def _sync(path: Path) -> None:
     """Make a file, or the names in a folder, durable."""
     handle = os.open(path, os.O_RDONLY)

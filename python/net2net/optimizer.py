@@ -10,9 +10,11 @@ stay.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.optim import (
     SGD,
@@ -27,6 +29,7 @@ from torch.optim import (
     RMSprop,
 )
 
+from net2net.dynamics import GrownAxis
 from net2net.rmsprop import RMSpropTF
 from net2net.tree import deepcopy
 
@@ -44,6 +47,14 @@ LAWS: dict[type[Optimizer], dict[str, int]] = {
     RMSprop: {"square_avg": 2, "grad_avg": 1, "momentum_buffer": 0},
     RMSpropTF: {"square_avg": 2, "momentum_buffer": 0},
 }
+
+#: What becomes of state: all of it grown by its law; as that, but without the momentum of units that now have replicas;
+#: or none of it.
+STATES = ("exact", "replicas_reset", "reset")
+
+#: State that remembers directions. The rest are scales, which replicas need as much as their unit did: with second
+#: moments of zero and an old step count, Adam's next step would be several times the rate for each of these weights.
+MOMENTA = {"momentum_buffer", "exp_avg", "grad_avg"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,26 +98,61 @@ def state_tensors(
     return found
 
 
+def check_state(state: str) -> None:
+    if state not in STATES:
+        raise ValueError(f"state (={state!r}) must be one of {', '.join(map(repr, STATES))}")
+
+
+def reset_replicas(state: StateTensor, value: Tensor, axes: Sequence[GrownAxis]) -> None:
+    """Zeroes the momentum `value`, grown from `state`, of units that have replicas, as far as it leads to or from
+    them."""
+    if state.key not in MOMENTA:
+        return
+    for axis in axes:
+        copies = torch.bincount(axis.index)[axis.index]
+        value.index_fill_(axis.dim, (copies > 1).nonzero().flatten().to(value.device), 0)
+
+
 def rebuild(
     optimizer: Optimizer,
     replaced: dict[Tensor, nn.Parameter],
     moving: list[StateTensor],
     values: list[Tensor],
-    fresh: list[tuple[str, nn.Parameter, Tensor]],
+    fresh: list[tuple[nn.Parameter, Tensor]],
+    *,
+    reset: bool = False,
 ) -> Optimizer:
     """A copy of `optimizer` over other parameters: `replaced` maps old to new ones, `values` are the new values of
-    `moving`, and `fresh` lists (name, parameter, old parameter): those that are new altogether join the old one's
-    group."""
+    `moving`, and `fresh` lists (parameter, old parameter): those that are new altogether join the old one's
+    group. `reset`: the copy has no state."""
     # The copy keeps what any class of optimizer carries; constructors differ in what they take. Parameters and state
     # change places while it is made, so nothing large is copied.
     memo: dict[int, object] = {id(old): new for old, new in replaced.items()}
     memo.update({id(state.value): value for state, value in zip(moving, values, strict=True)})
-    deepcopy(list(optimizer.state.values()), memo)  # most of it, and faster so
+    if reset:
+        memo[id(optimizer.state)] = defaultdict(dict)
+    else:
+        deepcopy(list(optimizer.state.values()), memo)  # most of it, and faster so
     grown = copy.deepcopy(optimizer, memo)
-    for name, parameter, near in fresh:
+    for parameter, near in fresh:
         for old_group, group in zip(optimizer.param_groups, grown.param_groups, strict=True):
             if any(p is near for p in old_group["params"]):
                 group["params"].append(parameter)
-                if "param_names" in group:
-                    group["param_names"].append(name)
     return grown
+
+
+def put_in_order(
+    optimizer: Optimizer, grown: Optimizer, old: Mapping[Tensor, int], new: Mapping[Tensor, tuple[int, str]]
+) -> None:
+    """Sorts each group of `grown` by the positions in `new`, where it was sorted by those in `old`; where groups have
+    the parameters' names, they get those in `new`.
+
+    State dicts know parameters by their positions. So the state of a deepened model's optimizer can be loaded into one
+    that is made anew in the usual way, over the model's parameters in their order.
+    """
+    for old_group, group in zip(optimizer.param_groups, grown.param_groups, strict=True):
+        before = [old[p] for p in old_group["params"]]
+        if before == sorted(before):
+            group["params"].sort(key=lambda p: new[p][0])
+        if "param_names" in group:
+            group["param_names"] = [new[p][1] for p in group["params"]]

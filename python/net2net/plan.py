@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from net2net import optimizer as optim
 from net2net.chunks import Part, cut, hand_over, placeholder
+from net2net.dynamics import GrownAxis, carry, check_dynamics
 from net2net.files import write_atomically
 from net2net.launches import Entry, Launches, Law, Prepared, run
 from net2net.skeleton import Tensors, check_model, in_place_of, movable, rebuild
@@ -141,6 +142,10 @@ class GrowthPlan(ABC):
     @abstractmethod
     def _law(self, entry: Entry) -> Law:
         """What becomes of a tensor, or of the optimizer's state of it."""
+
+    def _grown_axes(self, name: str) -> list[GrownAxis]:
+        """The axes of a teacher tensor on which units get replicas."""
+        return []
 
     def _noise_stds(self, names: list[str], tensors: list[Tensor]) -> Tensor | float:
         """The standard deviation of the noise on each of these teacher tensors, float64 on their device; 0.0 for
@@ -275,7 +280,13 @@ class GrowthPlan(ABC):
     @one_consumer_at_a_time
     @no_collections()
     def grow_optimizer(
-        self, optimizer: torch.optim.Optimizer, student: nn.Module, *, consume: bool = False
+        self,
+        optimizer: torch.optim.Optimizer,
+        student: nn.Module,
+        *,
+        consume: bool = False,
+        state: str = "exact",
+        dynamics: bool = False,
     ) -> torch.optim.Optimizer:
         """An optimizer of the same class for `student`, with the state of `optimizer` carried along.
 
@@ -288,12 +299,17 @@ class GrowthPlan(ABC):
             student: what `apply` returned, with or without `consume`.
             consume: use the optimizer's state up, as `apply` does a model: it is grown a chunk at a time and freed at
                 once. Afterwards `optimizer` is spent, and its `step` raises a RuntimeError.
+            state: `"exact"`, as above; `"replicas_reset"`: momentum of units that have replicas now is zeroed (second
+                moments are kept: they are scales, not directions); `"reset"`: all state is fresh.
+            dynamics: from now on each step is what the teacher's would have been (see `net2net.dynamics`).
 
         Raises:
             ValueError: if `student` does not come from this plan, or `optimizer` holds other parameters than its
                 teacher's.
-            TypeError: if no law is known for the state of `optimizer`.
+            TypeError: if no law is known for the state of `optimizer`, or with `dynamics`, if its step is not
+                element-wise.
         """
+        optim.check_state(state)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer (={type(optimizer).__name__}) must be a torch.optim.Optimizer")
         check_not_spent("optimizer", optimizer)
@@ -311,8 +327,14 @@ class GrowthPlan(ABC):
                     )
                 names[cast(Tensor, p)] = name
         laws = optim.laws_for(optimizer)
+        if dynamics:
+            check_dynamics(optimizer)
         moving = optim.state_tensors(optimizer, names, laws, self.shapes)
-        entries = [Entry(names[m.parameter], m.power) for m in moving]
+        reset = state == "reset"
+        if reset:
+            moving = []
+        # In the teacher's coordinates state is the teacher's.
+        entries = [Entry(names[m.parameter], 0 if dynamics else m.power) for m in moving]
         old = [m.value for m in moving]
         parameters = Tensors.of(student).parameters
         replaced = {p: parameters[self._renamed(name)] for p, name in names.items()}
@@ -321,16 +343,25 @@ class GrowthPlan(ABC):
         for new, neighbours in self._neighbours().items():
             near = next((name for name in neighbours if name in held), None)
             if new in parameters and near is not None:
-                fresh.append((new, parameters[new], held[near]))
+                fresh.append((parameters[new], held[near]))
         with torch.no_grad():
             if not consume:
                 values = run(self._launch(entries, old), old) if old else []
-                return optim.rebuild(optimizer, replaced, moving, values, fresh)
-            parts = self._parts(entries, old)
-            values = [placeholder(m.value, self.student_shape(e.name)) for e, m in zip(entries, moving, strict=True)]
-            grown = optim.rebuild(optimizer, replaced, moving, values, fresh)
-            spend(optimizer)
-            hand_over(parts, old, values)
+                grown = optim.rebuild(optimizer, replaced, moving, values, fresh, reset=reset)
+            else:
+                parts = self._parts(entries, old)
+                values = [placeholder(t, self.student_shape(e.name)) for e, t in zip(entries, old, strict=True)]
+                grown = optim.rebuild(optimizer, replaced, moving, values, fresh, reset=reset)
+                spend(optimizer)
+                hand_over(parts, old, values)
+            if state == "replicas_reset":
+                for m, value in zip(moving, values, strict=True):
+                    optim.reset_replicas(m, value, self._grown_axes(names[m.parameter]))
+            places: dict[Tensor, tuple[int, str]] = {}
+            for place, (name, p) in enumerate(parameters.items()):
+                places.setdefault(p, (place, name))
+            optim.put_in_order(optimizer, grown, {p: self._ids[name] for p, name in names.items()}, places)
+            carry(optimizer, grown, replaced, lambda p: self._grown_axes(names[p]), start=dynamics)
         return grown
 
     # -- files -------------------------------------------------------------------------------------------------------

@@ -30,6 +30,32 @@ def computed(func: Any, args: Any, kwargs: Any) -> Any:
     """The operation's result; for the costly ones zeros of its shape, after the operation's own checks of shapes."""
     if func._schema.name not in COSTLY:
         return func(*args, **kwargs)
+    return _zeros(_shapes(func, args, kwargs), args)
+
+
+def of_no_value(func: Any, args: Any, kwargs: Any) -> Any:
+    """The result of an operation whose operands hold no values that matter: new floating-point tensors are zeros, which
+    take neither time nor memory; anything else is computed."""
+    if any(r.alias_info is not None for r in func._schema.returns):  # it has another name for what it was given
+        return func(*args, **kwargs)
+    try:
+        out = _shapes(func, args, kwargs)
+    except Exception:  # it may have no implementation for shapes alone; if it is wrong, it will raise again
+        return func(*args, **kwargs)
+    results = out if isinstance(out, tuple) else (out,)
+    if not all(isinstance(t, Tensor) and t.is_floating_point() for t in results):
+        return func(*args, **kwargs)
+    return _zeros(out, args)
+
+
+def _shapes(func: Any, args: Any, kwargs: Any) -> Any:
+    def shape(a: Any) -> Any:
+        return a.to("meta") if isinstance(a, Tensor) else a
+
+    return func(*map(shape, args), **{name: shape(a) for name, a in kwargs.items()})
+
+
+def _zeros(out: Any, args: Any) -> Any:
     device = next(a.device for a in args if isinstance(a, Tensor))
 
     def zeros(t: Any) -> Any:  # they are dense, in whatever memory format
@@ -37,9 +63,4 @@ def computed(func: Any, args: Any, kwargs: Any) -> Any:
             return t
         return lazy_zeros((t.numel(),), t.dtype, device).as_strided(t.shape, t.stride())
 
-    out = func(*map(_shape, args), **{name: _shape(a) for name, a in kwargs.items()})
     return tuple(map(zeros, out)) if isinstance(out, tuple) else zeros(out)
-
-
-def _shape(a: Any) -> Any:
-    return a.to("meta") if isinstance(a, Tensor) else a

@@ -51,10 +51,11 @@ def spread(vector: Tensor, dim: int, shape: torch.Size) -> Tensor:
 def compressed(codes: Tensor) -> Tensor:
     """`codes` again, but expanded along every dimension along which they are all the same."""
     shape = codes.shape
-    for dim, size in enumerate(shape):
+    codes = compact(codes)  # first of all: what is left is small
+    for dim, size in enumerate(codes.shape):
         if size > 1:
             first = codes.narrow(dim, 0, 1)
-            if codes.stride(dim) == 0 or bool((codes == first).all()):
+            if bool((codes == first).all()):
                 codes = first
     return codes.clone(memory_format=torch.contiguous_format).expand(shape)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 from collections.abc import Callable, ItemsView, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -99,6 +100,12 @@ def own_random_state(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def _is_sharded(module: nn.Module) -> bool:
+    # Where nobody has imported FSDP, nothing is sharded by it; to import it takes a while.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule | fsdp.FullyShardedDataParallel)
+
+
 def check_model(model: object) -> Tensors:
     """Raises if `model` is not a module that can be grown, before anything is done with it. Its tensors."""
     if not isinstance(model, nn.Module):
@@ -109,10 +116,17 @@ def check_model(model: object) -> Tensors:
             raise TypeError(
                 f"{where} is a ScriptModule, whose classes cannot be rebuilt; grow the module it was made from"
             )
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        raise ValueError(
-            f"model (={type(model).__name__}) is a wrapper: grow model.module, then wrap the student again"
-        )
+        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            where = f"{prefix[:-1]} in model" if prefix else "model"
+            raise ValueError(
+                f"{where} (={type(module).__name__}) is a wrapper: grow model.module, then wrap the student again"
+            )
+        if _is_sharded(module):
+            raise ValueError(
+                f"model (={type(model).__name__}) is sharded by FSDP: grow it before that; of a live one, "
+                "gather the full state dict (torch.distributed.checkpoint.state_dict, full_state_dict=True), load it "
+                "into an unsharded model, grow that, and shard the student"
+            )
     check_not_spent("model", model)
     tensors = Tensors.of(model)
     for name, t in tensors.by_name.items():

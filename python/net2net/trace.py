@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from net2net.context import Context, TraceError
 from net2net.hashes import seed
 from net2net.outputs import kept, leaves
-from net2net.rules.table import flat, refuse, rule_for, unknown
-from net2net.running import Inputs, call, computed
+from net2net.rules.table import flat, refuse, rule_for, view
+from net2net.running import Inputs, call, computed, of_no_value
+from net2net.shadows import compact
 from net2net.skeleton import own_random_state
 
 #: The reason for units that are the network's outputs: their number is part of the function, so they are not "skipped".
@@ -24,6 +25,9 @@ OUTPUT = "its units are the network's outputs"
 #: Modules that are not looked into: what goes in and what comes out keeps its width.
 OPAQUE: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.RNNCellBase)
 
+
+#: Of tensors with so many elements it is quicker to find out the shape of an operation's result than the values.
+_LARGE = 2**18
 
 _RESHAPING = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, torch.ops.aten.reshape.default}
 
@@ -47,10 +51,11 @@ class Walk(TorchDispatchMode):
         elements = tensors[0].numel() if tensors and func in _RESHAPING else 0
         context.seen.append((elements, plain))
         context.reached = context.where()
+        rule = rule_for(func)
         try:
-            out = computed(func, args, kwargs)
+            run = of_no_value if rule is not view and self._without_value(tensors) else computed
+            out = run(func, args, kwargs)
             context.operation = str(func)
-            rule = rule_for(func) if not context.opaque else unknown
             try:
                 rule(context, func, args, kwargs, out)
             except TraceError:
@@ -64,6 +69,16 @@ class Walk(TorchDispatchMode):
             context.operation = ""
         return out
 
+    def _without_value(self, given: tuple[Tensor, ...]) -> bool:
+        """Whether a tensor among these is large and has units: what is made of weights, which are all zero. (Indices,
+        masks and positions are made of other things.)"""
+        for t in given:
+            if t.numel() >= _LARGE and t.is_floating_point():
+                codes = self.context.shadows.get(t)
+                if codes is not None and self.context.has_units(compact(codes).numpy()):
+                    return True
+        return False
+
 
 @contextlib.contextmanager
 def _following_modules(model: nn.Module, context: Context) -> Iterator[None]:
@@ -76,20 +91,42 @@ def _following_modules(model: nn.Module, context: Context) -> Iterator[None]:
             stack.append(name)
             context.module = name
             context.given.append([t for t in flat(args) if isinstance(t, Tensor)])
-            context.opaque += isinstance(module, OPAQUE)
 
         def leave(module: nn.Module, _args: Any, _out: Any) -> None:
             stack.pop()
             context.given.pop()
             context.module = stack[-1]
-            context.opaque -= isinstance(module, OPAQUE)
 
         handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+    opaque = [module for module in model.modules() if isinstance(module, OPAQUE)]
+    own = [module.__dict__.get("forward") for module in opaque]
+    for module in opaque:
+        module.__dict__["forward"] = _as_a_whole(module, context)
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for module, forward in zip(opaque, own, strict=True):
+            del module.__dict__["forward"]
+            if forward is not None:
+                module.__dict__["forward"] = forward
+
+
+def _as_a_whole(module: nn.Module, context: Context) -> Callable[..., Any]:
+    """The forward of a module as one operation without a rule, whatever it consists of (of a recurrent layer, several
+    operations per step)."""
+    forward = module.forward
+
+    def whole(*args: Any, **kwargs: Any) -> Any:
+        context.reached = context.where()
+        with _disable_current_modes():
+            out = forward(*args, **kwargs)
+            given = (args, kwargs, list(module.parameters()))
+            refuse(context, type(module).__name__, given, {}, out, "a recurrent layer is not looked into")
+        return out
+
+    return whole
 
 
 def walk(model: nn.Module, inputs: Inputs, context: Context) -> None:

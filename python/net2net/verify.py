@@ -90,13 +90,18 @@ def _shape(value: Any) -> Any:
     return (value.shape, value.dtype) if isinstance(value, Tensor) else repr(value)
 
 
-def check_growth(teacher: nn.Module, student: nn.Module, inputs: Inputs) -> None:
-    """Compares in eval mode, whatever mode they are in, and raises RuntimeError if they differ."""
+def compare_growth(teacher: nn.Module, student: nn.Module, inputs: Inputs) -> Report | None:
+    """`verify` in eval mode, whatever mode they are in; None where there are no values to compare."""
     if any(t.is_meta for t in student.parameters()):
-        return  # there are no values to compare
+        return None
     # Copies are run: the models' own Python state (counters, caches) stays as it is.
-    report = verify(aside(teacher).eval(), aside(student).eval(), inputs)
-    if not report.ok:
+    return verify(aside(teacher).eval(), aside(student).eval(), inputs)
+
+
+def check_growth(teacher: nn.Module, student: nn.Module, inputs: Inputs) -> None:
+    """Compares in eval mode, and raises RuntimeError if they differ."""
+    report = compare_growth(teacher, student, inputs)
+    if report is not None and not report.ok:
         raise RuntimeError(
             f"the student is not the teacher's equal: {report}. Please report the model; "
             "plan_widen(...).apply(model) gives the student without this check."

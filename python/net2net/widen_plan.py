@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from n2n_kernels import tensor_moments
 from net2net import attributes, mapping
+from net2net.dynamics import GrownAxis
 from net2net.launches import Entry, Law
 from net2net.plan import GrowthPlan, Inventory, Skipped
 from net2net.repair import Change
@@ -142,6 +143,13 @@ class WidenPlan(GrowthPlan):
             elif power and not axis.split:
                 scales[at] = tables.split_to(power)
         return Law(maps[0], maps[1], scales[0], scales[1], late)
+
+    def _grown_axes(self, name: str) -> list[GrownAxis]:
+        dims = [dim for dim in range(len(self.shapes[name])) if (name, dim) in self.axes]
+        tables = [self._tables[name, dim] for dim in dims]
+        return [
+            GrownAxis(dim, t.index, t.split, self.axes[name, dim].split) for dim, t in zip(dims, tables, strict=True)
+        ]
 
     def _noise_stds(self, names: list[str], tensors: list[Tensor]) -> Tensor | float:
         """Absolute noise: `noise_scale` times the standard deviation of each noisy tensor, which stays on the

@@ -196,7 +196,33 @@ def _between(context: Context, func: Any, x: Tensor, y: Tensor, out: Tensor, key
         return context.set(
             out, context.derive(("matmul", key), [np.atleast_1d(sums).astype(np.int64)], nothing, nothing - 1)
         )
-    return context.set(out, product(context, a, b, x.shape[2], ("matmul", key)))
+    key = ("matmul", key)
+    by_row = _by_row(context, func, a, b.transpose(0, 2, 1), x.shape[2], ("left", key))
+    if by_row is not None:
+        return context.set(out, by_row)
+    by_row = _by_row(context, func, b.transpose(0, 2, 1), a, x.shape[2], ("right", key))
+    if by_row is not None:
+        return context.set(out, by_row.transpose(0, 2, 1))
+    return context.set(out, product(context, a, b, x.shape[2], key))
+
+
+def _by_row(context: Context, func: Any, a: np.ndarray, b: np.ndarray, k: int, key: object) -> np.ndarray | None:
+    """Codes [b, n, 1] of the product of codes [b, n, k] and [b, m, k], where the rows of each matrix on the left are of
+    several units (the features of each head), and the one on the right has none of these (a table of positions): it
+    stays as it is, and what is made of a row is replicated with the row. None, if it is not like that."""
+    if a.shape[1] == 1 or a.shape[2] == 1 or np.isin(units := context.roots(a), context.roots(b))[units > FIXED].any():
+        return None
+    origin = int(context.units.axes_at(context.roots(b)).max())
+    if not context.crossing(a[0], f"{name_of(func)} with {origin}"):
+        return None
+    context.pin(b, f"{func} applies it to several units")
+    rows = a.reshape(-1, a.shape[2])
+    replicas = context.fuse(rows)
+    context.head(rows)
+    other = total(mix(mix(seed(("table", b.shape)), np.arange(b.size)), ids_of(b).ravel()))
+    sums = total(mix(mix(seed(("row", k)), np.arange(a.shape[2])), ids_of(rows)))
+    signatures = context.signature(mix(sums, other), rows)
+    return np.asarray(context.derive(key, [signatures], rows[:, 0], replicas).reshape(*a.shape[:2], 1))
 
 
 def product(context: Context, a: np.ndarray, b: np.ndarray, k: int, key: object) -> np.ndarray:

@@ -190,10 +190,7 @@ def another_dtype(context: Context, func: Any, args: Any, kwargs: Any, out: Any)
 
 def unknown(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """No rule: the units must stay as they are, and nothing is known of the result."""
-    why = f"there is no rule for {func}"
-    if context.opaque:
-        why = "a recurrent layer is not looked into"
-    refuse(context, func, args, kwargs, out, why)
+    refuse(context, func, args, kwargs, out, f"there is no rule for {func}")
 
 
 def refuse(context: Context, func: Any, args: Any, kwargs: Any, out: Any, why: str) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from net2net.dynamics import keep_dynamics
 from net2net.extras import require
-from net2net.files import new_folder, remove_folder, write_atomically
+from net2net.files import new_folder, remove_folder, remove_unfinished, write_atomically
 from net2net.training import distributed
 from net2net.training.state import History, State
 
@@ -69,8 +69,7 @@ def saved(folder: Path) -> list[Path]:
 
 def clean(folder: Path) -> None:
     """Remove what a process left that was killed while it saved."""
-    for path in folder.glob(".*") if folder.is_dir() else ():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    remove_unfinished(folder, PREFIX, "latest")
 
 
 def restore(state: State, path: Path) -> None:
@@ -81,7 +80,7 @@ def restore(state: State, path: Path) -> None:
         ModuleNotFoundError: safetensors is not installed; names the extra that brings it.
     """
     try:
-        document = json.loads((path / "state.json").read_text())
+        document = json.loads((path / "state.json").read_text(), object_hook=_tensor)
     except (OSError, ValueError) as error:
         raise ValueError(f"path (={str(path)!r}) is no checkpoint: {error}") from error
     if document["version"] != VERSION:
@@ -120,7 +119,18 @@ def _write(state: State, place: Path) -> None:
         "optimizer": optimizer,
         "shared": shared,
     }
-    (place / "state.json").write_text(json.dumps(document, indent=1) + "\n")
+    (place / "state.json").write_text(json.dumps(document, indent=1, default=_numbers) + "\n")
+
+
+def _numbers(tensor: Tensor) -> dict[str, Any]:
+    """A small tensor in JSON, such as the options of parameter groups may have."""
+    return {"dtype": str(tensor.dtype).removeprefix("torch."), "values": tensor.tolist()}
+
+
+def _tensor(document: dict[str, Any]) -> Any:
+    if document.keys() != {"dtype", "values"}:
+        return document
+    return torch.tensor(document["values"], dtype=getattr(torch, document["dtype"]))
 
 
 # -- models ----------------------------------------------------------------------------------------------------------
@@ -200,6 +210,7 @@ def _load_optimizer(model: nn.Module, optimizer: Optimizer, path: Path, document
         elif isinstance(value, Tensor) and value.dim():
             value = value.to(parameter.device)
         optimizer.state[parameter][key] = value  # step counts stay on the CPU
+    keep_dynamics(optimizer)
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from net2net.data.augment import eval_transform, margin, train_transform
 from net2net.devices import device as device_of
 from net2net.environment import environment
 from net2net.extras import require
-from net2net.files import write_atomically
+from net2net.files import remove_unfinished, write_atomically
 from net2net.training import checkpoint, distributed, optimizers
 from net2net.training.config import DataConfig, TrainConfig
 from net2net.training.logs import Logs
@@ -126,7 +126,7 @@ def _begun(config: TrainConfig, place: Path, resume: bool) -> bool:
 
 def _begin(config: TrainConfig, place: Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
-    checkpoint.clean(place)
+    remove_unfinished(place, "metrics.", "config.", "environment.")
     checkpoint.clean(place / "checkpoints")
     write_atomically(place / "environment.json", json.dumps(environment(), indent=1) + "\n")
     write_atomically(place / "config.json", json.dumps(options.to_json(config), indent=1) + "\n")
