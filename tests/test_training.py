@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from itertools import islice
 
+import net2net
 import pytest
 import torch
 import torch.nn.functional as F
@@ -231,6 +232,41 @@ def test_what_is_between_steps_may_replace_the_state(data: Dataset) -> None:
     train(state_of(untouched), MemoryFeed(data, 32), LoopConfig(steps=3, eval_every=100))
     assert_same(other, expected)
     assert_same(first, untouched)
+
+
+def test_growing_between_two_steps(data: Dataset) -> None:
+    """Model, optimizer, schedule and average grow in one step, and what is logged goes on where it was."""
+    model = small_net()
+    optimizer = make("rmsprop", model, 0.02)
+    schedule = attach(optimizer, Schedule("cosine", steps=30, final=0.1))
+    state = State(model, optimizer, schedule, moving_average(model, 0.8))
+    losses: list[tuple[float, float]] = []
+
+    def between(state: State) -> None:
+        if state.step == 15:
+            before = evaluate(state.model, [(data.val_x, data.val_y)])[1]
+            grown = net2net.grow(
+                state.model,
+                data.train_x[:2],
+                widen=1.5,
+                optimizer=state.optimizer,
+                scheduler=state.scheduler,
+                ema=state.ema,
+            )
+            state.model, state.optimizer, state.scheduler, state.ema = grown[:4]  # type: ignore[assignment]
+            losses.append((before, evaluate(state.model, [(data.val_x, data.val_y)])[1]))
+
+    rows: list[dict[str, float]] = []
+    config = LoopConfig(steps=30, log_every=5, eval_every=15)
+    history = train(state, MemoryFeed(data, 32), config, between=between, on_row=rows.append)
+    [(before, after)] = losses
+    assert after == pytest.approx(before, rel=1e-4)
+    assert state.model is not model
+    assert [m.out_channels for m in state.model if isinstance(m, nn.Conv2d)] == [18, 24]  # type: ignore[attr-defined]
+    assert history.val_loss[2] < history.val_loss[1]
+    assert history.ema_val_loss[2] < history.ema_val_loss[1]
+    plain = Schedule("cosine", steps=30, final=0.1)
+    assert [row["lr"] for row in rows if "lr" in row] == [0.02 * plain(step - 1) for step in range(5, 31, 5)]
 
 
 def test_evaluate_is_right_and_touches_nothing(data: Dataset) -> None:
