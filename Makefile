@@ -17,7 +17,7 @@ help:
 $(STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[triton,demo,test,lint]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[triton,demo,train,test,lint]"
 	touch $(STAMP)
 
 demo: $(STAMP)

@@ -80,6 +80,9 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
         (["demo", "--seed", "-1"], "argument --seed: -1 is less than 0"),
         (["demo", "--lr", "nan"], "argument --lr: nan is not a positive finite number"),
         (["demo", "--lr", "fast"], "argument --lr: 'fast' is not a number"),
+        (["train", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
+        (["train", "--optimizer", "lion"], "argument --optimizer: invalid choice: 'lion'"),
+        (["train", "--colour", "red"], "unrecognized arguments: --colour red"),
         (["demo", "--colour", "red"], "unrecognized arguments: --colour red"),
     ],
 )
@@ -157,6 +160,51 @@ def test_demo_is_fixed_by_its_seed() -> None:
         assert dataclasses.replace(a.history, seconds=[]) == dataclasses.replace(b.history, seconds=[])
     assert calls[-1] == (experiment.SCRATCH, config.total_steps)
     assert [steps for phase, steps in calls if phase != experiment.GROWING] == list(range(1, config.total_steps + 1))
+
+
+@pytest.mark.usefixtures("extras", "one_thread")
+def test_train_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    argv = ["train", "--runs", str(tmp_path), "--model", "net2net.models:inception_bn(base=0.02)", "--device", "cpu"]
+    short = ["--steps", "3", "--save-every", "2", "--eval-images", "32", "--seed", "5"]
+    assert main([*argv, *short]) == 0
+    assert f"wrote {tmp_path / 'train'}" in capsys.readouterr().out
+    config = json.loads((tmp_path / "train" / "config.json").read_text())
+    assert (config["loop"]["steps"], config["run"]["seed"], config["optimizer"]["eps"]) == (3, 5, None)
+    assert sorted(p.name for p in (tmp_path / "train" / "checkpoints").iterdir()) == [
+        "latest",
+        "step-00000000",
+        "step-00000002",
+        "step-00000003",
+    ]
+    assert main([*argv, *short]) == 1
+    assert "--resume goes on with that run" in capsys.readouterr().err
+    assert main(["train", "--runs", str(tmp_path), "--resume"]) == 0  # what is not given is as it was
+    assert main(["train", "--runs", str(tmp_path), "--resume", "--steps", "9"]) == 1
+    assert "--steps (=9) is 3 in the run" in capsys.readouterr().err
+    copied = ["train", "--config", str(tmp_path / "train" / "config.json"), "--name", "other"]
+    assert main(copied) == 0
+    for place in ("train", "other"):
+        rows = (tmp_path / place / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(row)["step"] for row in rows] == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--lr", "0"], "lr (=0.0) must be above 0"),
+        (["--steps", "-1"], "steps (=-1) must be at least 0"),
+        (["--data", "nowhere"], "path (='nowhere') does not exist"),
+        (["--config", "nowhere.json"], "nowhere.json"),
+        (["--device", "abacus"], "--device (='abacus') is no device"),
+    ],
+)
+def test_train_refuses(argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rich", reason="rich is not installed")
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    assert main(["train", "--runs", str(tmp_path), *argv]) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_curves_need_a_history() -> None:

@@ -1,10 +1,10 @@
 """Data: the handwritten digits, and the same digits written into the folder layouts that torchvision reads."""
 
-import struct
 from pathlib import Path
 
 import pytest
 import torch
+from folders import Raw, raw_digits, write_fashion_mnist, write_image_folder
 from net2net.data import Dataset, digits, folder
 from net2net.extras import require
 
@@ -12,35 +12,8 @@ sklearn_datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn 
 
 
 @pytest.fixture(scope="module")
-def raw() -> tuple[torch.Tensor, torch.Tensor]:
-    """60 real digits: uint8 images `[60, 8, 8]`, and labels."""
-    loaded = sklearn_datasets.load_digits()
-    return torch.from_numpy(loaded.images[:60] * 15).to(torch.uint8), torch.from_numpy(loaded.target[:60])
-
-
-def write_image_folder(root: Path, raw: tuple[torch.Tensor, torch.Tensor], size: tuple[int, int] = (20, 24)) -> Path:
-    """Even digits into train/, odd ones into val/, as PNG files of `size` (height, width)."""
-    io = pytest.importorskip("torchvision.io", reason="torchvision is not installed")
-    for i, (image, label) in enumerate(zip(*raw, strict=True)):
-        place = root / ("val" if i % 3 == 0 else "train") / f"digit{label}"
-        place.mkdir(parents=True, exist_ok=True)
-        pixels = torch.nn.functional.interpolate(image[None, None].float(), size=size).to(torch.uint8)[0]
-        io.write_png(pixels, str(place / f"{i:03d}.png"))
-    return root
-
-
-def write_fashion_mnist(root: Path, raw: tuple[torch.Tensor, torch.Tensor]) -> Path:
-    pytest.importorskip("torchvision", reason="torchvision is not installed")
-    place = root / "FashionMNIST" / "raw"
-    place.mkdir(parents=True)
-    images = torch.nn.functional.interpolate(raw[0][:, None].float(), size=(28, 28))[:, 0].to(torch.uint8).numpy()
-    labels = raw[1].to(torch.uint8).numpy()
-    for name, part in (("train", slice(0, 40)), ("t10k", slice(40, 60))):
-        count = len(labels[part])
-        header = struct.pack(">IIII", 0x803, count, 28, 28)
-        (place / f"{name}-images-idx3-ubyte").write_bytes(header + images[part].tobytes())
-        (place / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, count) + labels[part].tobytes())
-    return root
+def raw() -> Raw:
+    return raw_digits()
 
 
 def check(data: Dataset) -> None:
@@ -111,24 +84,24 @@ def test_to_keeps_everything_else() -> None:
     assert (moved.name, moved.num_classes, moved.in_channels) == (data.name, data.num_classes, data.in_channels)
 
 
-def test_image_folder(tmp_path: Path, raw: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_image_folder(tmp_path: Path, raw: Raw) -> None:
     data = folder(write_image_folder(tmp_path / "pictures", raw))
     check(data)
     assert (data.name, data.num_classes, data.in_channels, data.image_size) == ("pictures", 10, 3, (20, 20))
     assert (len(data.train_x), len(data.val_x)) == (40, 20)
 
 
-def test_image_folder_in_another_size(tmp_path: Path, raw: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_image_folder_in_another_size(tmp_path: Path, raw: Raw) -> None:
     data = folder(write_image_folder(tmp_path, raw), image_size=16)
     check(data)
     assert data.image_size == (16, 16)
 
 
-def test_large_images_become_64_pixels(tmp_path: Path, raw: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_large_images_become_64_pixels(tmp_path: Path, raw: Raw) -> None:
     assert folder(write_image_folder(tmp_path, raw, size=(90, 70))).image_size == (64, 64)
 
 
-def test_fashion_mnist_layout(tmp_path: Path, raw: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_fashion_mnist_layout(tmp_path: Path, raw: Raw) -> None:
     data = folder(write_fashion_mnist(tmp_path, raw))
     check(data)
     assert (data.name, data.in_channels, data.image_size) == ("FashionMNIST", 1, (28, 28))
@@ -186,7 +159,7 @@ def test_one_class(tmp_path: Path) -> None:
         folder(tmp_path)
 
 
-def test_class_without_images(tmp_path: Path, raw: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_class_without_images(tmp_path: Path, raw: Raw) -> None:
     root = write_image_folder(tmp_path, raw)
     for image in (root / "val" / "digit3").iterdir():
         image.unlink()
@@ -194,7 +167,7 @@ def test_class_without_images(tmp_path: Path, raw: tuple[torch.Tensor, torch.Ten
         folder(root)
 
 
-def test_broken_image(tmp_path: Path, raw: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_broken_image(tmp_path: Path, raw: Raw) -> None:
     root = write_image_folder(tmp_path, raw)
     broken = sorted((root / "train" / "digit5").iterdir())[0]
     broken.write_bytes(b"not a picture")

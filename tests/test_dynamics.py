@@ -9,6 +9,7 @@ import pytest
 import torch
 from models import EXAMPLES
 from net2net.dynamics import KEY
+from net2net.rmsprop import RMSpropTF
 from torch import Tensor, nn
 from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 from zoo import NETWORKS
@@ -20,6 +21,7 @@ OPTIMIZERS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
     "sgd": (SGD, {"lr": 1e-3, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
     "adam": (Adam, {"lr": 1e-3, "amsgrad": True, "weight_decay": 0.1, "eps": 1e-3}),
     "adamw": (AdamW, {"lr": 1e-3, "weight_decay": 0.1}),
+    "rmsprop-tf": (RMSpropTF, {"lr": 1e-3, "eps": 1.0, "weight_decay": 0.1}),
     "rmsprop": (RMSprop, {"lr": 1e-3, "momentum": 0.9, "centered": True, "eps": 1.0, "weight_decay": 0.1}),
     "nadam": (NAdam, {"lr": 1e-3}),
     "radam": (RAdam, {"lr": 3e-3}),

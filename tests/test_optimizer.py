@@ -6,6 +6,7 @@ import net2net
 import pytest
 import torch
 from models import EXAMPLES
+from net2net.rmsprop import RMSpropTF
 from torch import Tensor, nn
 from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
@@ -14,6 +15,7 @@ CASES = {
     "adam": (Adam, {"amsgrad": True}),
     "adamw": (AdamW, {}),
     "rmsprop": (RMSprop, {"momentum": 0.9, "centered": True, "eps": 1e-30}),
+    "rmsprop-tf": (RMSpropTF, {"lr": 1e-30, "eps": 1e-30, "initial": 0.0}),
     "nadam": (NAdam, {}),
     "radam": (RAdam, {}),
     "adamax": (Adamax, {"eps": 1e-30}),
@@ -34,7 +36,7 @@ def make(kind: type[Optimizer], model: nn.Module, **options: object) -> Optimize
         {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.0},
         {"params": [p for p in model.parameters() if p.dim() == 1]},
     ]
-    return kind(groups, lr=0.0, **options)  # type: ignore[call-arg]
+    return kind(groups, **{"lr": 0.0, **options})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("case", CASES)

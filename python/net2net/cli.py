@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,15 @@ from pathlib import Path
 
 import torch
 
-from net2net import benchmarks, console, data, inspection
+from net2net import benchmarks, console, data, inspection, options
+from net2net.devices import device as device_of
 from net2net.environment import EXTRAS, environment
 from net2net.experiments import artifacts, digits
 from net2net.experiments.digits import DemoConfig
 from net2net.extras import require
 from net2net.files import write_atomically
 from net2net.picture import picture
+from net2net.training import TrainConfig, runs
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return args.command.run(args)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
         print(f"net2net {args.command.name}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -112,7 +115,7 @@ def _demo(args: argparse.Namespace) -> int:
         require(module)
     if args.out.exists() and not args.out.is_dir():
         raise NotADirectoryError(f"--out (={str(args.out)!r}) is a file, not a folder")
-    device = _device(args.device)
+    device = device_of(args.device)
     threads = args.threads
     if args.data is None:
         dataset = data.digits(args.image_size or 16)
@@ -138,18 +141,26 @@ def _demo(args: argparse.Namespace) -> int:
     return 0
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device (={name!r}) is no device: {str(error).splitlines()[0]}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device (={name!r}): there are {torch.cuda.device_count()} CUDA devices")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device (={name!r}) must be auto, cpu, cuda or cuda:N")
-    return device
+# -- train -----------------------------------------------------------------------------------------------------------
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", type=Path, metavar="FILE", help="begin with this config.json of another run; options go before it")
+    add("--resume", action="store_true", help="go on with the run if it has been begun, from its last checkpoint")
+    options.add_arguments(parser, TrainConfig)
+
+
+def _train(args: argparse.Namespace) -> int:
+    config = runs.read_config(args.config) if args.config else TrainConfig()
+    given = options.given(TrainConfig, args)
+    config = options.override(config, given)
+    if args.resume:  # what is not given is as it was
+        config = options.override(runs.saved_config(runs.folder_of(config)) or config, given)
+    with console.progress_bar(config.loop.steps, shown=os.environ.get("RANK", "0") == "0") as on_step:
+        runs.run(config, resume=args.resume, on_step=lambda step: on_step("training", step))
+    print("wrote", runs.folder_of(config))
+    return 0
 
 
 # -- doctor ----------------------------------------------------------------------------------------------------------
@@ -164,8 +175,7 @@ def _doctor(args: argparse.Namespace) -> int:
     found = environment()
     print("versions")
     for package, version in found["versions"].items():
-        extra = "triton" if package == "triton" else "demo"
-        hint = f"  (pip install 'n2n-kernels[{extra}]')" if package in EXTRAS else ""
+        hint = f"  (pip install 'n2n-kernels[{EXTRAS[package]}]')" if package in EXTRAS else ""
         print(f"  {package:<14} {version if version is not None else 'not installed' + hint}")
     print("machine")
     print(f"  {'platform':<14} {found['platform']}")
@@ -280,6 +290,21 @@ COMMANDS: tuple[Command, ...] = (
         "Writes results.json (everything measured) and curves.png (the paper's figure 4) into --out.",
         _add_demo,
         _demo,
+    ),
+    Command(
+        "train",
+        "train a network on images, with checkpoints that a killed run goes on from, bit by bit",
+        "example:\n"
+        "  net2net train --model 'net2net.models:inception_bn(base=0.125)' --steps 500\n"
+        "  net2net train --name teacher --data imagenet --image-size 224 --batch-size 256 --workers 16 \\\n"
+        "      --precision bfloat16 --channels-last --compile --label-smoothing 0.1 --ema 0.9999 --steps 500000 \\\n"
+        "      --eval-every 5000 --save-every 5000\n"
+        "  net2net train --name teacher --resume                        go on with it\n"
+        "  net2net train --name other --config runs/teacher/config.json --seed 1\n"
+        "  torchrun --nproc-per-node 8 -m net2net train --name teacher --resume\n\n"
+        "Writes config.json, metrics.csv, metrics.jsonl and checkpoints/ into RUNS/NAME.",
+        _add_train,
+        _train,
     ),
     Command(
         "inspect",

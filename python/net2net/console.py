@@ -11,7 +11,7 @@ from net2net.extras import require
 
 
 @contextmanager
-def progress_bar(total: int) -> Iterator[Callable[[str, int], None]]:
+def progress_bar(total: int, *, shown: bool = True) -> Iterator[Callable[[str, int], None]]:
     """A bar over `total` mini-batches; yields the callback that moves it, (what is going on, mini-batches done)."""
     rich = require("rich.progress")
     columns = (
@@ -21,7 +21,7 @@ def progress_bar(total: int) -> Iterator[Callable[[str, int], None]]:
         rich.TimeElapsedColumn(),
         rich.TimeRemainingColumn(),
     )
-    with rich.Progress(*columns) as bar:
+    with rich.Progress(*columns, disable=not shown) as bar:
         task = bar.add_task("starting", total=total)
         yield lambda phase, done: bar.update(task, description=phase, completed=done)
 

@@ -32,6 +32,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
+from net2net.rmsprop import RMSpropTF
+
 #: The option of a parameter group that lists, for each of its parameters, the factors of its gradient and its values.
 KEY = "net2net_dynamics"
 
@@ -41,7 +43,7 @@ Factors = dict[str, list[Tensor]]
 _NONE: Factors = {"gradient": [], "value": []}
 
 #: Those whose step treats every element alike and by itself.
-ELEMENTWISE = (SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop)
+ELEMENTWISE = (SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop, RMSpropTF)
 
 
 @dataclass(frozen=True, eq=False)

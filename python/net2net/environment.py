@@ -11,7 +11,15 @@ import torch
 
 import n2n_kernels
 
-EXTRAS = ("triton", "torchvision", "scikit-learn", "matplotlib", "rich")
+#: The extra that brings a package.
+EXTRAS = {
+    "triton": "triton",
+    "torchvision": "demo",
+    "scikit-learn": "demo",
+    "matplotlib": "demo",
+    "rich": "demo",
+    "safetensors": "train",
+}
 
 
 def environment() -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -17,9 +18,14 @@ from net2net.widen import plan_and_groups
 from net2net.widen_plan import WidenPlan
 
 
-def build(spec: str) -> nn.Module:
+def build(spec: str, **usual: Any) -> nn.Module:
     """The module that `package.module:factory` makes, with keyword arguments in parentheses if it takes any:
     `torchvision.models:resnet18(num_classes=10)`.
+
+    Args:
+        spec: the module's maker.
+        usual: arguments that are passed on where `spec` does not give them and the factory has parameters of these
+            names. `num_classes` is also passed to a factory that takes any keyword, as torchvision's do.
 
     Raises:
         ValueError: if `spec` is not of this form, or names nothing, or what it names makes no module.
@@ -35,6 +41,11 @@ def build(spec: str) -> nn.Module:
         raise ValueError(f"--model (={spec!r}): {error}") from error
     try:
         arguments = dict(_argument(spec, a) for a in (found[3] or "").split(",") if a.strip())
+        parameters = signature(target).parameters if usual else {}
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for name, value in usual.items():
+            if name in parameters or (takes_any and name == "num_classes"):
+                arguments.setdefault(name, value)
         model = target(**arguments)
     except TypeError as error:
         raise ValueError(f"--model (={spec!r}): {error}") from error

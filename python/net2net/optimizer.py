@@ -30,6 +30,7 @@ from torch.optim import (
 )
 
 from net2net.dynamics import GrownAxis
+from net2net.rmsprop import RMSpropTF
 from net2net.tree import deepcopy
 
 #: For each optimizer, the power of the output split that each state tensor takes. A subclass may do anything with its
@@ -44,6 +45,7 @@ LAWS: dict[type[Optimizer], dict[str, int]] = {
     Adagrad: {"sum": 2},
     Adadelta: {"square_avg": 2, "acc_delta": 0},
     RMSprop: {"square_avg": 2, "grad_avg": 1, "momentum_buffer": 0},
+    RMSpropTF: {"square_avg": 2, "momentum_buffer": 0},
 }
 
 #: What becomes of state: all of it grown by its law; as that, but without the momentum of units that now have replicas;

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 import net2net
-from net2net.data import Dataset
+from net2net.data import Dataset, MemoryFeed
 from net2net.deepen import DeepenPlan
 from net2net.models import InceptionBN, inception_bn
 from net2net.models.inception import initialise_layers
-from net2net.training import History, rmsprop, train
+from net2net.training import History, LoopConfig, Schedule, State, attach, rmsprop, train
 
 TEACHER, NET2NET, RANDOM_PAD, SCRATCH = "teacher", "Net2Net", "random pad", "random initialisation"
 GROWING = "growing"
@@ -145,22 +145,19 @@ def run(
         RuntimeError: a growth step changed the function, or gave another architecture than it should.
     """
     dataset = dataset.to(device)
+    feed = MemoryFeed(dataset, config.batch_size, seed=config.seed, eval_images=config.eval_images)
     done = 0
 
     def training(name: str, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Training:
         nonlocal done
         before = done
         lr = optimizer.param_groups[0]["lr"]
+        schedule = Schedule("cosine", steps=steps, final=config.final_lr)
         history = train(
-            model,
-            dataset,
-            optimizer,
-            steps=steps,
-            batch_size=config.batch_size,
+            State(model, optimizer, attach(optimizer, schedule)),
+            feed,
+            LoopConfig(steps=steps, eval_every=config.eval_every),
             seed=config.seed,
-            final_lr=config.final_lr,
-            eval_every=config.eval_every,
-            eval_images=config.eval_images,
             on_step=lambda step: on_step(name, before + step),
         )
         done += steps

@@ -1,4 +1,4 @@
-"""Image classification sets as plain tensors: scikit-learn's handwritten digits, and folders of images.
+"""Image classification sets as plain tensors, whole in memory: scikit-learn's handwritten digits, folders of images.
 
 scikit-learn and torchvision are extras, imported only by the functions that need them.
 """
@@ -7,21 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from net2net.data.sources import open_images, read
 from net2net.extras import require
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-SMALLEST_SIDE, LARGEST_SIDE = 16, 64  # what the Inception network's "small" stem is made for
-FASHION_MNIST_FILES = tuple(
-    f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +77,10 @@ def digits(image_size: int = 16, *, val_fraction: float = 0.2, seed: int = 0) ->
 def folder(path: str | Path, image_size: int | None = None, *, seed: int = 0) -> Dataset:
     """A folder of images, read whole into memory as float32.
 
-    Two layouts are known, both torchvision's own: `train/<class>/*` and `val/<class>/*` (ImageFolder; images
-    become RGB), and `FashionMNIST/raw/*-ubyte` (grey; its test set serves as the validation set).
+    The layouts are those of `open_images`.
 
     Args:
-        path: the folder that holds `train` and `val`, or `FashionMNIST`.
+        path: the folder that holds `train` and `val`, `FashionMNIST` or `cifar-10-batches-py`.
         image_size: side in pixels. The shorter side of an image is resized to it and the middle square kept.
             None takes the shorter side of the first training image, but at least 16 and at most 64.
         seed: fixes the order of the images.
@@ -100,97 +92,26 @@ def folder(path: str | Path, image_size: int | None = None, *, seed: int = 0) ->
             classes, an image cannot be read, or `image_size` is out of range.
         ModuleNotFoundError: torchvision is not installed; names the extra that brings it.
     """
-    root = Path(path)
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size (={image_size}) must be at least 1")
-    if not root.exists():
-        raise FileNotFoundError(f"path (={str(path)!r}) does not exist")
-    if not root.is_dir():
-        raise NotADirectoryError(f"path (={str(path)!r}) is not a folder")
-    if (root / "FashionMNIST").is_dir():
-        return _fashion_mnist(root, image_size, seed)
-    if (root / "train").is_dir() or (root / "val").is_dir():
-        return _image_folder(root, image_size, seed)
-    found = ", ".join(sorted(child.name for child in root.iterdir())[:5]) or "nothing"
-    raise FileNotFoundError(
-        f"path (={str(path)!r}) must hold train/ and val/ (ImageFolder), or FashionMNIST/raw/; it holds {found}"
-    )
+    images = open_images(path)
+    size = image_size or images.image_size
+    train, val = _pixels(images.train, size), _pixels(images.val, size)
+    return _dataset(images.name, *train, *val, num_classes=images.num_classes, seed=seed)
 
 
-def _image_folder(root: Path, image_size: int | None, seed: int) -> Dataset:
-    classes = {split: _classes(root, split) for split in ("train", "val")}
-    if classes["train"] != classes["val"]:
-        only = sorted(set(classes["train"]) ^ set(classes["val"]))
-        raise ValueError(
-            f"path (={str(root)!r}): the classes of train/ ({len(classes['train'])}) and val/ "
-            f"({len(classes['val'])}) differ, only one of them has {', '.join(only[:5])}"
-        )
-    if len(classes["train"]) < 2:
-        raise ValueError(f"path (={str(root)!r}): train/ must hold at least 2 classes, not {classes['train']}")
-    sets = require("torchvision.datasets")
-    images: list[Tensor] = []
-    labels: list[Tensor] = []
-    for split in ("train", "val"):
-        try:
-            listed = sets.ImageFolder(root / split)
-        except FileNotFoundError as error:  # torchvision's message names the classes
-            raise ValueError(f"path (={str(root)!r}): no images in a class of {split}/. {error}") from error
-        if image_size is None:
-            image_size = _default_side(*_read_image(listed, 0).size)
-        pixels = [_square(_read_image(listed, i), image_size) for i in range(len(listed))]
-        images.append(torch.stack(pixels).float() / 255)
-        labels.append(torch.tensor(listed.targets))
-    num_classes = len(classes["train"])
-    return _dataset(root.name, images[0], labels[0], images[1], labels[1], num_classes=num_classes, seed=seed)
-
-
-def _fashion_mnist(root: Path, image_size: int | None, seed: int) -> Dataset:
-    raw = root / "FashionMNIST" / "raw"
-    missing = [name for name in FASHION_MNIST_FILES if not (raw / name).is_file()]
-    if missing:
-        raise FileNotFoundError(f"path (={str(root)!r}): FashionMNIST/raw lacks {', '.join(missing)}")
-    sets = require("torchvision.datasets")
-    images: list[Tensor] = []
-    labels: list[Tensor] = []
-    for train in (True, False):
-        part = sets.FashionMNIST(root, train=train, download=False)
-        x = part.data.unsqueeze(1).float() / 255
-        side = image_size or _default_side(x.shape[3], x.shape[2])
-        if side != x.shape[-1]:
-            x = F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
-        images.append(x)
-        labels.append(part.targets.long())
-    return _dataset("FashionMNIST", images[0], labels[0], images[1], labels[1], num_classes=10, seed=seed)
-
-
-def _classes(root: Path, split: str) -> list[str]:
-    if not (root / split).is_dir():
-        raise FileNotFoundError(f"path (={str(root)!r}) has no folder {split}/")
-    names = sorted(child.name for child in (root / split).iterdir() if child.is_dir())
-    if not names:
-        raise FileNotFoundError(f"path (={str(root)!r}): {split}/ has no class folders")
-    return names
-
-
-def _read_image(listed: Any, index: int) -> Image:
-    """Image `index` of a torchvision ImageFolder."""
-    try:
-        return listed[index][0]
-    except OSError as error:  # what PIL raises for a broken file
-        raise ValueError(f"cannot read the image {listed.samples[index][0]}: {error}") from error
-
-
-def _square(image: Image, side: int) -> Tensor:
-    """The middle square of an image, resized to `side`: uint8 `[C, side, side]`."""
+def _pixels(images: Any, size: int) -> tuple[Tensor, Tensor]:
+    """All images, as float32 `[N, C, size, size]` in [0, 1], and their labels, int64 `[N]`."""
     functional = require("torchvision.transforms.v2.functional")
-    pixels = functional.pil_to_tensor(image)
-    if min(pixels.shape[1:]) != side:
-        pixels = functional.resize(pixels, [side], antialias=True)
-    return functional.center_crop(pixels, [side, side])
-
-
-def _default_side(width: int, height: int) -> int:
-    return min(max(min(width, height), SMALLEST_SIDE), LARGEST_SIDE)
+    squares, labels = [], []
+    for index in range(len(images)):
+        image, label = read(images, index)
+        pixels = functional.pil_to_tensor(image)
+        if min(pixels.shape[1:]) != size:
+            pixels = functional.resize(pixels, [size], antialias=True)
+        squares.append(functional.center_crop(pixels, [size, size]))
+        labels.append(int(label))
+    return torch.stack(squares).float() / 255, torch.tensor(labels)
 
 
 def _stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:

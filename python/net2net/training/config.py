@@ -1,0 +1,100 @@
+"""Everything that decides a run of `net2net train`, with the settings that Inception was trained with as defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from net2net.data import augment
+from net2net.options import Section, option
+from net2net.training import optimizers, schedules
+from net2net.training.loop import LoopConfig
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """Which images, and what is done to them."""
+
+    data: str = option(
+        "digits",
+        "folder with train/CLASS/* and val/CLASS/* (ImageNet's layout), FashionMNIST/raw/ or cifar-10-batches-py/; "
+        "digits: scikit-learn's",
+    )
+    image_size: int | None = option(None, "side in pixels; automatic: the images' own, 16 to 64", least=8)
+    augment: str = option(
+        "auto",
+        "inception: random part of the area, flip, colours; small: moved by up to 1/8, flip; shift: moved alone; "
+        "auto: inception above 64 pixels, shift for the digits, else small",
+        choices=("auto", *augment.KINDS),
+    )
+    batch_size: int = option(32, "images per mini-batch, of all processes together", least=1)
+    workers: int = option(2, "processes that read images; 0: none but this one", least=0, changeable=True)
+    in_memory: bool = option(False, "keep all images on the device, for small sets (digits always are)")
+    eval_images: int = option(0, "evaluate on so many images of either set at most; 0: all of val/", least=0)
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    """The network."""
+
+    model: str = option(
+        "net2net.models:inception_bn",
+        "what makes the model, as torchvision.models:resnet18(zero_init_residual=True); num_classes, in_channels and "
+        "stem are given to it if it takes them",
+    )
+    ema: float = option(0.0, "decay of the moving average of the weights; 0: none", least=0, below=1)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(Section):
+    """How the weights are changed."""
+
+    optimizer: str = option(
+        "rmsprop",
+        "rmsprop: epsilon inside the root, as Inception was trained (TensorFlow); rmsprop-torch: outside",
+        choices=optimizers.KINDS,
+    )
+    lr: float = option(0.045, "first learning rate", above=0)
+    momentum: float = option(0.9, "of RMSProp and SGD; AdamW's first beta", least=0, below=1)
+    decay: float = option(0.9, "of RMSProp's squared gradients", least=0, below=1)
+    eps: float | None = option(None, "epsilon; automatic: 1.0 for RMSProp, 1e-8 for AdamW", least=0)
+    weight_decay: float = option(0.0, "of weights, not of biases and normalisations; Inception: 4e-5", least=0)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig(Section):
+    """The learning rate over time."""
+
+    schedule: str = option(
+        "exponential",
+        "exponential: times --decay-rate every --decay-epochs, as Inception; cosine: to --final-lr at the end",
+        choices=schedules.KINDS,
+    )
+    warmup: int = option(0, "mini-batches over which the rate rises at first", least=0)
+    final_lr: float = option(0.0, "the cosine's last rate, as a share of the first", least=0)
+    decay_rate: float = option(0.94, "of the exponential schedule", above=0)
+    decay_epochs: float = option(2.0, "of the exponential schedule", above=0)
+
+
+@dataclass(frozen=True)
+class RunConfig(Section):
+    """Where and on what."""
+
+    name: str = option("train", "of the run; its folder is RUNS/NAME")
+    runs: str = option("runs", "folder of all runs", changeable=True)
+    keep: int = option(3, "checkpoints that are kept; 0: all", least=0, changeable=True)
+    seed: int = option(0, "of everything random", least=0)
+    device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one", changeable=True)
+    threads: int | None = option(None, "CPU threads; automatic: torch's own", least=1)
+    deterministic: bool = option(False, "on a GPU too: only algorithms that give the same bits every time")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A run of `net2net train`, as it is saved in `config.json`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    run: RunConfig = field(default_factory=RunConfig)

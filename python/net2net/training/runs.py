@@ -1,0 +1,235 @@
+"""A run of `net2net train`: from its configuration to a folder with checkpoints and logs.
+
+runs/NAME/config.json            the whole configuration; `net2net train --config` takes it
+runs/NAME/environment.json       versions, machine, devices at the start
+runs/NAME/metrics.jsonl, .csv    what was measured, row by row; `tensorboard/` too, if that is installed
+runs/NAME/checkpoints/           see `checkpoint`
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from net2net import inspection, options
+from net2net.data import Feed, LoaderFeed, MemoryFeed, digits, folder, open_images
+from net2net.data.augment import eval_transform, margin, train_transform
+from net2net.devices import device as device_of
+from net2net.environment import environment
+from net2net.extras import require
+from net2net.files import remove_unfinished, write_atomically
+from net2net.training import checkpoint, distributed, optimizers
+from net2net.training.config import DataConfig, TrainConfig
+from net2net.training.logs import Logs
+from net2net.training.loop import train
+from net2net.training.schedules import Schedule, attach
+from net2net.training.state import State, moving_average
+
+SMALL = 64  # pixels; what is larger is treated like ImageNet's images
+
+
+def run(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    between: Callable[[State], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> State:
+    """Carry out the run that `config` describes; under `torchrun`, every process calls this.
+
+    Args:
+        config: everything that decides the outcome.
+        resume: go on from the last checkpoint if the run has been begun, and begin it if it has not.
+        between: see `train`.
+        on_step: called with the number of steps done, after each.
+
+    Returns:
+        The state at the end, in every process.
+
+    Raises:
+        FileExistsError: there is a run of this name, and `resume` is not set.
+        ValueError: the configuration does not fit the data, the model, or the run that is to be resumed.
+        FloatingPointError: the loss is no longer finite.
+        ModuleNotFoundError: safetensors or what reads the data is not installed; names the extra that brings it.
+    """
+    require("safetensors", "train")
+    with distributed.process_group(device_of(config.run.device)) as device, _settings(config):
+        rank, ranks = distributed.rank_and_size()
+        place = folder_of(config)
+        begun = _begun(config, place, resume)
+        feed, num_classes, image_shape = _feed(config.data, config.run.seed, device, rank, ranks)
+        state = _state(config, feed, num_classes, image_shape, device)
+        distributed.wait_for_all()  # nothing is written before every process has looked
+        if rank == 0:
+            _begin(config, place)
+        distributed.wait_for_all()
+        checkpoints = place / "checkpoints"
+        last = checkpoint.saved(checkpoints)[-1:] if begun else []
+        if last:
+            checkpoint.restore(state, last[0])
+            if on_step is not None:
+                on_step(state.step)
+        with Logs(place, state.step, fresh=not last) if rank == 0 else nullcontext() as logs:
+            train(
+                state,
+                feed,
+                config.loop,
+                seed=config.run.seed,
+                between=between,
+                save=lambda state: _save(state, checkpoints, config.run.keep),
+                on_row=None if logs is None else logs.row,
+                on_step=on_step,
+            )
+    return state
+
+
+def folder_of(config: TrainConfig) -> Path:
+    """Where the run keeps its files."""
+    return Path(config.run.runs) / config.run.name
+
+
+def saved_config(place: Path) -> TrainConfig | None:
+    """The configuration of the run in this folder; None if there is no run."""
+    path = place / "config.json"
+    return read_config(path) if path.is_file() else None
+
+
+def read_config(path: Path) -> TrainConfig:
+    """A configuration that was saved. ValueError if it is none; names what is wrong in it."""
+    try:
+        return options.from_json(TrainConfig, json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _begun(config: TrainConfig, place: Path, resume: bool) -> bool:
+    """Whether there is a run to go on with; ValueError or FileExistsError if it is not to be gone on with."""
+    before = saved_config(place)
+    if before is None:
+        return False
+    if not resume:
+        raise FileExistsError(f"{place} exists already; --resume goes on with that run, --name NAME begins another")
+    there, now = options.to_json(before), options.to_json(config)
+    for name, (section, field, _, _) in options.leaves(TrainConfig).items():
+        if there[section][name] != now[section][name] and not field.metadata["changeable"]:
+            raise ValueError(
+                f"--{name.replace('_', '-')} (={now[section][name]!r}) is {there[section][name]!r} in the run that is "
+                "to be resumed"
+            )
+    return True
+
+
+def _begin(config: TrainConfig, place: Path) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(place, "metrics.", "config.", "environment.")
+    checkpoint.clean(place / "checkpoints")
+    write_atomically(place / "environment.json", json.dumps(environment(), indent=1) + "\n")
+    write_atomically(place / "config.json", json.dumps(options.to_json(config), indent=1) + "\n")
+
+
+def _save(state: State, checkpoints: Path, keep: int) -> None:
+    checkpoint.save(state, checkpoints, keep)
+
+
+def _feed(
+    config: DataConfig, seed: int, device: torch.device, rank: int, ranks: int
+) -> tuple[Feed, int, tuple[int, int, int]]:
+    """The images, how many classes they have, and the shape of one, (channels, height, width)."""
+    kind = config.augment
+    shared = {"seed": seed, "eval_images": config.eval_images, "rank": rank, "ranks": ranks}
+    if config.data == "digits" or config.in_memory:
+        dataset = digits(config.image_size or 16) if config.data == "digits" else folder(config.data, config.image_size)
+        if kind == "auto":
+            kind = "shift" if config.data == "digits" else "small"
+        if kind == "inception":
+            raise ValueError("--augment (='inception') is for images that are read from disk, not --in-memory")
+        shape = (dataset.in_channels, *dataset.image_size)
+        feed = MemoryFeed(
+            dataset.to(device),
+            config.batch_size,
+            max_shift=0 if kind == "none" else margin(min(dataset.image_size)),
+            flips=kind == "small",
+            **shared,
+        )
+        return feed, dataset.num_classes, shape
+    images = open_images(config.data)
+    size = config.image_size or images.image_size
+    if kind == "auto":
+        kind = "inception" if size > SMALL else "small"
+    reader = LoaderFeed(
+        images,
+        config.batch_size,
+        train_transform(kind, size),
+        eval_transform(kind, size),
+        workers=config.workers,
+        pin_memory=device.type == "cuda",
+        **shared,
+    )
+    return reader, images.num_classes, (images.in_channels, size, size)
+
+
+def _state(
+    config: TrainConfig, feed: Feed, num_classes: int, image_shape: tuple[int, int, int], device: torch.device
+) -> State:
+    """Model, optimizer, scheduler and average, before the first step."""
+    stem = "small" if image_shape[1] <= SMALL else "imagenet"
+    with torch.random.fork_rng():
+        torch.manual_seed(config.run.seed)  # the same weights in every process
+        model = inspection.build(config.model.model, num_classes=num_classes, in_channels=image_shape[0], stem=stem)
+    model.to(device)
+    if config.loop.channels_last:
+        model.to(memory_format=torch.channels_last)  # before the average and the optimizer take their layout from it
+    _try(config.model.model, model, num_classes, image_shape, device)
+    settings = config.optimizer
+    optimizer = optimizers.make(
+        settings.optimizer,
+        model,
+        settings.lr,
+        momentum=settings.momentum,
+        decay=settings.decay,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+    schedule = Schedule(
+        config.schedule.schedule,
+        steps=config.loop.steps,
+        final=config.schedule.final_lr,
+        decay=config.schedule.decay_rate,
+        decay_steps=max(round(config.schedule.decay_epochs * feed.batches_per_epoch), 1),
+        warmup=config.schedule.warmup,
+    )
+    ema = moving_average(model, config.model.ema) if config.model.ema else None
+    return State(model, optimizer, attach(optimizer, schedule), ema)
+
+
+@torch.no_grad()
+def _try(
+    spec: str, model: nn.Module, num_classes: int, image_shape: tuple[int, int, int], device: torch.device
+) -> None:
+    """Better found out before the run is begun."""
+    x = torch.zeros(1, *image_shape, device=device)
+    try:
+        out = model.eval()(x)
+    except RuntimeError as error:
+        raise ValueError(f"--model (={spec!r}) cannot take images {list(x.shape)}: {error}") from error
+    if not isinstance(out, torch.Tensor) or out.shape != (1, num_classes):
+        shape = list(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+        raise ValueError(f"--model (={spec!r}) must return logits {[1, num_classes]}, not {shape}")
+
+
+@contextmanager
+def _settings(config: TrainConfig) -> Iterator[None]:
+    """torch's global settings, for the time of the run."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(config.run.threads or threads)
+    torch.use_deterministic_algorithms(deterministic or config.run.deterministic)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)

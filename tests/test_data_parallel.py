@@ -1,0 +1,137 @@
+"""Training in two processes, as `torchrun` starts them: the same gradients as in one, and the same state in both."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from folders import raw_digits, write_image_folder
+from net2net import options
+from net2net.training import TrainConfig, checkpoint, logs, runs
+from test_resume import outcome
+from torch import nn
+
+load_file = pytest.importorskip("safetensors.torch", reason="safetensors is not installed").load_file
+
+if not dist.is_available():
+    pytest.skip("torch is built without distributed training", allow_module_level=True)
+
+
+class Double(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.double()
+
+
+def plain(num_classes: int, in_channels: int) -> nn.Module:
+    """Nothing that depends on how a mini-batch is shared out, in float64."""
+    layers = nn.Conv2d(in_channels, 4, 3, stride=4), nn.Tanh(), nn.Flatten(), nn.Linear(100, num_classes)
+    return nn.Sequential(Double(), *(layer.double() for layer in layers))
+
+
+def normalised(num_classes: int, in_channels: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 4, 3, stride=2),
+        nn.BatchNorm2d(4),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(4, num_classes),
+    )
+
+
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["net2net.training", "torchvision.transforms.v2", "safetensors.torch"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_image_folder(tmp_path_factory.mktemp("images"), raw_digits())
+
+
+def config_of(images: Path, tmp_path: Path, name: str, model: str, **changes: Any) -> TrainConfig:
+    every = {"steps": 12, "log_every": 2, "eval_every": 6, "save_every": 3, "lr": 0.01, "augment": "none", "workers": 0}
+    fixed = {"data": str(images), "runs": str(tmp_path), "batch_size": 8, "threads": 1, "device": "cpu", "keep": 0}
+    return options.override(TrainConfig(), every | fixed | {"name": name, "model": f"{__name__}:{model}"} | changes)
+
+
+def work(config: TrainConfig, rank: int, port: int, seconds: float | None) -> None:
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank}
+    if port:
+        os.environ.update({name: str(value) for name, value in where.items()})
+    if seconds is not None:
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    state = runs.run(config, resume=True)
+    torch.save(state.model.state_dict(), runs.folder_of(config) / f"rank{rank}.pt")
+
+
+def train_in(processes: ForkServerContext, config: TrainConfig, ranks: int, seconds: float | None = None) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1] if ranks > 1 else 0
+    started = [processes.Process(target=work, args=(config, rank, port, seconds)) for rank in range(ranks)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(timeout=60)
+        if process.is_alive():
+            process.kill()
+            pytest.fail("training did not end within a minute")
+    assert seconds is not None or [process.exitcode for process in started] == [0] * ranks
+
+
+def test_two_processes_do_what_one_does(processes: ForkServerContext, images: Path, tmp_path: Path) -> None:
+    one = config_of(images, tmp_path, "one", "plain", optimizer="sgd", ema=0.8, clip=1.0)
+    two = options.override(one, {"name": "two"})
+    parts = options.override(one, {"name": "parts", "accumulate": 2})
+    train_in(processes, one, 1)
+    train_in(processes, two, 2)
+    train_in(processes, parts, 2)
+    rows = {config.run.name: logs.read(runs.folder_of(config)) for config in (one, two, parts)}
+    for other in (two, parts):
+        for file in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
+            a, b = (
+                load_file(checkpoint.saved(runs.folder_of(config) / "checkpoints")[-1] / file)
+                for config in (one, other)
+            )
+            assert a.keys() == b.keys()
+            for name in a:
+                torch.testing.assert_close(a[name], b[name], rtol=1e-9, atol=1e-12, msg=name)
+        for mine, theirs in zip(rows["one"], rows[other.run.name], strict=True):
+            assert {**mine, "seconds": 0} == pytest.approx({**theirs, "seconds": 0}, rel=1e-9)
+
+
+def test_both_have_the_same_in_the_end_and_one_writes(
+    processes: ForkServerContext, images: Path, tmp_path: Path
+) -> None:
+    config = config_of(images, tmp_path, "two", "normalised", ema=0.5)
+    train_in(processes, config, 2)
+    place = runs.folder_of(config)
+    first, second = (torch.load(place / f"rank{rank}.pt") for rank in range(2))
+    saved = load_file(checkpoint.saved(place / "checkpoints")[-1] / "model.safetensors")
+    for name in first:  # running statistics too
+        assert torch.equal(first[name], second[name]), name
+        assert torch.equal(first[name], saved[name]), name
+    assert [path.name for path in checkpoint.saved(place / "checkpoints")] == [
+        f"step-{s:08d}" for s in (0, 3, 6, 9, 12)
+    ]
+    assert [row["step"] for row in logs.read(place)] == [0, 2, 4, 6, 8, 10, 12]
+
+
+def test_killed_and_resumed(processes: ForkServerContext, images: Path, tmp_path: Path) -> None:
+    whole = config_of(images, tmp_path, "whole", "normalised", steps=60, augment="small", keep=2)
+    killed = options.override(whole, {"name": "killed"})
+    train_in(processes, whole, 2)
+    for seconds in (0.6, 0.9):
+        train_in(processes, killed, 2, seconds)
+    train_in(processes, killed, 2)
+    assert outcome(killed) == outcome(whole)
