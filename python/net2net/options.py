@@ -54,13 +54,16 @@ def leaves(cls: type) -> dict[str, tuple[str, Field[Any], type, bool]]:
     return found
 
 
-def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
-    """One option for every field; those that are not given are absent from what is parsed."""
+def add_arguments(parser: argparse.ArgumentParser, cls: type, *, defaults: bool = True) -> None:
+    """One option for every field; those that are not given are absent from what is parsed.
+
+    `defaults`: the help tells the fields' own.
+    """
     groups = {name: parser.add_argument_group(name) for name in _types(cls)}
     for name, (section, field, kind, _) in leaves(cls).items():
         about = field.metadata
         default = "automatic" if field.default is None else field.default
-        text = f"{about['help']} (default: {default})".replace("%", "%%")
+        text = (f"{about['help']} (default: {default})" if defaults else about["help"]).replace("%", "%%")
         flag = "--" + name.replace("_", "-")
         if kind is bool:
             groups[section].add_argument(
@@ -117,6 +120,17 @@ def from_json(cls: type[C], document: Any) -> C:
                 raise ValueError(f"{section}.{name} (={value!r}) is unknown")
             values[name] = value
     return override(cls(), values)
+
+
+def check_unchanged(before: Any, now: Any) -> None:
+    """ValueError, naming it, if a value differs between two configurations of a class that is not changeable."""
+    there, here = to_json(before), to_json(now)
+    for name, (section, field, _, _) in leaves(type(now)).items():
+        if there[section][name] != here[section][name] and not field.metadata["changeable"]:
+            raise ValueError(
+                f"--{name.replace('_', '-')} (={here[section][name]!r}) is {there[section][name]!r} in the run that is "
+                "to be resumed"
+            )
 
 
 def checked(name: str, value: Any, field: Field[Any], kind: type, optional: bool) -> Any:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,14 +20,14 @@ from torch import Tensor, nn
 import net2net
 from net2net.data import Dataset, MemoryFeed
 from net2net.deepen import DeepenPlan
-from net2net.models import InceptionBN, inception_bn
+from net2net.experiments.networks import NARROW, Networks, Size, count, deepening, seeded
+from net2net.models import InceptionBN
 from net2net.models.inception import initialise_layers
 from net2net.training import History, LoopConfig, Schedule, State, attach, rmsprop, train
 
 TEACHER, NET2NET, RANDOM_PAD, SCRATCH = "teacher", "Net2Net", "random pad", "random initialisation"
 GROWING = "growing"
-NARROW = 0.3**0.5  # the paper's narrow teacher: about 30 % of the parameters in most layers
-EXTRA_PAIRS = 1
+SMALL, STANDARD, DEEP = Size(NARROW), Size(), Size(extra_pairs=1)
 
 
 @dataclass(frozen=True)
@@ -145,6 +144,7 @@ def run(
         RuntimeError: a growth step changed the function, or gave another architecture than it should.
     """
     dataset = dataset.to(device)
+    networks = Networks(dataset.num_classes, dataset.in_channels, config.base)
     feed = MemoryFeed(dataset, config.batch_size, seed=config.seed, eval_images=config.eval_images)
     done = 0
 
@@ -161,20 +161,20 @@ def run(
             on_step=lambda step: on_step(name, before + step),
         )
         done += steps
-        return Training(name, _count(model), lr, history)
+        return Training(name, count(model), lr, history)
 
     def fresh_optimizer(model: nn.Module, share: float = 1.0) -> torch.optim.Optimizer:
         return rmsprop(model.parameters(), config.lr * share, eps=config.eps)
 
-    teacher = _network(config, dataset, device, width=NARROW)
+    teacher = networks.make(SMALL, config.seed, device)
     optimizer = fresh_optimizer(teacher)
     taught = training(TEACHER, teacher, optimizer, config.teacher_steps)
 
     on_step(GROWING, done)
-    grown = _grow(config, dataset, teacher, optimizer)
+    grown = _grow(config, networks, dataset, teacher, optimizer)
     for group in grown.optimizer.param_groups:
         group["lr"] = config.lr * config.student_lr
-    scratch = _network(config, dataset, device, extra_pairs=EXTRA_PAIRS)
+    scratch = networks.make(DEEP, config.seed, device)
 
     students = [
         training(NET2NET, grown.student, grown.optimizer, config.student_steps),
@@ -184,54 +184,29 @@ def run(
     return DemoResult(config, dataset.name, len(dataset.train_x), len(dataset.val_x), taught, grown.steps, students)
 
 
-def _network(
-    config: DemoConfig,
-    dataset: Dataset,
-    device: torch.device | str,
-    width: float = 1.0,
-    extra_pairs: int = 0,
-) -> InceptionBN:
-    """A random network, the same for the same seed; the global generator stays as it is."""
-    with _seeded(config.seed):
-        network = inception_bn(
-            dataset.num_classes, width, extra_pairs, dataset.in_channels, base=config.base, stem="small"
-        )
-    # channels_last is the faster layout for these layers on CPUs too: 20 to 25 % less time per step.
-    return network.to(device).to(memory_format=torch.channels_last)
-
-
-def _grow(config: DemoConfig, dataset: Dataset, teacher: InceptionBN, optimizer: torch.optim.Optimizer) -> _Grown:
+def _grow(
+    config: DemoConfig, networks: Networks, dataset: Dataset, teacher: InceptionBN, optimizer: torch.optim.Optimizer
+) -> _Grown:
     """Widen to the standard width, then deepen by one pair after every pair; and the random counterpart."""
     batch = dataset.train_x[: config.growth_images]
-    standard = _network(config, dataset, "meta")
-    deep = _network(config, dataset, "meta", extra_pairs=EXTRA_PAIRS)
-
-    widths = {name: m.out_channels for name, m in standard.named_modules() if isinstance(m, nn.Conv2d)}
+    widths = networks.widths(STANDARD)
     started = time.perf_counter()
     widen = net2net.plan_widen(teacher, batch[:2], widths, seed=config.seed)
     wider, wide, optimizer = _apply("wider", widen, time.perf_counter() - started, teacher, optimizer, batch)
-    _check_shapes("wider", wide, standard)
+    networks.check(wide, STANDARD)
 
     def plan_deepen(model: nn.Module) -> DeepenPlan:
-        return net2net.plan_deepen(
-            model,
-            batch[:2],
-            after=teacher.pair_names(),
-            count=2 * EXTRA_PAIRS,
-            kernel_size=[(3, 1), (1, 3)],
-            data=[batch],
-            seed=config.seed,
-        )
+        return net2net.plan_deepen(model, batch[:2], **deepening(teacher, DEEP.extra_pairs, [batch], config.seed))
 
     started = time.perf_counter()
     deepen = plan_deepen(wide)
     deeper, student, optimizer = _apply("deeper", deepen, time.perf_counter() - started, wide, optimizer, batch)
-    _check_shapes("deeper", student, deep)
+    networks.check(student, DEEP)
 
     padded = net2net.random_pad(teacher, widen, seed=config.seed)
     deepen = plan_deepen(padded)
     padded = deepen.apply(padded)
-    with _seeded(config.seed):
+    with seeded(config.seed):
         for name in deepen.inserted:
             initialise_layers(padded.get_submodule(name))
     return _Grown([wider, deeper], student, optimizer, padded)
@@ -255,8 +230,8 @@ def _apply(
     finished = time.perf_counter()
     step = GrowthStep(
         name,
-        _count(teacher),
-        _count(student),
+        count(teacher),
+        count(student),
         plan_seconds,
         apply_seconds=applied - started,
         optimizer_seconds=finished - applied,
@@ -285,28 +260,7 @@ def _proof(name: str, teacher: nn.Module, student: nn.Module, batch: Tensor) -> 
     return Proof(exact.max_abs, exact.max_rel, in_float32.max_abs, in_float32.max_rel)
 
 
-def _check_shapes(name: str, student: nn.Module, standard: nn.Module) -> None:
-    """The student must be the standard network, up to the names that inserted layers have."""
-    shapes, wanted = (sorted(tuple(p.shape) for p in m.parameters()) for m in (student, standard))
-    if shapes != wanted:
-        raise RuntimeError(
-            f"the step {name!r} gave {_count(student)} parameters in {len(shapes)} tensors, "
-            f"but the network it should give has {_count(standard)} in {len(wanted)}"
-        )
-
-
-def _count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
-
-
 def _wait(x: Tensor) -> None:
     """Wait for the device's work, so that the clock shows it."""
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

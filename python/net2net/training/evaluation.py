@@ -27,7 +27,7 @@ def evaluate(
     """
     device = next(model.parameters()).device
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # correct, loss, images
-    with _eval_mode(model):
+    with eval_mode(model):
         for images, labels in batches:
             x, y = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             with autocast(device, precision):
@@ -45,7 +45,8 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """All of `model` is in eval mode meanwhile; afterwards every module is in the mode that it was in."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from net2net import inspection, options
 from net2net.data import Feed, LoaderFeed, MemoryFeed, digits, folder, open_images
@@ -24,9 +25,9 @@ from net2net.environment import environment
 from net2net.extras import require
 from net2net.files import remove_unfinished, write_atomically
 from net2net.training import checkpoint, distributed, optimizers
-from net2net.training.config import DataConfig, TrainConfig
+from net2net.training.config import DataConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from net2net.training.logs import Logs
-from net2net.training.loop import train
+from net2net.training.loop import LoopConfig, train
 from net2net.training.schedules import Schedule, attach
 from net2net.training.state import State, moving_average
 
@@ -58,34 +59,70 @@ def run(
         ModuleNotFoundError: safetensors or what reads the data is not installed; names the extra that brings it.
     """
     require("safetensors", "train")
-    with distributed.process_group(device_of(config.run.device)) as device, _settings(config):
+    with (
+        settings(config.run.threads, config.run.deterministic),
+        distributed.process_group(device_of(config.run.device)) as device,
+    ):
         rank, ranks = distributed.rank_and_size()
         place = folder_of(config)
         begun = _begun(config, place, resume)
-        feed, num_classes, image_shape = _feed(config.data, config.run.seed, device, rank, ranks)
+        feed, num_classes, image_shape = make_feed(config.data, config.run.seed, device, rank, ranks)
         state = _state(config, feed, num_classes, image_shape, device)
         distributed.wait_for_all()  # nothing is written before every process has looked
         if rank == 0:
             _begin(config, place)
         distributed.wait_for_all()
-        checkpoints = place / "checkpoints"
-        last = checkpoint.saved(checkpoints)[-1:] if begun else []
-        if last:
-            checkpoint.restore(state, last[0])
-            if on_step is not None:
-                on_step(state.step)
-        with Logs(place, state.step, fresh=not last) if rank == 0 else nullcontext() as logs:
-            train(
-                state,
-                feed,
-                config.loop,
-                seed=config.run.seed,
-                between=between,
-                save=lambda state: _save(state, checkpoints, config.run.keep),
-                on_row=None if logs is None else logs.row,
-                on_step=on_step,
-            )
+        proceed(
+            state,
+            feed,
+            config.loop,
+            place,
+            resume=begun,
+            seed=config.run.seed,
+            keep=config.run.keep,
+            between=between,
+            on_step=on_step,
+        )
     return state
+
+
+def proceed(
+    state: State,
+    feed: Feed,
+    loop: LoopConfig,
+    place: Path,
+    *,
+    resume: bool,
+    seed: int = 0,
+    keep: int = 3,
+    between: Callable[[State], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> None:
+    """Train as `train` does, with logs and checkpoints in the folder `place`; with several processes, all call this.
+
+    Args:
+        state: where to begin, and what a checkpoint of the run is restored into.
+        resume: go on from the last checkpoint that is there, if there is one.
+        keep: checkpoints that are kept; 0 for all.
+    """
+    checkpoints = place / "checkpoints"
+    last = checkpoint.saved(checkpoints)[-1:] if resume else []
+    if last:
+        checkpoint.restore(state, last[0])
+        if on_step is not None:
+            on_step(state.step)
+    writes = distributed.rank_and_size()[0] == 0
+    with Logs(place, state.step, fresh=not last) if writes else nullcontext() as logs:
+        train(
+            state,
+            feed,
+            loop,
+            seed=seed,
+            between=between,
+            save=lambda state: _save(state, checkpoints, keep),
+            on_row=None if logs is None else logs.row,
+            on_step=on_step,
+        )
 
 
 def folder_of(config: TrainConfig) -> Path:
@@ -114,13 +151,7 @@ def _begun(config: TrainConfig, place: Path, resume: bool) -> bool:
         return False
     if not resume:
         raise FileExistsError(f"{place} exists already; --resume goes on with that run, --name NAME begins another")
-    there, now = options.to_json(before), options.to_json(config)
-    for name, (section, field, _, _) in options.leaves(TrainConfig).items():
-        if there[section][name] != now[section][name] and not field.metadata["changeable"]:
-            raise ValueError(
-                f"--{name.replace('_', '-')} (={now[section][name]!r}) is {there[section][name]!r} in the run that is "
-                "to be resumed"
-            )
+    options.check_unchanged(before, config)
     return True
 
 
@@ -136,8 +167,8 @@ def _save(state: State, checkpoints: Path, keep: int) -> None:
     checkpoint.save(state, checkpoints, keep)
 
 
-def _feed(
-    config: DataConfig, seed: int, device: torch.device, rank: int, ranks: int
+def make_feed(
+    config: DataConfig, seed: int, device: torch.device, rank: int = 0, ranks: int = 1
 ) -> tuple[Feed, int, tuple[int, int, int]]:
     """The images, how many classes they have, and the shape of one, (channels, height, width)."""
     kind = config.augment
@@ -177,7 +208,7 @@ def _state(
     config: TrainConfig, feed: Feed, num_classes: int, image_shape: tuple[int, int, int], device: torch.device
 ) -> State:
     """Model, optimizer, scheduler and average, before the first step."""
-    stem = "small" if image_shape[1] <= SMALL else "imagenet"
+    stem = stem_for(image_shape)
     with torch.random.fork_rng():
         torch.manual_seed(config.run.seed)  # the same weights in every process
         model = inspection.build(config.model.model, num_classes=num_classes, in_channels=image_shape[0], stem=stem)
@@ -185,26 +216,40 @@ def _state(
     if config.loop.channels_last:
         model.to(memory_format=torch.channels_last)  # before the average and the optimizer take their layout from it
     _try(config.model.model, model, num_classes, image_shape, device)
-    settings = config.optimizer
-    optimizer = optimizers.make(
-        settings.optimizer,
-        model,
-        settings.lr,
-        momentum=settings.momentum,
-        decay=settings.decay,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
-    schedule = Schedule(
-        config.schedule.schedule,
-        steps=config.loop.steps,
-        final=config.schedule.final_lr,
-        decay=config.schedule.decay_rate,
-        decay_steps=max(round(config.schedule.decay_epochs * feed.batches_per_epoch), 1),
-        warmup=config.schedule.warmup,
-    )
+    optimizer = make_optimizer(config.optimizer, model)
+    schedule = make_schedule(config.schedule, config.loop.steps, feed.batches_per_epoch)
     ema = moving_average(model, config.model.ema) if config.model.ema else None
     return State(model, optimizer, attach(optimizer, schedule), ema)
+
+
+def stem_for(image_shape: tuple[int, int, int]) -> str:
+    """Which stem of the Inception network suits images of this shape, (channels, height, width)."""
+    return "small" if image_shape[1] <= SMALL else "imagenet"
+
+
+def make_optimizer(config: OptimizerConfig, model: nn.Module, share: float = 1.0) -> Optimizer:
+    """Over all parameters of `model`, at this `share` of the configured learning rate."""
+    return optimizers.make(
+        config.optimizer,
+        model,
+        config.lr * share,
+        momentum=config.momentum,
+        decay=config.decay,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+    )
+
+
+def make_schedule(config: ScheduleConfig, steps: int, batches_per_epoch: int) -> Schedule:
+    """For a training of so many `steps`."""
+    return Schedule(
+        config.schedule,
+        steps=steps,
+        final=config.final_lr,
+        decay=config.decay_rate,
+        decay_steps=max(round(config.decay_epochs * batches_per_epoch), 1),
+        warmup=config.warmup,
+    )
 
 
 @torch.no_grad()
@@ -223,13 +268,13 @@ def _try(
 
 
 @contextmanager
-def _settings(config: TrainConfig) -> Iterator[None]:
-    """torch's global settings, for the time of the run."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(config.run.threads or threads)
-    torch.use_deterministic_algorithms(deterministic or config.run.deterministic)
+def settings(threads: int | None, deterministic: bool) -> Iterator[None]:
+    """torch's global settings, for the time of a run; None leaves the CPU threads as they are."""
+    before, was_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads or before)
+    torch.use_deterministic_algorithms(was_deterministic or deterministic)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        torch.set_num_threads(before)
+        torch.use_deterministic_algorithms(was_deterministic)

@@ -1,0 +1,190 @@
+"""The report of an experiment: one HTML page that holds all it shows, and the same tables as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from net2net import options
+from net2net.experiments import summary
+from net2net.experiments.config import ReproduceConfig
+from net2net.experiments.experiment import Experiment
+from net2net.experiments.runs import Result
+from net2net.experiments.summary import Estimate, Row, Verdict
+
+
+@dataclass(frozen=True)
+class Table:
+    """Names in the first column, figures in the others."""
+
+    title: str
+    headings: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        lines = [self.headings, ["---"] + ["---:"] * (len(self.headings) - 1), *self.rows]
+        body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return f"**{self.title}**\n\n{body}\n"
+
+    def html(self) -> str:
+        def line(tag: str, cells: list[str]) -> str:
+            return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        body = "\n".join(line("td", row) for row in self.rows)
+        return (
+            f"<h2>{escape(self.title)}</h2>\n<table>\n<thead>{line('th', self.headings)}</thead>\n"
+            f"<tbody>\n{body}\n</tbody>\n</table>"
+        )
+
+
+def tables(experiment: Experiment, results: Sequence[Result]) -> list[Table]:
+    """The variants, and the claims."""
+    found = [variants_table(summary.rows(experiment, results), experiment.reference)]
+    verdicts = summary.verdicts(experiment, results)
+    return [*found, claims_table(verdicts)] if verdicts else found
+
+
+def variants_table(rows: Sequence[Row], reference: str) -> Table:
+    """One row for each variant."""
+    headings = ["variant", "parameters", "first rate", "seeds", "to the teacher's", f"to that of {reference}",
+                "speed-up", "loss before any step", "validation accuracy", "training accuracy", "training loss"]  # fmt: skip
+    return Table(
+        "Mini-batches to an accuracy, and what it was at the end",
+        headings,
+        [
+            [
+                row.variant,
+                f"{row.parameters:,}",
+                f"{row.lr:.4g}",
+                f"{row.seeds}" + (f" ({row.diverged} diverged)" if row.diverged else ""),
+                reached(row.to_teacher, row.seeds),
+                reached(row.to_reference, row.seeds),
+                ratio(row.speed_up),
+                number(row.first_loss, "{:.3f}"),
+                number(row.final, "{:.2%}"),
+                number(row.train, "{:.2%}"),
+                number(row.loss, "{:.4f}"),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def claims_table(verdicts: Sequence[Verdict]) -> Table:
+    """One row for each claim."""
+    return Table(
+        "What was claimed, and what was found",
+        ["claim", "compared by", "difference", "verdict"],
+        [[v.claim.text, v.claim.measure, number(v.difference, "{:+.4f}"), v.words] for v in verdicts],
+    )
+
+
+def number(estimate: Estimate | None, form: str) -> str:
+    """The mean, and the margin of its interval."""
+    if estimate is None:
+        return "-"
+    text = form.format(estimate.mean)
+    return text if estimate.margin is None else f"{text} ± {form.replace('+', '').format(estimate.margin)}"
+
+
+def reached(steps: Sequence[int], seeds: int) -> str:
+    """The mean number of mini-batches, and in how many seeds, if it was not all."""
+    if not steps:
+        return "never"
+    return f"{sum(steps) / len(steps):.0f}" + (f" ({len(steps)} of {seeds})" if len(steps) < seeds else "")
+
+
+def ratio(value: float | None) -> str:
+    """Of mini-batches."""
+    return "-" if value is None else "at once" if math.isinf(value) else f"{value:.1f}x"
+
+
+NOTES = (
+    "Means over seeds; ± is half of the 95 % confidence interval by Student's t. Accuracies and losses at the end are means "
+    f"of a run's last {summary.LAST} evaluations. An accuracy is reached at the first evaluation that has it; the goals "
+    "are final accuracies, of the same seed. The speed-up compares mini-batches to the reference's final accuracy with "
+    "those of the reference itself. Verdicts compare seed by seed; where the interval of the difference holds 0, they are "
+    "undecided. Mean accuracy is the area under the validation curve."
+)
+
+
+def markdown(experiment: Experiment, results: Sequence[Result], command: str) -> str:
+    """The tables, for a README."""
+    parts = [f"# {experiment.title}\n", f"    {command}\n", f"{NOTES}\n"]
+    return "\n".join([*parts, *(table.markdown() for table in tables(experiment, results))])
+
+
+def html(
+    experiment: Experiment,
+    config: ReproduceConfig,
+    results: Sequence[Result],
+    figures: Mapping[str, bytes],
+    environment: Mapping[str, Any],
+    command: str,
+) -> str:
+    """A page that needs no other file: images are in it, and nothing is loaded. It is well-formed XML, too.
+
+    Args:
+        figures: PNG files by what stands below them.
+        environment: see `net2net.environment`.
+        command: that made it.
+    """
+    images = "\n".join(
+        f'<figure><img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{escape(caption)}" />'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        for caption, png in figures.items()
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
+    machine = f"{environment['platform']}; GPUs: {', '.join(environment['gpus']) or 'none'}; {versions}"
+    settings = Table(
+        "Settings",
+        ["option", "value"],
+        [
+            [f"--{name.replace('_', '-')}", str(value)]
+            for section in options.to_json(config).values()
+            for name, value in section.items()
+        ],
+    )
+    seeds = Table(
+        "Every run", ["run", "seed", "final validation accuracy", "seconds", "ended"], [_run(r) for r in results]
+    )
+    body = "\n".join(table.html() for table in tables(experiment, results))
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8" />
+<title>{escape(experiment.title)}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }}
+table {{ border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }}
+th, td {{ padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid #ddd; vertical-align: top }}
+th:first-child, td:first-child {{ text-align: left }}
+figure {{ margin: 1.5rem 0 }}
+img {{ max-width: 100% }}
+figcaption {{ color: #555; font-size: 13px }}
+code {{ background: #f3f3f3; padding: 0.1rem 0.3rem }}
+</style>
+</head>
+<body>
+<h1>{escape(experiment.title)}</h1>
+<p><code>{escape(command)}</code></p>
+{images}
+{body}
+<p>{escape(NOTES)}</p>
+{seeds.html()}
+{settings.html()}
+<p>{escape(machine)}</p>
+</body>
+</html>
+"""
+
+
+def _run(result: Result) -> list[str]:
+    history = result.history
+    accuracy = f"{summary.final(history.val_accuracy):.2%}" if history.step else "-"
+    seconds = f"{history.seconds[-1]:.0f}" if history.step else "-"
+    return [result.variant, str(result.seed), accuracy, seconds, result.error or "as planned"]

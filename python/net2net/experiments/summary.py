@@ -1,0 +1,185 @@
+"""What the runs say: a table of variants, and a verdict on every claim. Pure arithmetic on results."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from net2net.experiments.experiment import Claim, Experiment
+from net2net.experiments.runs import Result
+from net2net.training import History
+
+LAST = 3  # a run's final figures are means over so many last evaluations, for one alone is noisy
+
+#: Student's t for a two-sided interval of 95 %, for 1, 2, ... degrees of freedom.
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+       2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds. The 95 % confidence interval is `mean` +- `margin` (None with fewer than two seeds)."""
+
+    mean: float
+    margin: float | None
+    seeds: int
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Estimate | None:
+        """None if there are no values."""
+        if not values:
+            return None
+        n = len(values)
+        margin = None
+        if n > 1:
+            margin = T95[min(n - 1, len(T95)) - 1] * statistics.stdev(values) / math.sqrt(n)
+        return Estimate(statistics.fmean(values), margin, n)
+
+
+def final(values: Sequence[float]) -> float:
+    """The mean of the last evaluations."""
+    return statistics.fmean(values[-LAST:])
+
+
+def mean_accuracy(history: History) -> float:
+    """The area under the validation accuracy over mini-batches, by trapezoids, divided by their number."""
+    steps, accuracy = history.step, history.val_accuracy
+    if steps[-1] == steps[0]:
+        return accuracy[-1]
+    area = sum((accuracy[i] + accuracy[i + 1]) / 2 * (steps[i + 1] - steps[i]) for i in range(len(steps) - 1))
+    return area / (steps[-1] - steps[0])
+
+
+#: What a run is judged by.
+MEASURES: dict[str, Callable[[History], float]] = {
+    "final accuracy": lambda history: final(history.val_accuracy),
+    "final training loss": lambda history: final(history.train_loss),
+    "mean accuracy": mean_accuracy,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant, over its seeds.
+
+    Attributes:
+        lr: the first learning rate.
+        seeds: finished runs, those that diverged included.
+        diverged: how many of them did; they are in none of the figures.
+        to_teacher, to_reference: of every seed that got there, the mini-batches to the final accuracy of its teacher
+            and of its reference.
+        speed_up: the reference's mean number of mini-batches to its own final accuracy, divided by this variant's, over
+            the seeds in which both got there; infinite if it was there before any step; None if no seed did.
+        first_loss: validation loss before any step.
+        final, train, loss: at the end, validation and training accuracy, and training loss.
+    """
+
+    variant: str
+    parameters: int
+    lr: float
+    seeds: int
+    diverged: int
+    to_teacher: list[int]
+    to_reference: list[int]
+    speed_up: float | None
+    first_loss: Estimate | None
+    final: Estimate | None
+    train: Estimate | None
+    loss: Estimate | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`difference`: of the claim's measure, first less second, over the seeds that both have."""
+
+    claim: Claim
+    difference: Estimate | None
+
+    @property
+    def words(self) -> str:
+        """What the runs say to it. Without an interval, or with one that holds 0, they cannot tell more from less."""
+        d = self.difference
+        if d is None:
+            return "not run"
+        if d.margin is None:
+            return "one seed cannot tell"
+        if abs(d.mean) <= d.margin:
+            return "no difference found" if self.claim.sign == 0 else "undecided"
+        return "confirmed" if d.mean * self.claim.sign > 0 else "contradicted"
+
+
+def rows(experiment: Experiment, results: Sequence[Result]) -> list[Row]:
+    """One for every variant that has results, in the experiment's order."""
+    by_variant = _by_variant(results)
+    return [
+        _row(experiment, by_variant[variant.name], by_variant)
+        for variant in experiment.all
+        if variant.name in by_variant
+    ]
+
+
+def verdicts(experiment: Experiment, results: Sequence[Result]) -> list[Verdict]:
+    """One for every claim."""
+    by_variant = _by_variant(results)
+    found = []
+    for claim in experiment.claims:
+        measure = MEASURES[claim.measure]
+        first, second = (
+            {seed: r for seed, r in by_variant.get(name, {}).items() if r.error is None}
+            for name in (claim.first, claim.second)
+        )
+        common = sorted(first.keys() & second.keys())
+        differences = [measure(first[seed].history) - measure(second[seed].history) for seed in common]
+        found.append(Verdict(claim, Estimate.of(differences)))
+    return found
+
+
+def _by_variant(results: Sequence[Result]) -> dict[str, dict[int, Result]]:
+    found: dict[str, dict[int, Result]] = {}
+    for result in results:
+        found.setdefault(result.variant, {})[result.seed] = result
+    return found
+
+
+def _row(experiment: Experiment, mine: dict[int, Result], by_variant: dict[str, dict[int, Result]]) -> Row:
+    good = {seed: r for seed, r in mine.items() if r.error is None}
+    to_teacher = _steps(good, by_variant.get(experiment.teacher.name, {}))
+    references = by_variant.get(experiment.reference, {})
+    to_reference, theirs = _steps(good, references), _steps(references, references)
+    both = sorted(to_reference.keys() & theirs.keys())
+    mean = statistics.fmean([to_reference[seed] for seed in both]) if both else None
+    speed_up = None
+    if mean is not None:
+        speed_up = statistics.fmean([theirs[seed] for seed in both]) / mean if mean else math.inf
+    one = next(iter(mine.values()))
+    histories = [r.history for r in good.values()]
+    return Row(
+        one.variant,
+        one.parameters,
+        one.lr,
+        len(mine),
+        len(mine) - len(good),
+        list(to_teacher.values()),
+        list(to_reference.values()),
+        speed_up,
+        Estimate.of([h.val_loss[0] for h in histories]),
+        Estimate.of([final(h.val_accuracy) for h in histories]),
+        Estimate.of([final(h.train_accuracy) for h in histories]),
+        Estimate.of([final(h.train_loss) for h in histories]),
+    )
+
+
+def _steps(runs: dict[int, Result], goals: dict[int, Result]) -> dict[int, int]:
+    """By seed: the mini-batches until a run first had the final accuracy of the goal's run; those that never had it are
+    left out."""
+    found = {}
+    for seed, run in runs.items():
+        goal = goals.get(seed)
+        if goal is None or goal.error is not None or run.error is not None:
+            continue
+        steps = run.history.steps_to_reach(final(goal.history.val_accuracy))
+        if steps is not None:
+            found[seed] = steps
+    return found
