@@ -69,9 +69,17 @@ def _method(training: Training, steps: str) -> tuple[str, ...]:
     return training.name, f"{training.lr:.4g}", steps, f"{accuracy:.1%}", f"{seconds:.1f}"
 
 
-def _table(title: str, headings: list[str]) -> Any:
+def print_table(title: str, headings: list[str], rows: list[list[str]]) -> None:
+    """Names in the first column, figures in the others."""
+    table = _table(title, headings, wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    require("rich.console").Console().print(table)
+
+
+def _table(title: str, headings: list[str], *, wrap: bool = False) -> Any:
     """A table with names in its first column and figures in the others."""
     table = require("rich.table").Table(title=title)
     for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
+        table.add_column(heading, justify="right" if i else "left", no_wrap=not wrap)
     return table

@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from net2net.cli import bench, demo, doctor, inspect, train
+from net2net.cli import bench, demo, doctor, inspect, reproduce, train
 from net2net.cli.command import Command
 
-COMMANDS: tuple[Command, ...] = (demo.COMMAND, train.COMMAND, inspect.COMMAND, bench.COMMAND, doctor.COMMAND)
+COMMANDS: tuple[Command, ...] = tuple(module.COMMAND for module in (demo, train, reproduce, inspect, bench, doctor))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -76,7 +76,7 @@ class ReproduceConfig:
 BUDGETS: dict[str, dict[str, Any]] = {
     # Minutes per seed on one CPU core, with the digits.
     "smoke": {
-        "seeds": 2, "base": 0.125, "teacher_steps": 250, "steps": 200, "batch_size": 32, "eval_every": 10,
+        "seeds": 2, "base": 0.125, "teacher_steps": 250, "steps": 200, "batch_size": 32, "eval_every": 20,
         "save_every": 100, "schedule": "cosine", "final_lr": 0.1, "channels_last": True, "threads": 1,
         "growth_batches": 8,
     },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -107,7 +107,9 @@ class Experiment:
         variants: all others, trained for `--steps` each.
         reference: the name of the variant whose final accuracy is to be reached: the same network from a random start.
         claims: what the runs are to confirm or to contradict.
-        figures: the names of further figures, see `figures.FIGURES`.
+        figures: their names in `figures.FIGURES`.
+        curves: the names of the variants that curves are drawn of; None: of all.
+        against: the name of the variant from which all others' differences are told, seed by seed; None: of none.
     """
 
     name: str
@@ -116,12 +118,19 @@ class Experiment:
     variants: Sequence[Variant]
     reference: str
     claims: Sequence[Claim] = ()
-    figures: Sequence[str] = field(default=("curves",))
+    figures: Sequence[str] = ("curves",)
+    curves: Sequence[str] | None = None
+    against: str | None = None
 
     @property
     def all(self) -> list[Variant]:
         """The teacher and the others."""
         return [self.teacher, *self.variants]
+
+    @property
+    def shown(self) -> list[Variant]:
+        """Those of which curves are drawn, beside the teacher."""
+        return [v for v in self.variants if self.curves is None or v.name in self.curves]
 
 
 def teacher_of(model: nn.Module) -> InceptionBN:

@@ -1,4 +1,4 @@
-"""A student that learns to predict its teacher's hidden layers (the paper's section 2.1), for the usual training loop."""
+"""A student that learns to predict its teacher's hidden layers (the paper's section 2.1), for the usual loop."""
 
 from __future__ import annotations
 
@@ -49,5 +49,5 @@ class _WithLoss(torch.autograd.Function):
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         return gradient, torch.ones_like(ctx.like)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -25,6 +25,12 @@ class Table:
     headings: list[str]
     rows: list[list[str]]
 
+    def brief(self, *columns: int) -> Table:
+        """Some of the columns."""
+        pick = [self.headings, *self.rows]
+        headings, *rows = [[line[i] for i in columns] for line in pick]
+        return Table(self.title, headings, rows)
+
     def markdown(self) -> str:
         lines = [self.headings, ["---"] + ["---:"] * (len(self.headings) - 1), *self.rows]
         body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -43,35 +49,31 @@ class Table:
 
 def tables(experiment: Experiment, results: Sequence[Result]) -> list[Table]:
     """The variants, and the claims."""
-    found = [variants_table(summary.rows(experiment, results), experiment.reference)]
+    found = [variants_table(summary.rows(experiment, results), experiment.reference, experiment.against)]
     verdicts = summary.verdicts(experiment, results)
     return [*found, claims_table(verdicts)] if verdicts else found
 
 
-def variants_table(rows: Sequence[Row], reference: str) -> Table:
-    """One row for each variant."""
-    headings = ["variant", "parameters", "first rate", "seeds", "to the teacher's", f"to that of {reference}",
-                "speed-up", "loss before any step", "validation accuracy", "training accuracy", "training loss"]  # fmt: skip
-    return Table(
-        "Mini-batches to an accuracy, and what it was at the end",
-        headings,
-        [
-            [
-                row.variant,
-                f"{row.parameters:,}",
-                f"{row.lr:.4g}",
-                f"{row.seeds}" + (f" ({row.diverged} diverged)" if row.diverged else ""),
-                reached(row.to_teacher, row.seeds),
-                reached(row.to_reference, row.seeds),
-                ratio(row.speed_up),
-                number(row.first_loss, "{:.3f}"),
-                number(row.final, "{:.2%}"),
-                number(row.train, "{:.2%}"),
-                number(row.loss, "{:.4f}"),
-            ]
-            for row in rows
-        ],
-    )
+def variants_table(rows: Sequence[Row], reference: str, against: str | None = None) -> Table:
+    """One row for each variant; with `against`, the differences from that one too."""
+    columns: dict[str, Callable[[Row], str]] = {
+        "variant": lambda row: row.variant,
+        "parameters": lambda row: f"{row.parameters:,}",
+        "first rate": lambda row: f"{row.lr:.4g}",
+        "seeds": lambda row: f"{row.seeds}" + (f" ({row.diverged} diverged)" if row.diverged else ""),
+        "to the teacher's": lambda row: reached(row.to_teacher, row.seeds),
+        f"to that of {reference}": lambda row: reached(row.to_reference, row.seeds),
+        "speed-up": lambda row: ratio(row.speed_up),
+        "loss before any step": lambda row: number(row.first_loss, "{:.3f}"),
+        "validation accuracy": lambda row: number(row.final, "{:.2%}"),
+        "training accuracy": lambda row: number(row.train, "{:.2%}"),
+        "training loss": lambda row: number(row.loss, "{:.4f}"),
+    }
+    if against is not None:
+        columns[f"training loss, less that of {against}"] = lambda row: number(row.less, "{:+.4f}")
+        columns[f"validation accuracy, less that of {against}"] = lambda row: number(row.more, "{:+.2%}")
+    body = [[cell(row) for cell in columns.values()] for row in rows]
+    return Table("Mini-batches to an accuracy, and what it was at the end", list(columns), body)
 
 
 def claims_table(verdicts: Sequence[Verdict]) -> Table:
@@ -104,11 +106,11 @@ def ratio(value: float | None) -> str:
 
 
 NOTES = (
-    "Means over seeds; ± is half of the 95 % confidence interval by Student's t. Accuracies and losses at the end are means "
-    f"of a run's last {summary.LAST} evaluations. An accuracy is reached at the first evaluation that has it; the goals "
-    "are final accuracies, of the same seed. The speed-up compares mini-batches to the reference's final accuracy with "
-    "those of the reference itself. Verdicts compare seed by seed; where the interval of the difference holds 0, they are "
-    "undecided. Mean accuracy is the area under the validation curve."
+    "Means over seeds; ± is half of the 95 % confidence interval by Student's t. Accuracies and losses at the end are "
+    f"means of a run's last {summary.LAST} evaluations. An accuracy is reached at the first evaluation that has it; "
+    "the goals are final accuracies, of the same seed. The speed-up compares mini-batches to the reference's final "
+    "accuracy with those of the reference itself. Verdicts compare seed by seed; where the interval of the difference "
+    "holds 0, they are undecided. Mean accuracy is the area under the validation curve."
 )
 
 

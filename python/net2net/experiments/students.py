@@ -121,8 +121,9 @@ def grown(
     )
     assert result.optimizer is not None
     setting.networks.check(result.model, size)
-    for group in result.optimizer.param_groups if share is not None else ():
-        group["lr"] = setting.config.optimizer.lr * share
+    if share is not None:
+        for group in result.optimizer.param_groups:
+            group["lr"] = setting.config.optimizer.lr * share
     compared = compare_growth(taught.model, result.model, batch)
     assert compared is not None
     notes = {"growth": {"seconds": result.report.seconds, "max_abs": compared.max_abs, "max_rel": compared.max_rel}}

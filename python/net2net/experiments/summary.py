@@ -74,6 +74,8 @@ class Row:
             the seeds in which both got there; infinite if it was there before any step; None if no seed did.
         first_loss: validation loss before any step.
         final, train, loss: at the end, validation and training accuracy, and training loss.
+        less, more: of training loss and validation accuracy at the end, the difference from the variant that all are
+            compared with; None if there is none.
     """
 
     variant: str
@@ -88,6 +90,8 @@ class Row:
     final: Estimate | None
     train: Estimate | None
     loss: Estimate | None
+    less: Estimate | None = None
+    more: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class Verdict:
 
 def rows(experiment: Experiment, results: Sequence[Result]) -> list[Row]:
     """One for every variant that has results, in the experiment's order."""
-    by_variant = _by_variant(results)
+    by_variant = by_variant_and_seed(results)
     return [
         _row(experiment, by_variant[variant.name], by_variant)
         for variant in experiment.all
@@ -122,21 +126,23 @@ def rows(experiment: Experiment, results: Sequence[Result]) -> list[Row]:
 
 def verdicts(experiment: Experiment, results: Sequence[Result]) -> list[Verdict]:
     """One for every claim."""
-    by_variant = _by_variant(results)
-    found = []
-    for claim in experiment.claims:
-        measure = MEASURES[claim.measure]
-        first, second = (
-            {seed: r for seed, r in by_variant.get(name, {}).items() if r.error is None}
-            for name in (claim.first, claim.second)
-        )
-        common = sorted(first.keys() & second.keys())
-        differences = [measure(first[seed].history) - measure(second[seed].history) for seed in common]
-        found.append(Verdict(claim, Estimate.of(differences)))
-    return found
+    by_variant = by_variant_and_seed(results)
+    return [
+        Verdict(c, difference(by_variant.get(c.first, {}), by_variant.get(c.second, {}), c.measure))
+        for c in experiment.claims
+    ]
 
 
-def _by_variant(results: Sequence[Result]) -> dict[str, dict[int, Result]]:
+def difference(first: dict[int, Result], second: dict[int, Result], measure: str) -> Estimate | None:
+    """Of a measure, `first` less `second`, over the seeds that both have; those that diverged have none."""
+    values = [
+        {seed: MEASURES[measure](r.history) for seed, r in runs.items() if r.error is None} for runs in (first, second)
+    ]
+    return Estimate.of([values[0][seed] - values[1][seed] for seed in sorted(values[0].keys() & values[1].keys())])
+
+
+def by_variant_and_seed(results: Sequence[Result]) -> dict[str, dict[int, Result]]:
+    """The results by the name of their variant, and by their seed."""
     found: dict[str, dict[int, Result]] = {}
     for result in results:
         found.setdefault(result.variant, {})[result.seed] = result
@@ -168,6 +174,10 @@ def _row(experiment: Experiment, mine: dict[int, Result], by_variant: dict[str, 
         Estimate.of([final(h.val_accuracy) for h in histories]),
         Estimate.of([final(h.train_accuracy) for h in histories]),
         Estimate.of([final(h.train_loss) for h in histories]),
+        *(
+            difference(mine, by_variant.get(experiment.against or "", {}), measure)
+            for measure in ("final training loss", "final accuracy")
+        ),
     )
 
 

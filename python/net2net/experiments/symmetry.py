@@ -17,12 +17,14 @@ from net2net.widen_plan import WidenPlan
 #: What `budget` sets, changed.
 CHANGES = {"final_lr": 0.3}
 
+DYADIC = "dyadic, no noise"
+
 #: Arguments of `plan_widen`, by the names that the results have.
 NOISES: dict[str, dict[str, Any]] = {
     "uniform, no noise": {"noise": "none"},
     "the paper's noise 0.05": {"noise": "paper", "noise_scale": 0.05},
     "the paper's noise 0.2": {"noise": "paper", "noise_scale": 0.2},
-    "dyadic, no noise": {"noise": "none", "split": "dyadic"},
+    DYADIC: {"noise": "none", "split": "dyadic"},
     "cancelling 0.1": {"noise": "cancelling", "noise_scale": 0.1},
     "cancelling 0.25": {"noise": "cancelling", "noise_scale": 0.25},
     "cancelling 0.5": {"noise": "cancelling", "noise_scale": 0.5},
@@ -44,14 +46,13 @@ def experiment(config: ReproduceConfig) -> Experiment:
         for noise in NOISES
         for state in STATES
         for rate in RATES
-        if config.grid.every
-        or (state, rate) == (STATE, RATE)
-        or (noise in CENTRES and (state == STATE or rate == RATE))
+        if config.grid.every or _is_near(noise, state, rate)
     ]
     variants = [_variant(*combination) for combination in combinations]
     scratch = students.random_init(Size())
-    paper, ours = (f"{noise}, {STATE}, {RATE}" for noise in CENTRES)
     usual = {noise: f"{noise}, {STATE}, {RATE}" for noise in NOISES}
+    paper, ours = (usual[noise] for noise in CENTRES)
+    loss, accuracy = "final training loss", "final accuracy"
     return Experiment(
         "symmetry",
         "Telling replicas apart",
@@ -59,16 +60,21 @@ def experiment(config: ReproduceConfig) -> Experiment:
         [*variants, scratch],
         scratch.name,
         [
-            Claim("copies without noise end with a higher loss than with the paper's", usual["uniform, no noise"], paper,
-                  "final training loss", 1),
-            Claim("cancelling noise ends with a lower training loss than the paper's", ours, paper,
-                  "final training loss", -1),
-            Claim("cancelling noise ends with a higher accuracy than the paper's", ours, paper, "final accuracy", 1),
-            Claim("dyadic shares end with a lower training loss than the paper's noise", usual["dyadic, no noise"],
-                  paper, "final training loss", -1),
+            Claim("no noise ends with a higher loss than the paper's", usual["uniform, no noise"], paper, loss, 1),
+            Claim("dyadic shares end with a lower loss than the paper's noise", usual[DYADIC], paper, loss, -1),
+            Claim("cancelling noise ends with a lower loss than the paper's", ours, paper, loss, -1),
+            Claim("cancelling noise ends with a higher accuracy than the paper's", ours, paper, accuracy, 1),
         ],
         ("curves", "replicas", "final"),
-    )  # fmt: skip
+        [*usual.values(), scratch.name],
+        paper,
+    )
+
+
+def _is_near(noise: str, state: str, rate: str) -> bool:
+    """Whether at most one thing is other than usual."""
+    usual = (state == STATE) + (rate == RATE)
+    return usual == 2 or (usual == 1 and noise in CENTRES)
 
 
 def _variant(noise: str, state: str, rate: str) -> Variant:
