@@ -122,7 +122,7 @@ def panels_png(panels: Mapping[str, Panel], title: str = "") -> bytes:
 def intervals_png(
     rows: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], quantities: Sequence[str], title: str = ""
 ) -> bytes:
-    """Differences with intervals, a panel for each quantity: rows from above to below, series in colours. Returns a PNG file.
+    """Differences with intervals, a panel for each quantity: rows from above to below, series in colours.
 
     Args:
         rows: by name, the series' (mean, margin) of each quantity.

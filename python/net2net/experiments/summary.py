@@ -189,7 +189,8 @@ def _steps(runs: dict[int, Result], goals: dict[int, Result]) -> dict[int, int]:
         goal = goals.get(seed)
         if goal is None or goal.error is not None or run.error is not None:
             continue
-        steps = run.history.steps_to_reach(final(goal.history.val_accuracy))
+        # A mean of equal numbers may be a rounding error above them.
+        steps = run.history.steps_to_reach(final(goal.history.val_accuracy) - 1e-9)
         if steps is not None:
             found[seed] = steps
     return found
