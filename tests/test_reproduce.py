@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from folders import raw_digits, write_image_folder
 from net2net.cli import main
 from net2net.experiments import figures, reproduce, runs, students, summary
 from net2net.experiments.config import BUDGETS, ReproduceConfig
@@ -145,6 +146,13 @@ def test_what_diverges_is_a_result(tmp_path: Path) -> None:
     row = summary.rows(experiment, results)[1]
     assert (row.seeds, row.diverged, row.final, row.to_teacher) == (1, 1, None, [])
     reproduce.write(experiment, config, results, tmp_path)
+
+
+def test_images_that_are_read_from_a_folder(tmp_path: Path) -> None:
+    images = write_image_folder(tmp_path / "images", raw_digits())
+    config = tiny(seeds=1, data=str(images), workers=0)
+    results = runs.carry_out(two_variants(config), config, tmp_path / "out")
+    assert [len(r.history.step) for r in results] == [2, 3]
 
 
 def test_no_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
