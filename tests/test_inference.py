@@ -239,6 +239,21 @@ def test_torch_attention_without_a_norm_before_it(masked: bool) -> None:
     assert (student.stem.out_features, student.attention.embed_dim, student.attention.num_heads) == (16, 16, 4)
 
 
+def test_an_operation_that_answers_yes_or_no() -> None:
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            return self.head(y * 2 if torch.equal(torch.arange(2), torch.tensor([0, 1])) else y)
+
+    torch.manual_seed(0)
+    model, x = Asking().double().eval(), torch.randn(4, 5).double()
+    assert net2net.widen(model, x, 1.5).a.out_features == 9
+
+
 def test_views_of_nothing() -> None:
     class Empty(nn.Module):
         def __init__(self) -> None:

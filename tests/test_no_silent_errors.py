@@ -378,4 +378,6 @@ def test_a_tied_table_whose_shares_are_the_norms() -> None:
     student = net2net.widen(model, index, 1.5)
     assert student.table.embedding_dim == 12
     assert torch.equal(student.table.weight[:, :6], model.table.weight)  # as an embedding it is copied as it is
+    named = net2net.widen(model, index, {"table": 18})  # by the width that the table has, not its number of words
+    assert named.table.weight.shape == (9, 18)
     assert (student.norm.weight[:6] / model.norm.weight).allclose(torch.tensor(0.5).double())

@@ -57,7 +57,7 @@ class Walk(TorchDispatchMode):
             out = run(func, args, kwargs)
             context.operation = str(func)
             if rule is not view:
-                context.carriers.saw(name_of(func), tensors, flat(out))
+                context.carriers.saw(name_of(func), tensors, [t for t in flat(out) if isinstance(t, Tensor)])
             try:
                 rule(context, func, args, kwargs, out)
             except TraceError:
