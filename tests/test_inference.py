@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 
 import net2net
 import numpy as np
@@ -237,6 +238,18 @@ def test_torch_attention_without_a_norm_before_it(masked: bool) -> None:
     model, x = Bare().double().eval(), torch.randn(2, 4, 5).double()
     student = net2net.widen(model, x, 1.5)
     assert (student.stem.out_features, student.attention.embed_dim, student.attention.num_heads) == (16, 16, 4)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_plan_does_not_depend_on_which_values_are_computed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of large tensors only the shapes are worked out."""
+    model, x = NETWORKS[name].build()
+    net2net.plan_widen(model, x, 1.5).save(tmp_path / "computed")
+    monkeypatch.setattr("net2net.trace._LARGE", 1)
+    net2net.plan_widen(model, x, 1.5).save(tmp_path / "shapes")
+    assert (tmp_path / "shapes").read_bytes() == (tmp_path / "computed").read_bytes()
 
 
 def test_an_operation_that_answers_yes_or_no() -> None:
