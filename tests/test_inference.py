@@ -252,6 +252,16 @@ def test_a_plan_does_not_depend_on_which_values_are_computed(
     assert (tmp_path / "shapes").read_bytes() == (tmp_path / "computed").read_bytes()
 
 
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_a_tensor_that_is_large_in_the_student_alone(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.GroupNorm(2, 8), nn.Flatten()
+    model, x = nn.Sequential(*layers, nn.LazyLinear(3)).double(), torch.randn(2, 3, 6, 6).double()
+    model(x)
+    monkeypatch.setattr("net2net.trace._LARGE", 2 * 8 * 16 + 1)
+    assert not net2net.plan_widen(model.train(mode == "train"), x, 1.5).skipped
+
+
 def test_an_operation_that_answers_yes_or_no() -> None:
     class Asking(nn.Module):
         def __init__(self) -> None:
