@@ -175,7 +175,7 @@ def test_figure4_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
         "feature prediction",
     ]
     exact, noisy, pad, scratch, predicting = list(found.values())[1:]
-    assert exact.notes["growth"]["max_rel"] < 1e-4 < noisy.notes["growth"]["max_rel"]
+    assert exact.notes["grown"]["max_rel"] < 1e-4 < noisy.notes["grown"]["max_rel"]
     assert exact.history.val_accuracy[0] == found["teacher"].history.val_accuracy[-1]
     assert exact.history.val_loss[0] == pytest.approx(found["teacher"].history.val_loss[-1], rel=1e-4)
     assert pad.history.val_loss[0] != pytest.approx(exact.history.val_loss[0], rel=1e-2)
@@ -193,10 +193,10 @@ def test_the_other_experiments(name: str, tmp_path: Path) -> None:
     results = reproduce.reproduce(name, tiny(name, seeds=1), tmp_path)
     teacher = results[0]
     for result in results:
-        if "growth" in result.notes and "paper" not in result.variant:
-            assert result.notes["growth"]["max_rel"] < 1e-4
+        if "grown" in result.notes and "paper" not in result.variant:
+            assert result.notes["grown"]["max_rel"] < 1e-4
             assert result.history.val_loss[0] == pytest.approx(teacher.history.val_loss[-1], rel=1e-4)
-        if name == "symmetry" and "growth" in result.notes:
+        if name == "symmetry" and "grown" in result.notes:
             assert result.notes["replicas"]["step"] == result.history.step
 
 

@@ -126,7 +126,7 @@ def grown(
             group["lr"] = setting.config.optimizer.lr * share
     compared = compare_growth(taught.model, result.model, batch)
     assert compared is not None
-    notes = {"growth": {"seconds": result.report.seconds, "max_abs": compared.max_abs, "max_rel": compared.max_rel}}
+    notes = {"grown": {"seconds": result.report.seconds, "max_abs": compared.max_abs, "max_rel": compared.max_rel}}
     return GrownStart(
         setting.state(result.model, result.optimizer, setting.config.loop.steps, notes), result.plans, batch
     )
