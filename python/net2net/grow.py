@@ -139,10 +139,7 @@ def grow(
             continue
         plan: GrowthPlan = make(student, example_inputs, **options)
         plans.append(plan)
-        new_ema = _grown_ema(plan, new_ema)
-        student = plan.apply(student)
-        if new_optimizer is not None:
-            new_optimizer = plan.grow_optimizer(new_optimizer, student, state=state, dynamics=lr == "dynamics")
+        student, new_optimizer, new_ema = _step(plan, student, new_optimizer, new_ema, state, lr == "dynamics")
 
     exact = all(getattr(plan, "noise", "") != "paper" for plan in plans)
     verified = _compared(model, student, plain_ema, new_ema, example_inputs, exact) if verify else None
@@ -164,6 +161,55 @@ def grow(
         notes,
     )
     return Grown(student, new_optimizer, new_scheduler, wrap_ema(new_ema), plans, report)
+
+
+def carry_out(
+    plans: Iterable[GrowthPlan],
+    model: nn.Module,
+    *,
+    optimizer: Optimizer | None = None,
+    scheduler: LRScheduler | None = None,
+    ema: Ema | None = None,
+    state: str = "exact",
+) -> tuple[nn.Module, Optimizer | None, LRScheduler | None, Any]:
+    """Plans that were made before, one after the other, on all that training holds; nothing is compared.
+
+    For what was saved after a growth: make model, optimizer, scheduler and average as they were before it, carry out
+    its plans, and load the state dicts. Learning rates are left as they are; where steps followed the teacher's
+    dynamics, call `keep_dynamics` after loading.
+
+    Args:
+        plans: in the order of the growths.
+        model, optimizer, scheduler, ema, state: see `grow`.
+
+    Returns:
+        `(model, optimizer, scheduler, ema)`, all new, but for None where nothing was given (and what was given where
+        there are no plans).
+
+    Raises:
+        ValueError, TypeError: where a plan does not fit.
+    """
+    plain_ema, wrap_ema = _unwrapped(ema, [])
+    plans = list(plans)
+    if not plans:
+        return model, optimizer, scheduler, ema
+    if optimizer is not None and scheduler is not None:
+        check_scheduler(scheduler, optimizer)
+    for plan in plans:
+        model, optimizer, plain_ema = _step(plan, model, optimizer, plain_ema, state, False)
+    if optimizer is not None and scheduler is not None:
+        scheduler = rebind(scheduler, optimizer)
+    return model, optimizer, scheduler, wrap_ema(plain_ema)
+
+
+def _step(
+    plan: GrowthPlan, model: nn.Module, optimizer: Optimizer | None, ema: Ema | None, state: str, dynamics: bool
+) -> tuple[nn.Module, Optimizer | None, Ema | None]:
+    ema = _grown_ema(plan, ema)
+    student = plan.apply(model)
+    if optimizer is not None:
+        optimizer = plan.grow_optimizer(optimizer, student, state=state, dynamics=dynamics)
+    return student, optimizer, ema
 
 
 def _options(name: str, given: Any, first: str, plan: Callable[..., GrowthPlan]) -> dict[str, Any] | None:

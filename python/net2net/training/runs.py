@@ -25,6 +25,7 @@ from net2net.extras import require
 from net2net.files import remove_unfinished, write_atomically
 from net2net.training import checkpoint, distributed, optimizers
 from net2net.training.config import DataConfig, TrainConfig
+from net2net.training.growing import PLANS, Growing, Record, rehearse, replay
 from net2net.training.logs import Logs
 from net2net.training.loop import train
 from net2net.training.schedules import Schedule, attach
@@ -39,14 +40,16 @@ def run(
     resume: bool = False,
     between: Callable[[State], None] | None = None,
     on_step: Callable[[int], None] | None = None,
+    on_growth: Callable[[Record], None] | None = None,
 ) -> State:
     """Carry out the run that `config` describes; under `torchrun`, every process calls this.
 
     Args:
         config: everything that decides the outcome.
         resume: go on from the last checkpoint if the run has been begun, and begin it if it has not.
-        between: see `train`.
+        between: see `train`; called after the growth that `config` asks for.
         on_step: called with the number of steps done, after each.
+        on_growth: called with the record of every growth, in the first process.
 
     Returns:
         The state at the end, in every process.
@@ -64,6 +67,8 @@ def run(
         begun = _begun(config, place, resume)
         feed, num_classes, image_shape = _feed(config.data, config.run.seed, device, rank, ranks)
         state = _state(config, feed, num_classes, image_shape, device)
+        if not begun:
+            rehearse(state, config.growth, config.loop.steps, feed.batches_per_epoch, image_shape)
         distributed.wait_for_all()  # nothing is written before every process has looked
         if rank == 0:
             _begin(config, place)
@@ -71,16 +76,32 @@ def run(
         checkpoints = place / "checkpoints"
         last = checkpoint.saved(checkpoints)[-1:] if begun else []
         if last:
+            replay(state, last[0])
             checkpoint.restore(state, last[0])
             if on_step is not None:
                 on_step(state.step)
         with Logs(place, state.step, fresh=not last) if rank == 0 else nullcontext() as logs:
+            growing = Growing(
+                config.growth,
+                feed,
+                config.loop.steps,
+                seed=config.run.seed,
+                folder=checkpoints / PLANS,
+                on_row=None if logs is None else logs.row,
+                on_growth=on_growth if rank == 0 else None,
+            )
+
+            def grow(state: State) -> None:
+                growing(state)
+                if between is not None:
+                    between(state)
+
             train(
                 state,
                 feed,
                 config.loop,
                 seed=config.run.seed,
-                between=between,
+                between=grow,
                 save=lambda state: _save(state, checkpoints, config.run.keep),
                 on_row=None if logs is None else logs.row,
                 on_step=on_step,
@@ -128,6 +149,7 @@ def _begin(config: TrainConfig, place: Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
     remove_unfinished(place, "metrics.", "config.", "environment.")
     checkpoint.clean(place / "checkpoints")
+    remove_unfinished(place / "checkpoints" / PLANS, "")
     write_atomically(place / "environment.json", json.dumps(environment(), indent=1) + "\n")
     write_atomically(place / "config.json", json.dumps(options.to_json(config), indent=1) + "\n")
 
