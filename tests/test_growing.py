@@ -24,7 +24,7 @@ from torch import nn
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
-ENTRIES = "step 7: widen 1.5; step 10: deepen 1; plateau patience=2 delta=9: widen 1.25"
+ENTRIES = "step 7: widen 1.5; step 10: deepen 1; step 10: kernel 5 layers=0; plateau patience=2 delta=9: widen 1.25"
 CASES: dict[str, dict[str, Any]] = {
     "a tenth": {"ema": 0.9, "optimizer": "rmsprop", "schedule": "cosine", "augment": "inception"},
     "dynamics": {"growth_lr": "dynamics", "optimizer": "adamw", "channels_last": True, "in_memory": True},
@@ -123,7 +123,7 @@ def test_killed_and_resumed(processes: ForkServerContext, images: Path, tmp_path
         ("plan is written", 1),  # in
         ("has grown", 1),  # after it, but the last checkpoint is from before
         ("step", 13),  # when two are in the last checkpoint
-        ("has grown", 3),
+        ("has grown", 4),
     ):
         assert train_in(processes, killed, where, at) == -signal.SIGKILL, (where, at)
     assert train_in(processes, killed) == 0
@@ -133,9 +133,9 @@ def test_killed_and_resumed(processes: ForkServerContext, images: Path, tmp_path
     folders = [runs.folder_of(config) / "checkpoints" / "growth" for config in (killed, whole)]
     a, b = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
     assert a == b
-    assert [name[3:].split("-")[0] for name in sorted(a)] == ["widen", "deepen", "widen"]
+    assert [name[3:].split("-")[0] for name in sorted(a)] == ["widen", "deepen", "kernel", "widen"]
     assert [row["grown"] for row in ours[2] if "grown" in row] == ENTRIES.split("; ")
-    assert [row["step"] for row in ours[2] if "grown" in row] == [7, 10, 16]  # patience begins anew at 10
+    assert [row["step"] for row in ours[2] if "grown" in row] == [7, 10, 10, 16]  # patience begins anew at 10
 
 
 def test_a_checkpoint_is_replayed_by_hand(images: Path, tmp_path: Path) -> None:
