@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -46,6 +47,11 @@ def normalised(num_classes: int, in_channels: int) -> nn.Module:
     )
 
 
+def deeper(num_classes: int, in_channels: int) -> nn.Module:
+    first, norm, *rest = normalised(num_classes, in_channels)
+    return nn.Sequential(first, norm, nn.ReLU(), *rest)
+
+
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
@@ -71,7 +77,12 @@ def work(config: TrainConfig, rank: int, port: int, seconds: float | None) -> No
     if seconds is not None:
         threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
     state = runs.run(config, resume=True)
-    torch.save(state.model.state_dict(), runs.folder_of(config) / f"rank{rank}.pt")
+    held = {f"model {name}": tensor for name, tensor in state.model.state_dict().items()}
+    held |= {f"ema {name}": tensor for name, tensor in state.ema.state_dict().items()} if state.ema else {}
+    names = {parameter: name for name, parameter in state.model.named_parameters()}
+    for parameter, entries in state.optimizer.state.items():
+        held |= {f"optimizer {names[parameter]} {key}": torch.as_tensor(value) for key, value in entries.items()}
+    torch.save(held, runs.folder_of(config) / f"rank{rank}.pt")
 
 
 def train_in(processes: ForkServerContext, config: TrainConfig, ranks: int, seconds: float | None = None) -> None:
@@ -89,8 +100,9 @@ def train_in(processes: ForkServerContext, config: TrainConfig, ranks: int, seco
     assert seconds is not None or [process.exitcode for process in started] == [0] * ranks
 
 
-def test_two_processes_do_what_one_does(processes: ForkServerContext, images: Path, tmp_path: Path) -> None:
-    one = config_of(images, tmp_path, "one", "plain", optimizer="sgd", ema=0.8, clip=1.0)
+@pytest.mark.parametrize("grow", ["", "step 5: widen 1.5"])
+def test_two_processes_do_what_one_does(processes: ForkServerContext, images: Path, tmp_path: Path, grow: str) -> None:
+    one = config_of(images, tmp_path, "one", "plain", optimizer="sgd", ema=0.8, clip=1.0, grow=grow)
     two = options.override(one, {"name": "two"})
     parts = options.override(one, {"name": "parts", "accumulate": 2})
     train_in(processes, one, 1)
@@ -107,7 +119,11 @@ def test_two_processes_do_what_one_does(processes: ForkServerContext, images: Pa
             for name in a:
                 torch.testing.assert_close(a[name], b[name], rtol=1e-9, atol=1e-12, msg=name)
         for mine, theirs in zip(rows["one"], rows[other.run.name], strict=True):
-            assert {**mine, "seconds": 0} == pytest.approx({**theirs, "seconds": 0}, rel=1e-9)
+            mine, theirs = (untimed(row) for row in (mine, theirs))
+            assert mine.pop("grown", None) == theirs.pop("grown", None)
+            assert mine.pop("growth_max_abs", 0) == pytest.approx(theirs.pop("growth_max_abs", 0), abs=1e-13)
+            assert mine.pop("growth_max_rel", 0) == pytest.approx(theirs.pop("growth_max_rel", 0), abs=1e-13)
+            assert mine == pytest.approx(theirs, rel=1e-9)
 
 
 def test_both_have_the_same_in_the_end_and_one_writes(
@@ -118,13 +134,43 @@ def test_both_have_the_same_in_the_end_and_one_writes(
     place = runs.folder_of(config)
     first, second = (torch.load(place / f"rank{rank}.pt") for rank in range(2))
     saved = load_file(checkpoint.saved(place / "checkpoints")[-1] / "model.safetensors")
+    assert first.keys() == second.keys()
     for name in first:  # running statistics too
         assert torch.equal(first[name], second[name]), name
-        assert torch.equal(first[name], saved[name]), name
+    for name in saved:
+        assert torch.equal(first[f"model {name}"], saved[name]), name
     assert [path.name for path in checkpoint.saved(place / "checkpoints")] == [
         f"step-{s:08d}" for s in (0, 3, 6, 9, 12)
     ]
     assert [row["step"] for row in logs.read(place)] == [0, 2, 4, 6, 8, 10, 12]
+
+
+def untimed(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ("seconds", "growth_seconds")}
+
+
+@pytest.mark.parametrize("rule", ["tenth", "dynamics"])
+def test_both_grow_alike(processes: ForkServerContext, images: Path, tmp_path: Path, rule: str) -> None:
+    """Bit for bit, though each has running statistics of its own until then; killed just after it, too."""
+    grow = "step 4: widen 1.5; step 4: deepen 1; plateau patience=1 delta=9: widen 2"
+    whole = config_of(
+        images, tmp_path, "whole", "deeper", ema=0.5, optimizer="adamw", grow=grow, growth_lr=rule, save_every=5
+    )
+    train_in(processes, whole, 2)
+    first, second = (torch.load(runs.folder_of(whole) / f"rank{rank}.pt") for rank in range(2))
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    assert [row["step"] for row in logs.read(runs.folder_of(whole)) if "grown" in row] == [4, 4, 6]
+    # As if killed after the first two growths, in the third.
+    place = runs.folder_of(whole) / "checkpoints"
+    for path in checkpoint.saved(place)[2:]:
+        shutil.rmtree(path)
+    (place / "growth" / "03-widen-step-00000006.json").unlink()
+    train_in(processes, whole, 2)
+    again = torch.load(runs.folder_of(whole) / "rank1.pt")
+    for name in first:
+        assert torch.equal(first[name], again[name]), name
 
 
 def test_killed_and_resumed(processes: ForkServerContext, images: Path, tmp_path: Path) -> None:

@@ -147,9 +147,6 @@ def test_what_is_due_can_be_done() -> None:
     )
     student = model
     for growth in schedule.due(step=1):
-        if isinstance(growth.what, Kernel):
-            student = net2net.enlarge_kernels(student, x, **growth.what.arguments())
-        else:
-            student = net2net.grow(student, x, **growth.what.arguments()).model
+        student = net2net.grow(student, x, **growth.what.arguments()).model
     assert net2net.verify(model, student, x).max_rel < 1e-9
     assert student[0].weight.shape == (9, 3, 5, 5)

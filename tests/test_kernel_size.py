@@ -1,5 +1,6 @@
 """Larger kernels, same function."""
 
+from pathlib import Path
 from typing import Any
 
 import net2net
@@ -51,6 +52,54 @@ def test_by_pattern_and_in_channels_last() -> None:
     assert student.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     for training in (False, True):
         assert net2net.verify(model.train(training), student.train(training), x).max_rel < EXACT
+
+
+@pytest.mark.parametrize("consume", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_optimizers_and_state_dicts_go_along(consume: bool, layout: torch.memory_format, tmp_path: Path) -> None:
+    model, x = EXAMPLES["residual"].build()
+    model.train().to(memory_format=layout)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    model(x).square().sum().backward()
+    optimizer.step()
+    before = {name: {k: v.clone() for k, v in optimizer.state[p].items()} for name, p in model.named_parameters()}
+    state_dict = {name: t.clone() for name, t in model.state_dict().items()}
+    plan = net2net.plan_kernels(model, x, {"conv?": 5, "stem": (3, 5)})
+    plan.save(tmp_path / "plan.json")
+    plan = net2net.GrowthPlan.load(tmp_path / "plan.json")
+    assert "stem" in plan.summary()
+    expected = plan.apply(model)
+    student = plan.apply(model, consume=consume)
+    grown = plan.grow_optimizer(optimizer, student, consume=consume)
+    for name, t in plan.grow_state_dict(state_dict).items():
+        assert torch.equal(t, student.state_dict()[name]), name
+        assert torch.equal(t, expected.state_dict()[name]), name
+    for name, p in student.named_parameters():
+        state = grown.state[p]
+        assert p.shape == state["exp_avg"].shape == state["exp_avg_sq"].shape == plan.student_shape(name)
+        assert p.stride() == state["exp_avg"].stride()
+        assert state["step"] == before[name]["step"]
+        if p.shape == before[name]["exp_avg"].shape:
+            assert all(torch.equal(state[key], value) for key, value in before[name].items())
+            continue
+        square, momentum = before[name]["exp_avg_sq"], before[name]["exp_avg"]
+        assert state["exp_avg"].count_nonzero() == momentum.count_nonzero()
+        assert state["exp_avg"].sum().item() == pytest.approx(momentum.sum().item())
+        torch.testing.assert_close(state["exp_avg_sq"].mean((2, 3)), square.mean((2, 3)))
+    student(x).square().sum().backward()
+    grown.step()
+
+
+def test_grow_enlarges_too() -> None:
+    model, x = EXAMPLES["residual"].build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    grown = net2net.grow(model, x, widen=1.5, kernel={"conv?": 5}, optimizer=optimizer)
+    assert [plan.kind for plan in grown.plans] == ["widen", "kernel"]
+    assert grown.report.verified is not None
+    assert grown.report.verified.max_rel < EXACT
+    assert grown.model.conv1.weight.shape[2:] == (5, 5)
+    with pytest.raises(ValueError, match="fits no convolution"):
+        net2net.grow(model, x, kernel={"nowhere": 5})
 
 
 class Shared(nn.Module):

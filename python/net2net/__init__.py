@@ -7,7 +7,7 @@ from net2net.dynamics import keep_dynamics
 from net2net.feature_prediction import FeaturePrediction
 from net2net.grow import Grown, GrowthReport, grow
 from net2net.growth_schedule import GrowthSchedule
-from net2net.kernel_size import enlarge_kernels
+from net2net.kernel_size import enlarge_kernels, plan_kernels
 from net2net.picture import picture
 from net2net.plan import GrowthPlan
 from net2net.verify import verify
@@ -27,6 +27,7 @@ __all__ = [
     "models",
     "picture",
     "plan_deepen",
+    "plan_kernels",
     "plan_widen",
     "random_pad",
     "rules",

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from net2net import optimizer as optim
 from net2net.deepen import plan_deepen
 from net2net.dynamics import check_dynamics, is_own
+from net2net.kernel_size import Size, plan_kernels
 from net2net.plan import GrowthPlan
 from net2net.running import Inputs
 from net2net.scheduler import check_scheduler, rebind, scale
@@ -81,6 +82,7 @@ def grow(
     *,
     widen: float | Mapping[str, Any] | None = None,
     deepen: bool | int | Mapping[str, Any] | None = None,
+    kernel: Mapping[str, Size] | None = None,
     optimizer: Optimizer | None = None,
     scheduler: LRScheduler | None = None,
     ema: Ema | None = None,
@@ -99,7 +101,9 @@ def grow(
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments for its forward.
         widen: a factor, or keyword arguments of `plan_widen` (`width` among them).
         deepen: True for one new layer at every place, a number of layers for each, or keyword arguments of
-            `plan_deepen`. What is both is first widened, then deepened.
+            `plan_deepen`.
+        kernel: names or patterns of convolutions and their new kernel sizes, see `plan_kernels`. What is several of
+            these is first widened, then deepened, then has its kernels enlarged.
         optimizer: over the model's parameters. The new one has the same groups; new layers are in that of the layer
             that they follow.
         scheduler: a schedule of torch's for `optimizer`. The new one is where the old one is, and goes on with the same
@@ -124,8 +128,8 @@ def grow(
     started = time.perf_counter()
     widening = _options("widen", widen, "width", plan_widen)
     deepening = _options("deepen", None if deepen is False else 1 if deepen is True else deepen, "count", plan_deepen)
-    if widening is None and deepening is None:
-        raise ValueError("widen and deepen are None: there is nothing to do")
+    if widening is None and deepening is None and kernel is None:
+        raise ValueError("widen, deepen and kernel are None: there is nothing to do")
     notes: list[str] = []
     model = _original("model", model, notes)
     check_model(model)
@@ -134,15 +138,18 @@ def grow(
 
     plans: list[GrowthPlan] = []
     student, new_optimizer, new_ema = model, optimizer, plain_ema
-    for make, options in ((plan_widen, widening), (plan_deepen, deepening)):
+    enlarging = None if kernel is None else {"sizes": kernel}
+    makers: tuple[tuple[Callable[..., GrowthPlan], dict[str, Any] | None], ...] = (
+        (plan_widen, widening),
+        (plan_deepen, deepening),
+        (plan_kernels, enlarging),
+    )
+    for make, options in makers:
         if options is None:
             continue
-        plan: GrowthPlan = make(student, example_inputs, **options)
+        plan = make(student, example_inputs, **options)
         plans.append(plan)
-        new_ema = _grown_ema(plan, new_ema)
-        student = plan.apply(student)
-        if new_optimizer is not None:
-            new_optimizer = plan.grow_optimizer(new_optimizer, student, state=state, dynamics=lr == "dynamics")
+        student, new_optimizer, new_ema = _step(plan, student, new_optimizer, new_ema, state, lr == "dynamics")
 
     exact = all(getattr(plan, "noise", "") != "paper" for plan in plans)
     verified = _compared(model, student, plain_ema, new_ema, example_inputs, exact) if verify else None
@@ -164,6 +171,55 @@ def grow(
         notes,
     )
     return Grown(student, new_optimizer, new_scheduler, wrap_ema(new_ema), plans, report)
+
+
+def carry_out(
+    plans: Iterable[GrowthPlan],
+    model: nn.Module,
+    *,
+    optimizer: Optimizer | None = None,
+    scheduler: LRScheduler | None = None,
+    ema: Ema | None = None,
+    state: str = "exact",
+) -> tuple[nn.Module, Optimizer | None, LRScheduler | None, Any]:
+    """Plans that were made before, one after the other, on all that training holds; nothing is compared.
+
+    For what was saved after a growth: make model, optimizer, scheduler and average as they were before it, carry out
+    its plans, and load the state dicts. Learning rates are left as they are; where steps followed the teacher's
+    dynamics, call `keep_dynamics` after loading.
+
+    Args:
+        plans: in the order of the growths.
+        model, optimizer, scheduler, ema, state: see `grow`.
+
+    Returns:
+        `(model, optimizer, scheduler, ema)`, all new, but for None where nothing was given (and what was given where
+        there are no plans).
+
+    Raises:
+        ValueError, TypeError: where a plan does not fit.
+    """
+    plain_ema, wrap_ema = _unwrapped(ema, [])
+    plans = list(plans)
+    if not plans:
+        return model, optimizer, scheduler, ema
+    if optimizer is not None and scheduler is not None:
+        check_scheduler(scheduler, optimizer)
+    for plan in plans:
+        model, optimizer, plain_ema = _step(plan, model, optimizer, plain_ema, state, False)
+    if optimizer is not None and scheduler is not None:
+        scheduler = rebind(scheduler, optimizer)
+    return model, optimizer, scheduler, wrap_ema(plain_ema)
+
+
+def _step(
+    plan: GrowthPlan, model: nn.Module, optimizer: Optimizer | None, ema: Ema | None, state: str, dynamics: bool
+) -> tuple[nn.Module, Optimizer | None, Ema | None]:
+    ema = _grown_ema(plan, ema)
+    student = plan.apply(model)
+    if optimizer is not None:
+        optimizer = plan.grow_optimizer(optimizer, student, state=state, dynamics=dynamics)
+    return student, optimizer, ema
 
 
 def _options(name: str, given: Any, first: str, plan: Callable[..., GrowthPlan]) -> dict[str, Any] | None:

@@ -78,8 +78,8 @@ class Kernel:
     layers: tuple[str, ...]
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `net2net.enlarge_kernels`."""
-        return {"sizes": dict.fromkeys(self.layers, self.size)}
+        """Keyword arguments for `net2net.grow`."""
+        return {"kernel": dict.fromkeys(self.layers, self.size)}
 
 
 When = AtStep | AtEpoch | OnPlateau

@@ -26,10 +26,12 @@ def option(
     below: float | None = None,
     choices: Sequence[str] | None = None,
     changeable: bool = False,
+    joined: str | None = None,
 ) -> Any:
-    """A field with this default. `changeable`: a run that goes on may have another value, it makes no difference."""
+    """A field with this default. `changeable`: a run that goes on may have another value, it makes no difference.
+    `joined`: the command line may give a text several times, joined by this it is the value."""
     metadata = {"help": help, "least": least, "above": above, "below": below, "choices": choices}
-    return dataclasses.field(default=default, metadata={**metadata, "changeable": changeable})
+    return dataclasses.field(default=default, metadata={**metadata, "changeable": changeable, "joined": joined})
 
 
 class Section:
@@ -62,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type, *, defaults: bool 
     groups = {name: parser.add_argument_group(name) for name in _types(cls)}
     for name, (section, field, kind, _) in leaves(cls).items():
         about = field.metadata
-        default = "automatic" if field.default is None else field.default
+        default = "automatic" if field.default is None else "none" if field.default == "" else field.default
         text = (f"{about['help']} (default: {default})" if defaults else about["help"]).replace("%", "%%")
         flag = "--" + name.replace("_", "-")
         if kind is bool:
@@ -71,14 +73,26 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type, *, defaults: bool 
             )
         else:
             metavar = None if about["choices"] else {int: "N", float: "X", str: "TEXT"}[kind]
+            action = "store" if about["joined"] is None else "append"
             groups[section].add_argument(
-                flag, type=kind, choices=about["choices"], default=argparse.SUPPRESS, metavar=metavar, help=text
+                flag,
+                action=action,
+                type=kind,
+                choices=about["choices"],
+                default=argparse.SUPPRESS,
+                metavar=metavar,
+                help=text,
             )
 
 
 def given(cls: type, args: argparse.Namespace) -> dict[str, Any]:
     """The options of `cls` that the command line gave."""
-    return {name: getattr(args, name) for name in leaves(cls) if hasattr(args, name)}
+    values = {}
+    for name, (_, field, _, _) in leaves(cls).items():
+        if hasattr(args, name):
+            value, joined = getattr(args, name), field.metadata["joined"]
+            values[name] = value if joined is None else joined.join(value)
+    return values
 
 
 def override(config: C, values: Mapping[str, Any]) -> C:

@@ -1,8 +1,8 @@
 """GrowthPlan: a whole growth step as data. It can be looked at, saved, and replayed on weights, optimizer state and
 state dicts.
 
-The two kinds of plan, `WidenPlan` and `DeepenPlan`, say what becomes of each tensor; what is common, from checking that
-a model fits to carrying an optimizer along, is here.
+The kinds of plan, `WidenPlan`, `DeepenPlan` and `KernelPlan`, say what becomes of each tensor; what is common, from
+checking that a model fits to carrying an optimizer along, is here.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class _Students(WeakKeyDictionary[nn.Module, dict[int, tuple["ref[Tensor]", str]
 
 
 class GrowthPlan(ABC):
-    """One growth step. Make one with `plan_widen` or `plan_deepen`, or load one.
+    """One growth step. Make one with `plan_widen`, `plan_deepen` or `plan_kernels`, or load one.
 
     Attributes:
         skipped: what was left alone, with reasons.
@@ -159,6 +159,9 @@ class GrowthPlan(ABC):
 
     def _fill(self, student: nn.Module) -> None:  # noqa: B027  (most plans have nothing left to do)
         """What is left to do when the grown tensors have their values."""
+
+    def _fill_state(self, name: str, state: optim.StateTensor, value: Tensor) -> None:  # noqa: B027
+        """The same for `value`, grown from an optimizer's `state` of the teacher's parameter `name`."""
 
     @abstractmethod
     def _renamed(self, name: str) -> str:
@@ -354,6 +357,8 @@ class GrowthPlan(ABC):
                 grown = optim.rebuild(optimizer, replaced, moving, values, fresh, reset=reset)
                 spend(optimizer)
                 hand_over(parts, old, values)
+            for m, value in zip(moving, values, strict=True):
+                self._fill_state(names[m.parameter], m, value)
             if state == "replicas_reset":
                 for m, value in zip(moving, values, strict=True):
                     optim.reset_replicas(m, value, self._grown_axes(names[m.parameter]))

@@ -25,7 +25,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.resume:  # what is not given is as it was
         config = options.override(runs.saved_config(runs.folder_of(config)) or config, given)
     with console.progress_bar(config.loop.steps, shown=os.environ.get("RANK", "0") == "0") as on_step:
-        runs.run(config, resume=args.resume, on_step=lambda step: on_step("training", step))
+        runs.run(config, resume=args.resume, on_step=lambda step: on_step("training", step), on_growth=print)
     print("wrote", runs.folder_of(config))
     return 0
 
@@ -40,7 +40,8 @@ COMMAND = Command(
     "      --eval-every 5000 --save-every 5000\n"
     "  net2net train --name teacher --resume                        go on with it\n"
     "  net2net train --name other --config runs/teacher/config.json --seed 1\n"
-    "  torchrun --nproc-per-node 8 -m net2net train --name teacher --resume\n\n"
+    "  torchrun --nproc-per-node 8 -m net2net train --name teacher --resume\n"
+    "  net2net train --steps 600 --grow 'step 300: widen 1.5' --grow 'plateau patience=3: deepen 1'\n\n"
     "Writes config.json, metrics.csv, metrics.jsonl and checkpoints/ into RUNS/NAME.",
     _add_arguments,
     _run,

@@ -5,6 +5,7 @@
         ema.safetensors        the moving average's, if there is one
         optimizer.safetensors  "<parameter>/<key>", such as "stem.conv1.conv.weight/square_avg"
         state.json             the rest of the `State`
+    growth/                    plans of what the model has grown by, see `growing`
     latest                     the name of the last one that was saved
 
 A folder is there with all that belongs to it, on disk, or not at all, and is never written to again.
@@ -79,12 +80,7 @@ def restore(state: State, path: Path) -> None:
         ValueError: it is no checkpoint, or of another version, or does not fit `state`.
         ModuleNotFoundError: safetensors is not installed; names the extra that brings it.
     """
-    try:
-        document = json.loads((path / "state.json").read_text(), object_hook=_tensor)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"path (={str(path)!r}) is no checkpoint: {error}") from error
-    if document["version"] != VERSION:
-        raise ValueError(f"path (={str(path)!r}) is a checkpoint of version {document['version']}, not {VERSION}")
+    document = _document(path)
     for name, mine in (("scheduler", state.scheduler), ("ema", state.ema)):
         if (document[name] is None) != (mine is None):
             raise ValueError(
@@ -100,6 +96,22 @@ def restore(state: State, path: Path) -> None:
     for name in SIMPLE:
         setattr(state, name, document[name])
     state.history = History(**document["history"])
+
+
+def notes(path: Path) -> dict[str, Any]:
+    """The `State.notes` of a checkpoint. ValueError if it is none, or of another version."""
+    found: dict[str, Any] = _document(path)["notes"]
+    return found
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads((path / "state.json").read_text(), object_hook=_tensor)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"path (={str(path)!r}) is no checkpoint: {error}") from error
+    if document["version"] != VERSION:
+        raise ValueError(f"path (={str(path)!r}) is a checkpoint of version {document['version']}, not {VERSION}")
+    return document
 
 
 def _write(state: State, place: Path) -> None:

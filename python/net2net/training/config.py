@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from net2net.data import augment
 from net2net.options import Section, option
 from net2net.training import optimizers, schedules
+from net2net.training.growing import GrowthConfig
 from net2net.training.loop import LoopConfig
 
 
@@ -97,4 +98,5 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
     run: RunConfig = field(default_factory=RunConfig)

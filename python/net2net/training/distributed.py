@@ -85,6 +85,15 @@ def average(tensor: Tensor) -> Tensor:
     return add(tensor).div_(rank_and_size()[1])
 
 
+def together(tensor: Tensor) -> Tensor:
+    """The tensors of all processes, which have the same shape, one after the other along the first axis."""
+    if not running():
+        return tensor
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
 def gather(value: Any) -> list[Any]:
     """The values of all processes, in every one of them."""
     if not running():

@@ -41,7 +41,9 @@ class Logs:
             file.flush()
         if self._tensorboard is not None:
             for name, value in row.items():
-                if name != "step":
+                if isinstance(value, str):
+                    self._tensorboard.add_text(name, value, row["step"])
+                elif name != "step":
                     self._tensorboard.add_scalar(name, value, row["step"])
 
     def __enter__(self) -> Logs:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +34,16 @@ COLUMNS = (
     "val_loss",
     "ema_val_accuracy",
     "ema_val_loss",
+    # Of a growth, which has a row of its own: what was done, as a text, and what it came to.
+    "grown",
+    "parameters",
+    "growth_max_abs",  # the largest difference of an output between before and after
+    "growth_max_rel",
+    "growth_seconds",
+    "model_bytes",
+    "optimizer_bytes",
 )
-Row = dict[str, int | float]
+Row = dict[str, Any]  # numbers; but `grown` is a text
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from net2net.extras import require
 from net2net.files import remove_unfinished, write_atomically
 from net2net.training import checkpoint, distributed, optimizers
 from net2net.training.config import DataConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from net2net.training.growing import PLANS, Growing, GrowthConfig, Record, rehearse, replay
 from net2net.training.logs import Logs
 from net2net.training.loop import LoopConfig, train
 from net2net.training.schedules import Schedule, attach
@@ -40,14 +41,16 @@ def run(
     resume: bool = False,
     between: Callable[[State], None] | None = None,
     on_step: Callable[[int], None] | None = None,
+    on_growth: Callable[[Record], None] | None = None,
 ) -> State:
     """Carry out the run that `config` describes; under `torchrun`, every process calls this.
 
     Args:
         config: everything that decides the outcome.
         resume: go on from the last checkpoint if the run has been begun, and begin it if it has not.
-        between: see `train`.
+        between: see `train`; called after the growth that `config` asks for.
         on_step: called with the number of steps done, after each.
+        on_growth: called with the record of every growth, in the first process.
 
     Returns:
         The state at the end, in every process.
@@ -68,6 +71,8 @@ def run(
         begun = _begun(config, place, resume)
         feed, num_classes, image_shape = make_feed(config.data, config.run.seed, device, rank, ranks)
         state = _state(config, feed, num_classes, image_shape, device)
+        if not begun:
+            rehearse(state, config.growth, config.loop.steps, feed.batches_per_epoch, image_shape)
         distributed.wait_for_all()  # nothing is written before every process has looked
         if rank == 0:
             _begin(config, place)
@@ -77,11 +82,13 @@ def run(
             feed,
             config.loop,
             place,
+            growth=config.growth,
             resume=begun,
             seed=config.run.seed,
             keep=config.run.keep,
             between=between,
             on_step=on_step,
+            on_growth=on_growth,
         )
     return state
 
@@ -93,34 +100,55 @@ def proceed(
     place: Path,
     *,
     resume: bool,
+    growth: GrowthConfig | None = None,
     seed: int = 0,
     keep: int = 3,
     between: Callable[[State], None] | None = None,
     on_step: Callable[[int], None] | None = None,
+    on_growth: Callable[[Record], None] | None = None,
 ) -> None:
     """Train as `train` does, with logs and checkpoints in the folder `place`; with several processes, all call this.
 
     Args:
         state: where to begin, and what a checkpoint of the run is restored into.
         resume: go on from the last checkpoint that is there, if there is one.
+        growth: when to grow; None for never.
         keep: checkpoints that are kept; 0 for all.
+        on_growth: called with what a growth came to, in the first process.
     """
     checkpoints = place / "checkpoints"
     last = checkpoint.saved(checkpoints)[-1:] if resume else []
     if last:
+        replay(state, last[0])
         checkpoint.restore(state, last[0])
         if on_step is not None:
             on_step(state.step)
     writes = distributed.rank_and_size()[0] == 0
     with Logs(place, state.step, fresh=not last) if writes else nullcontext() as logs:
+        on_row = None if logs is None else logs.row
+        growing = Growing(
+            growth or GrowthConfig(),
+            feed,
+            loop.steps,
+            seed=seed,
+            folder=checkpoints / PLANS,
+            on_row=on_row,
+            on_growth=on_growth if writes else None,
+        )
+
+        def grow(state: State) -> None:
+            growing(state)
+            if between is not None:
+                between(state)
+
         train(
             state,
             feed,
             loop,
             seed=seed,
-            between=between,
+            between=grow,
             save=lambda state: _save(state, checkpoints, keep),
-            on_row=None if logs is None else logs.row,
+            on_row=on_row,
             on_step=on_step,
         )
 
@@ -159,6 +187,7 @@ def _begin(config: TrainConfig, place: Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
     remove_unfinished(place, "metrics.", "config.", "environment.")
     checkpoint.clean(place / "checkpoints")
+    remove_unfinished(place / "checkpoints" / PLANS, "")
     write_atomically(place / "environment.json", json.dumps(environment(), indent=1) + "\n")
     write_atomically(place / "config.json", json.dumps(options.to_json(config), indent=1) + "\n")
 

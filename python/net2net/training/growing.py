@@ -1,0 +1,404 @@
+"""Growth inside the training loop: what is due between two steps is done to all that the state holds, and logged.
+
+What a growth depends on is in the state, or a function of (seed, step): the mini-batches that come next are what the
+growth is planned on, and the noise has the run's seed. So a run that was killed makes the same growth again, and every
+process of a data-parallel run makes it alike. Plans are kept as JSON beside the checkpoints; `replay` carries them out
+on a fresh model, which a checkpoint of the grown one then fits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from net2net.data.feeds import Feed
+from net2net.data.order import key
+from net2net.grow import Grown, carry_out, grow
+from net2net.growth_schedule import GrowthSchedule
+from net2net.growth_text import AtEpoch, AtStep, Growth, OnPlateau, What, When
+from net2net.optimizer import STATES
+from net2net.options import Section, option
+from net2net.plan import GrowthPlan
+from net2net.training import checkpoint, distributed
+from net2net.training.loop import Row
+from net2net.training.state import State
+from net2net.verify import compare_growth
+
+RATES = ("tenth", "dynamics", "keep")
+
+#: The entry of `State.notes`.
+NOTES = "growth"
+
+#: The folder beside the checkpoints.
+PLANS = "growth"
+
+#: A growth is planned on so many images; analysis takes longer with more, and finds the same.
+EXAMPLES = 2
+
+
+@dataclass(frozen=True)
+class GrowthConfig(Section):
+    """When the network grows, and how training goes on then."""
+
+    grow: str = option(
+        "",
+        "growth, such as 'step 2000: widen 1.5', 'epoch 10: deepen 1 after=stages.*' or 'plateau patience=3: "
+        "widen 1.25'; may be given several times, in the order in which they will come",
+        joined="; ",
+    )
+    growth_lr: str = option(
+        "tenth",
+        "learning rate after a growth; tenth: of the run's first one, from where the schedule goes on; dynamics: the "
+        "same, with steps as the smaller network would have taken them; keep: the same; or a factor",
+    )
+    growth_state: str = option("exact", "what becomes of the optimizer's state", choices=STATES)
+    growth_batches: int = option(
+        4, "coming mini-batches on which a growth is compared and new normalisations' statistics are taken", least=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        GrowthSchedule(self.grow)
+        lr_rule(self.growth_lr)
+
+
+def lr_rule(text: str) -> str | float:
+    """One of `RATES`, or a factor. ValueError if it is neither."""
+    if text in RATES:
+        return text
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < float("inf"):
+        raise ValueError(f"growth_lr (={text!r}) must be one of {', '.join(RATES)} or a positive factor")
+    return factor
+
+
+@dataclass(frozen=True)
+class Record:
+    """A growth that was done; pairs are before and after.
+
+    Attributes:
+        entry: of the schedule.
+        step: mini-batches done before.
+        max_abs: the largest difference of an output between before and after, in eval mode, on the mini-batches that
+            the growth was planned on; None where nothing could be compared.
+        max_rel: the same relative to the largest output.
+        seconds: what planning, growing and comparing took.
+        parameters: their numbers.
+        model_bytes: of parameters and buffers.
+        optimizer_bytes: of the optimizer's state.
+        lr: of the first group of parameters.
+        plans: names of the files that have the plans; none where they were not to be saved.
+    """
+
+    entry: str
+    step: int
+    max_abs: float | None
+    max_rel: float | None
+    seconds: float
+    parameters: tuple[int, int]
+    model_bytes: tuple[int, int]
+    optimizer_bytes: tuple[int, int]
+    lr: tuple[float, float]
+    plans: list[str]
+
+    def __str__(self) -> str:
+        changed = "not compared" if self.max_abs is None else f"outputs changed by at most {self.max_abs:.1e}"
+        (before, after), (slow, fast) = self.parameters, self.lr
+        sizes = "; ".join(
+            f"{what} {a / 2**20:.1f} -> {b / 2**20:.1f} MiB"
+            for what, (a, b) in (("model", self.model_bytes), ("optimizer", self.optimizer_bytes))
+        )
+        return (
+            f"grown after {self.step} mini-batches ({self.entry}): {before:,} -> {after:,} parameters, {changed}; "
+            f"{sizes}; learning rate {slow:.4g} -> {fast:.4g}; {self.seconds:.2f} s"
+        )
+
+    def row(self, state: State) -> Row:
+        """For the log."""
+        compared = {} if self.max_abs is None else {"growth_max_abs": self.max_abs, "growth_max_rel": self.max_rel}
+        return {
+            "step": self.step,
+            "epoch": state.epoch,
+            "seconds": state.seconds,
+            "lr": self.lr[1],
+            "grown": self.entry,
+            "parameters": self.parameters[1],
+            **compared,
+            "growth_seconds": self.seconds,
+            "model_bytes": self.model_bytes[1],
+            "optimizer_bytes": self.optimizer_bytes[1],
+        }
+
+
+class Growing:
+    """For `between` of `train`: grows what the state holds whenever the schedule says so.
+
+    What has been done is in `state.notes["growth"]`, so a checkpoint has it.
+
+    Args:
+        config: when, and how.
+        feed: of the run.
+        steps: the length of the run; at its end nothing grows any more.
+        seed: of noise and of choices by chance, where an entry does not say one.
+        folder: for plans, made if need be; None: they are not saved, and the run cannot be resumed.
+        on_row: called with a row for the log after every growth.
+        on_growth: called with the `Record` of every growth.
+    """
+
+    def __init__(
+        self,
+        config: GrowthConfig,
+        feed: Feed,
+        steps: int,
+        *,
+        seed: int = 0,
+        folder: Path | None = None,
+        on_row: Callable[[Row], None] | None = None,
+        on_growth: Callable[[Record], None] | None = None,
+    ) -> None:
+        self.config, self.feed, self.steps, self.seed, self.folder = config, feed, steps, seed, folder
+        self.on_row, self.on_growth = on_row, on_growth
+        self.entries = GrowthSchedule(config.grow).entries
+
+    def __call__(self, state: State) -> None:
+        if not self.entries or state.step >= self.steps:
+            return
+        notes = state.notes.setdefault(NOTES, {"done": []})
+        schedule = GrowthSchedule(self.entries)
+        if "schedule" in notes:
+            schedule.load_state_dict(notes["schedule"])
+        due = schedule.due(step=state.step, epoch=state.epoch, metric=_metric(state, self.entries))
+        notes["schedule"] = schedule.state_dict()
+        for growth in due:
+            batches = upcoming(state, self.feed, self.config.growth_batches)
+            record = grow_state(
+                state,
+                growth,
+                batches,
+                lr=lr_rule(self.config.growth_lr),
+                optimizer_state=self.config.growth_state,
+                seed=self.seed,
+                folder=self.folder,
+            )
+            if self.on_row is not None:
+                self.on_row(record.row(state))
+            if self.on_growth is not None:
+                self.on_growth(record)
+
+
+def upcoming(state: State, feed: Feed, count: int) -> list[Tensor]:
+    """The images of the `count` mini-batches that come next, whole in every process, on the model's device."""
+    device = next(state.model.parameters()).device
+    batches = feed.batches(state.epoch, state.batch)
+    return [distributed.together(images.to(device)) for images, _ in itertools.islice(batches, count)]
+
+
+def grow_state(
+    state: State,
+    growth: Growth,
+    batches: Sequence[Tensor],
+    *,
+    lr: str | float = "tenth",
+    optimizer_state: str = "exact",
+    seed: int = 0,
+    folder: Path | None = None,
+) -> Record:
+    """Grow model, optimizer, scheduler and average of `state`, and compare the model before and after.
+
+    Args:
+        state: between two steps; it gets new ones. `notes["growth"]["done"]` gets the record.
+        growth: what is to be done. Where it does not say a seed, one is made of `seed` and the number of the growth.
+        batches: images `[N, C, H, W]`: the growth is planned on the first two of them, compared on all, and the
+            statistics of new normalisations are taken on all. In every process the same.
+        lr: `"tenth"`: from now on, the schedule goes on from a tenth of the rate that the first of all teachers began
+            with; else see `net2net.grow`.
+        optimizer_state: see `net2net.grow`.
+        seed: see `growth`.
+        folder: where the plans are saved.
+
+    Raises:
+        ValueError: the growth does not fit the model; the message has the entry.
+        RuntimeError: the function would not be the same, or processes do not agree. `state` is as it was.
+    """
+    started = time.perf_counter()
+    distributed.average_buffers(state.model, state.ema)
+    notes = state.notes.setdefault(NOTES, {"done": []})
+    number = len(notes["done"]) + 1
+    group = state.optimizer.param_groups[0]
+    first = notes.setdefault("first_lr", float(group.get("initial_lr", group["lr"])))
+    before = float(group["lr"])
+    if lr == "tenth" and before == 0:
+        raise ValueError(f"{growth}: growth_lr (='tenth') has no meaning where the learning rate is 0; give 'keep'")
+    rule = 0.1 * first / before if lr == "tenth" else lr
+    grown = _grow(state, growth, batches, rule, optimizer_state, seed=key(seed, NOTES, number))
+    largest = _largest_difference(state, grown, batches)
+    _check_all_alike(grown)
+    saved = _save(grown.plans, folder, number, state.step)
+    state_before = sum(p.numel() for p in state.model.parameters())
+    state.model, state.optimizer, state.scheduler, state.ema = grown[:4]  # type: ignore[assignment]
+    record = Record(
+        entry=growth.text,
+        step=state.step,
+        max_abs=None if largest is None else largest[0],
+        max_rel=None if largest is None else largest[1],
+        seconds=time.perf_counter() - started,
+        parameters=(state_before, sum(p.numel() for p in state.model.parameters())),
+        model_bytes=grown.report.model_bytes,
+        optimizer_bytes=grown.report.optimizer_bytes,
+        lr=(before, float(state.optimizer.param_groups[0]["lr"])),
+        plans=saved,
+    )
+    notes["done"].append(dataclasses.asdict(record))
+    state.seconds += record.seconds
+    return record
+
+
+def rehearse(
+    state: State, config: GrowthConfig, steps: int, batches_per_epoch: int, image_shape: tuple[int, int, int]
+) -> None:
+    """Do all growths of a schedule to copies of what `state` holds, one after the other, to see whether they can be.
+
+    Better found out before the run is begun than after a day of it.
+
+    Raises:
+        ValueError: one cannot be done, or is due after the last step; names it.
+    """
+    state = dataclasses.replace(state)
+    device, dtype = (lambda p: (p.device, p.dtype))(next(state.model.parameters()))
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(EXAMPLES, *image_shape, generator=random).to(device, dtype)
+    for growth in GrowthSchedule(config.grow).entries:
+        if _earliest(growth.when, batches_per_epoch) >= max(steps, 1):
+            raise ValueError(f"grow (={growth.text!r}) is never due: the run ends after {steps} mini-batches")
+        try:
+            grown = _grow(state, growth, [images], lr_rule(config.growth_lr), config.growth_state, verify=False)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(f"grow (={growth.text!r}) cannot be done: {error}") from error
+        state.model, state.optimizer, state.scheduler, state.ema = grown[:4]  # type: ignore[assignment]
+
+
+def _earliest(when: When, batches_per_epoch: int) -> int:
+    """The first step after which this can be."""
+    if isinstance(when, AtEpoch):
+        return when.epoch * batches_per_epoch
+    return when.step if isinstance(when, AtStep) else 0
+
+
+def plans(path: Path) -> list[GrowthPlan]:
+    """What the model of a checkpoint has grown by, in order: `plan.apply` of each leads from the first model to it.
+
+    Raises:
+        ValueError: `path` is no checkpoint, or a plan is not there any more.
+    """
+    done = checkpoint.notes(path).get(NOTES, {"done": []})["done"]
+    folder = path.parent / PLANS
+    found = []
+    for record in done:
+        if not record["plans"]:
+            raise ValueError(f"path (={str(path)!r}) has grown by {record['entry']!r}, whose plan was not saved")
+        for name in record["plans"]:
+            try:
+                found.append(GrowthPlan.load(folder / name))
+            except OSError as error:
+                raise ValueError(f"path (={str(path)!r}) needs the plan {folder / name}: {error}") from error
+    return found
+
+
+def replay(state: State, path: Path) -> None:
+    """Grow a fresh state as the one of a checkpoint has, so that `checkpoint.restore` can fill it."""
+    state.model, state.optimizer, state.scheduler, state.ema = carry_out(  # type: ignore[assignment]
+        plans(path), state.model, optimizer=state.optimizer, scheduler=state.scheduler, ema=state.ema
+    )
+
+
+def _grow(
+    state: State,
+    growth: Growth,
+    batches: Sequence[Tensor],
+    lr: str | float,
+    optimizer_state: str,
+    *,
+    seed: int = 0,
+    verify: bool = True,
+) -> Grown:
+    return grow(
+        state.model,
+        batches[0][:EXAMPLES],
+        **_arguments(growth.what, batches, seed),
+        optimizer=state.optimizer,
+        scheduler=state.scheduler,
+        ema=state.ema,
+        state=optimizer_state,
+        lr=lr,
+        verify=verify,
+    )
+
+
+def _arguments(what: What, batches: Sequence[Tensor], seed: int) -> dict[str, Any]:
+    """For `grow`; what an entry does not say is as it should be in a loop."""
+    arguments = what.arguments()
+    if "widen" in arguments:
+        arguments["widen"] = {"seed": seed, **arguments["widen"]}
+    if "deepen" in arguments:
+        arguments["deepen"] = {"seed": seed, "data": batches, **arguments["deepen"]}
+    return arguments
+
+
+def _metric(state: State, entries: Sequence[Growth]) -> float | None:
+    """What plateaus are of, if it has just been measured: validation loss, or accuracy where more is better."""
+    history = state.history
+    if not history.step or history.step[-1] != state.step:
+        return None
+    larger = any(isinstance(e.when, OnPlateau) and e.when.mode == "max" for e in entries)
+    return (history.val_accuracy if larger else history.val_loss)[-1]
+
+
+def _largest_difference(state: State, grown: Grown, batches: Sequence[Tensor]) -> tuple[float, float] | None:
+    """Of all outputs on all batches, absolute and relative. RuntimeError if it is more than rounding explains."""
+    exact = all(getattr(plan, "noise", "") != "paper" for plan in grown.plans)
+    reports = [compare_growth(state.model, grown.model, images) for images in batches]
+    found = [report for report in reports if report is not None]
+    for report in found:
+        if exact and not report.ok:
+            raise RuntimeError(f"the grown model is not its teacher's equal: {report}. Please report the model")
+    return (max(r.max_abs for r in found), max(r.max_rel for r in found)) if found else None
+
+
+def _check_all_alike(grown: Grown) -> None:
+    """RuntimeError if processes have grown different students: from then on each would train a network of its own."""
+    if not distributed.running():
+        return
+    digest = hashlib.sha256()
+    held: list[Any] = [*grown.model.state_dict().values()]
+    if grown.ema is not None:
+        held += grown.ema.state_dict().values()
+    if grown.optimizer is not None:
+        held += [value for entries in grown.optimizer.state.values() for value in entries.values()]
+    for value in held:
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    if len(set(distributed.gather(digest.hexdigest()))) > 1:
+        raise RuntimeError("processes have grown different networks; please report the model")
+
+
+def _save(plans: Sequence[GrowthPlan], folder: Path | None, number: int, step: int) -> list[str]:
+    if folder is None:
+        return []
+    names = [f"{number:02d}-{plan.kind}-step-{step:08d}.json" for plan in plans]
+    if distributed.rank_and_size()[0] == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, plan in zip(names, plans, strict=True):
+            plan.save(folder / name)
+    return names

@@ -1,0 +1,345 @@
+"""Growth inside the training loop: verified, logged, and the same however often the run is killed."""
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import net2net
+import pytest
+import torch
+from folders import raw_digits, write_image_folder
+from net2net.data import Dataset, MemoryFeed, digits
+from net2net.growth_text import parse
+from net2net.training import LoopConfig, Schedule, State, TrainConfig, attach, growing, moving_average, runs, train
+from net2net.training.growing import Growing, GrowthConfig, Record, grow_state, plans
+from net2net.training.loop import COLUMNS
+from net2net.training.optimizers import make
+from test_resume import config_of, outcome
+from torch import nn
+
+pytest.importorskip("safetensors", reason="safetensors is not installed")
+
+ENTRIES = "step 7: widen 1.5; step 10: deepen 1; step 10: kernel 5 layers=0; plateau patience=2 delta=9: widen 1.25"
+CASES: dict[str, dict[str, Any]] = {
+    "a tenth": {"ema": 0.9, "optimizer": "rmsprop", "schedule": "cosine", "augment": "inception"},
+    "dynamics": {"growth_lr": "dynamics", "optimizer": "adamw", "channels_last": True, "in_memory": True},
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["net2net.training", "torchvision.transforms.v2", "safetensors.torch"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_image_folder(tmp_path_factory.mktemp("images"), raw_digits())
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    small = digits()
+    return dataclasses.replace(small, train_x=small.train_x.double(), val_x=small.val_x.double())
+
+
+# -- killed and resumed ----------------------------------------------------------------------------------------------
+
+
+def grown_config(images: Path, tmp_path: Path, name: str, **changes: Any) -> TrainConfig:
+    every = {"log_every": 2, "eval_every": 4, "save_every": 5, "grow": ENTRIES, "growth_batches": 2, "workers": 0}
+    return config_of(images, tmp_path, name, steps=24, **{**every, **changes})
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def work(config: TrainConfig, where: str, at: int) -> None:
+    """Train; killed after step `at`, or when growth number `at` has come to the place `where`."""
+    multiprocessing.set_start_method("fork", force=True)
+    if where == "plan is written":
+        write = net2net.plan.write_atomically
+
+        def half(path: Path, text: str) -> None:
+            if path.name.startswith(f"{at:02d}-"):
+                (path.parent / f".{path.name}.killed").write_text(text[: len(text) // 2])
+                die()
+            write(path, text)
+
+        net2net.plan.write_atomically = half  # type: ignore[attr-defined]
+    done = 0
+
+    def on_growth(record: Record) -> None:
+        nonlocal done
+        done += 1
+        if where == "has grown" and int(record.plans[0][:2]) == at:
+            die()
+
+    runs.run(
+        config, resume=True, on_growth=on_growth, on_step=lambda step: die() if where == "step" and step == at else None
+    )
+
+
+def train_in(processes: ForkServerContext, config: TrainConfig, where: str = "", at: int = 0) -> int | None:
+    process = processes.Process(target=work, args=(config, where, at))
+    process.start()
+    process.join(timeout=120)
+    if process.is_alive():
+        process.kill()
+        pytest.fail("training did not end")
+    return process.exitcode
+
+
+def untimed(config: TrainConfig) -> Any:
+    files, state, rows = outcome(config)
+    for record in state["notes"]["growth"]["done"]:
+        del record["seconds"]
+    for row in rows:
+        row.pop("growth_seconds", None)
+    return files, state, rows
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_and_resumed(processes: ForkServerContext, images: Path, tmp_path: Path, case: str) -> None:
+    whole, killed = (grown_config(images, tmp_path, name, **CASES[case]) for name in ("whole", "killed"))
+    assert train_in(processes, whole) == 0
+    for where, at in (
+        ("step", 6),  # before
+        ("plan is written", 1),  # in
+        ("has grown", 1),  # after it, but the last checkpoint is from before
+        ("step", 13),  # when two are in the last checkpoint
+        ("has grown", 4),
+    ):
+        assert train_in(processes, killed, where, at) == -signal.SIGKILL, (where, at)
+    assert train_in(processes, killed) == 0
+    theirs, ours = untimed(killed), untimed(whole)
+    for a, b in zip(theirs, ours, strict=True):
+        assert a == b
+    folders = [runs.folder_of(config) / "checkpoints" / "growth" for config in (killed, whole)]
+    a, b = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
+    assert a == b
+    assert [name[3:].split("-")[0] for name in sorted(a)] == ["widen", "deepen", "kernel", "widen"]
+    assert [row["grown"] for row in ours[2] if "grown" in row] == ENTRIES.split("; ")
+    assert [row["step"] for row in ours[2] if "grown" in row] == [7, 10, 10, 16]  # patience begins anew at 10
+
+
+def test_a_checkpoint_is_replayed_by_hand(images: Path, tmp_path: Path) -> None:
+    config = grown_config(images, tmp_path, "run", in_memory=True)
+    state = runs.run(config)
+    path = runs.folder_of(config) / "checkpoints" / "step-00000024"
+    from test_resume import tiny
+
+    model = tiny(10, 3)
+    for plan in plans(path):
+        model = plan.apply(model)
+    saved = pytest.importorskip("safetensors.torch").load_file(path / "model.safetensors")
+    model.load_state_dict(saved)
+    for name, tensor in state.model.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+    (path.parent / "growth" / "02-deepen-step-00000010.json").unlink()
+    with pytest.raises(ValueError, match=r"needs the plan .*02-deepen-step-00000010\.json"):
+        runs.run(config, resume=True)
+
+
+# -- what a growth does ----------------------------------------------------------------------------------------------
+
+
+def small_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.MaxPool2d(4),
+        nn.Conv2d(6, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    ).double()
+
+
+def state_of(optimizer: str = "sgd", lr: float = 0.02, kind: str = "constant", steps: int = 30) -> State:
+    model = small_net()
+    optim = make(optimizer, model, lr)
+    return State(model, optim, attach(optim, Schedule(kind, steps=steps, final=0.1)), moving_average(model, 0.9))
+
+
+def train_with(
+    data: Dataset, state: State, text: str, steps: int = 12, *, config: dict[str, Any] | None = None, **loop: Any
+) -> tuple[list[dict[str, Any]], list[Record]]:
+    rows: list[dict[str, Any]] = []
+    records: list[Record] = []
+    feed = MemoryFeed(data, 32, eval_images=64)
+    every = {"eval_every": 4, "log_every": 1, **loop}
+    growth = GrowthConfig(grow=text, **(config or {}))
+    between = Growing(growth, feed, steps, seed=3, on_row=rows.append, on_growth=records.append)
+    train(state, feed, LoopConfig(steps=steps, **every), between=between, on_row=rows.append)
+    return rows, records
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop", "adamw"])
+def test_dynamics_are_kept_through_growth(data: Dataset, optimizer: str) -> None:
+    """Without noise the grown network goes on as the small one would have, and so does its average."""
+    plain, grown = state_of(optimizer, kind="cosine"), state_of(optimizer, kind="cosine")
+    before, _ = train_with(data, plain, "")
+    after, records = train_with(
+        data, grown, "step 5: widen 1.5 noise=none; step 9: widen 2 noise=none", config={"growth_lr": "dynamics"}
+    )
+    assert [r.parameters[0] < r.parameters[1] for r in records] == [True, True]
+    assert all(r.max_abs is not None and r.max_abs < 1e-10 and r.lr[0] == r.lr[1] for r in records)
+    usual = [row for row in after if "grown" not in row]
+    for a, b in zip(before, usual, strict=True):
+        assert {**a, "seconds": 0} == pytest.approx({**b, "seconds": 0}, rel=1e-8, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("tenth", [0.02, 0.002, 0.002]),  # of the first rate, each time
+        ("keep", [0.02, 0.02, 0.02]),
+        ("dynamics", [0.02, 0.02, 0.02]),
+        ("0.5", [0.02, 0.01, 0.005]),
+    ],
+)
+def test_learning_rates(data: Dataset, rule: str, expected: list[float]) -> None:
+    rows, records = train_with(
+        data, state_of(), "step 4: widen 1.5; step 8: deepen 1", config={"growth_lr": rule}, log_every=4
+    )
+    rates = [row["lr"] for row in rows if "loss" in row]
+    assert rates == pytest.approx(expected)
+    assert [r.lr for r in records] == [pytest.approx(tuple(expected[i : i + 2])) for i in range(2)]
+
+
+def test_a_tenth_and_the_schedule_goes_on(data: Dataset) -> None:
+    """From a tenth of the first rate, along the rest of the schedule."""
+    rows, _ = train_with(data, state_of(kind="cosine"), "step 4: widen 1.5; step 8: widen 1.5")
+    plain = Schedule("cosine", steps=30, final=0.1)
+    usual = {row["step"]: row["lr"] for row in rows if "loss" in row}
+    for step in range(1, 13):
+        start = 0 if step <= 4 else 4 if step <= 8 else 8
+        share = 0.1 * plain(step - 1) / plain(start) if start else plain(step - 1)
+        assert usual[step] == pytest.approx(0.02 * share), step
+
+
+def test_every_growth_is_verified_and_logged(data: Dataset, tmp_path: Path) -> None:
+    state = state_of("rmsprop")
+    rows, records = train_with(data, state, "step 4: widen 1.5; epoch 0: deepen 1 after=2; step 4: deepen 1 after=6")
+    assert [(r.entry, r.step) for r in records] == [
+        ("epoch 0: deepen 1 after=2", 0),
+        ("step 4: widen 1.5", 4),
+        ("step 4: deepen 1 after=6", 4),
+    ]
+    logged = [row for row in rows if "grown" in row]
+    for record, row in zip(records, logged, strict=True):
+        assert row.keys() <= set(COLUMNS)
+        assert (row["grown"], row["step"], row["growth_max_abs"]) == (record.entry, record.step, record.max_abs)
+        assert 0 <= row["growth_max_abs"] < 1e-10
+        assert row["model_bytes"] == record.model_bytes[1] > record.model_bytes[0]
+        assert row["optimizer_bytes"] == record.optimizer_bytes[1]
+        assert record.entry in str(record)
+        assert f"{record.parameters[1]:,} parameters" in str(record)
+    assert state.notes["growth"]["done"] == [dataclasses.asdict(record) for record in records]
+    assert records[-1].parameters[1] == sum(p.numel() for p in state.model.parameters())
+    assert state.seconds >= sum(record.seconds for record in records)
+
+
+def test_a_plateau_of_accuracy_or_loss(data: Dataset) -> None:
+    for mode in ("min", "max"):
+        text = f"plateau patience=1 delta=99 mode={mode}: widen 1.5"
+        _, records = train_with(data, state_of(), text)
+        assert [r.step for r in records] == [4]  # the first evaluation is the best so far
+
+
+def test_noise_of_the_paper_is_measured_not_refused(data: Dataset) -> None:
+    _, [record] = train_with(data, state_of(), "step 4: widen 2 noise=paper noise_scale=0.2")
+    assert record.max_abs is not None
+    assert record.max_abs > 1e-3
+
+
+def test_noise_differs_from_growth_to_growth_and_seed_to_seed(data: Dataset) -> None:
+    feed = MemoryFeed(data, 32)
+    [growth] = parse("step 0: widen 2 mapping=balanced")
+    found = []
+    for seed in (0, 0, 1):
+        state = state_of()
+        for _ in range(2):
+            grow_state(state, growth, growing.upcoming(state, feed, 1), seed=seed)
+        found.append(state.model[4].weight.detach())  # type: ignore[index]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_state_is_as_it_was_where_growth_fails(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = state_of()
+    before = state.model, state.optimizer, state.scheduler, state.ema
+    feed = MemoryFeed(data, 32)
+    [growth] = parse("step 0: widen 1.5")
+    monkeypatch.setattr(
+        growing, "compare_growth", lambda *_: net2net.verify(small_net().eval(), small_net()[:-1].eval(), data.val_x)
+    )
+    with pytest.raises(RuntimeError, match="not its teacher's equal"):
+        grow_state(state, growth, growing.upcoming(state, feed, 1))
+    assert (state.model, state.optimizer, state.scheduler, state.ema) == before
+    assert state.notes["growth"]["done"] == []
+
+
+def test_processes_that_disagree_stop(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growing.distributed, "running", lambda: True)
+    monkeypatch.setattr(growing.distributed, "together", lambda images: images)
+    monkeypatch.setattr(growing.distributed, "average_buffers", lambda *models: None)
+    monkeypatch.setattr(growing.distributed, "gather", lambda digest: [digest, "another"])
+    [growth] = parse("step 0: widen 1.5")
+    with pytest.raises(RuntimeError, match="processes have grown different networks"):
+        grow_state(state_of(), growth, [data.train_x[:8]])
+
+
+@pytest.mark.slow
+def test_compiled_models_are_compiled_anew(data: Dataset) -> None:
+    text = "step 2: widen 1.5; step 4: deepen 1"
+    rows = {}
+    for compiled in (False, True):
+        state = state_of()
+        rows[compiled], _ = train_with(data, state, text, 6, compile=compiled)
+        assert isinstance(state.model, nn.Sequential)
+    losses = {c: [row["loss"] for row in r if "loss" in row] for c, r in rows.items()}
+    assert losses[True] == pytest.approx(losses[False], rel=1e-6)
+
+
+# -- refused before the run begins -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grow": "step 5: shrink 2"}, r"expected what to do"),
+        ({"grow": "step 5: widen 1.5", "growth_lr": "half"}, r"growth_lr \(='half'\) must be one of tenth, dynamics"),
+        ({"grow": "step 5: widen 1.5", "growth_lr": "-1"}, r"growth_lr \(='-1'\)"),
+        ({"grow": "step 24: widen 1.5"}, r"'step 24: widen 1.5'\) is never due: the run ends after 24"),
+        ({"grow": "epoch 5: widen 1.5"}, r"'epoch 5: widen 1.5'\) is never due"),
+        ({"grow": "step 5: widen 1.5; step 6: widen 2 layers=9"}, r"'step 6: widen 2 layers=9'\) cannot be done"),
+        ({"grow": "step 5: deepen 1 after=nowhere"}, "cannot be done: .*nowhere"),
+    ],
+)
+def test_refused_before_anything_is_written(
+    images: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        runs.run(grown_config(images, tmp_path, "refused", in_memory=True, **changes))
+    assert not (tmp_path / "refused").exists()
