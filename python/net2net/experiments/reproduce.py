@@ -65,7 +65,7 @@ def write(
     environment = json.loads((out / "environment.json").read_text())
     page = report.html(experiment, config, results, captioned, environment, command)
     files: dict[str, str | bytes] = {f"{name}.png": png for name, png in drawn.items()}
-    files |= {"table.md": report.markdown(experiment, results, command), "report.html": page}
+    files |= {"table.md": report.markdown(experiment, config, results, command), "report.html": page}
     for name, data in files.items():
         write_atomically(out / name, data)
     return [out / name for name in files]
