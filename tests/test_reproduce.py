@@ -308,6 +308,7 @@ def test_report_is_one_well_formed_page(tmp_path: Path) -> None:
     references.feed(page)
     assert [reference[:22] for reference in references.found] == ["data:image/png;base64,"]
     assert "url(" not in page
+    assert "Networks with 0.01 times the channels" in page
     tables = [[[cell.text for cell in row] for row in table.iter("tr")] for table in root.iter("table")]
     assert [row[0] for row in tables[0][1:]] == ["teacher", SCRATCH]
     assert tables[1][1][0] == "one is better"

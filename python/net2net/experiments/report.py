@@ -114,9 +114,19 @@ NOTES = (
 )
 
 
-def markdown(experiment: Experiment, results: Sequence[Result], command: str) -> str:
+def size(config: ReproduceConfig) -> str:
+    """How large an experiment it is, in a sentence: no one shall take a small one for the paper's."""
+    grid = config.grid
+    return (
+        f"Images: {config.data.data}, {config.data.batch_size} per mini-batch. Networks with {grid.base:g} times the "
+        f"channels of the standard one; {grid.teacher_steps:,} mini-batches for the teacher, {config.loop.steps:,} for "
+        "each of the others."
+    )
+
+
+def markdown(experiment: Experiment, config: ReproduceConfig, results: Sequence[Result], command: str) -> str:
     """The tables, for a README."""
-    parts = [f"# {experiment.title}\n", f"    {command}\n", f"{NOTES}\n"]
+    parts = [f"# {experiment.title}\n", f"    {command}\n", f"{size(config)}\n", f"{NOTES}\n"]
     return "\n".join([*parts, *(table.markdown() for table in tables(experiment, results))])
 
 
@@ -174,6 +184,7 @@ code {{ background: #f3f3f3; padding: 0.1rem 0.3rem }}
 <body>
 <h1>{escape(experiment.title)}</h1>
 <p><code>{escape(command)}</code></p>
+<p>{escape(size(config))}</p>
 {images}
 {body}
 <p>{escape(NOTES)}</p>

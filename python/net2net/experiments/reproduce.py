@@ -9,7 +9,7 @@ from typing import Any
 
 from net2net import options
 from net2net.experiments import figure4, figure5, figure6, figures, report, runs, symmetry
-from net2net.experiments.config import BUDGETS, ReproduceConfig
+from net2net.experiments.config import BUDGETS, CHANGES, ReproduceConfig
 from net2net.experiments.experiment import Experiment
 from net2net.experiments.runs import Result
 from net2net.extras import require
@@ -25,8 +25,7 @@ EXPERIMENTS: dict[str, Callable[[ReproduceConfig], Experiment]] = {
 
 def configure(name: str, budget: str, values: Mapping[str, Any]) -> ReproduceConfig:
     """What `budget` sets for the experiment `name`, and `values`, by the names of options, which go before it."""
-    changes = symmetry.CHANGES if name == "symmetry" else {}
-    return options.override(ReproduceConfig(), {**BUDGETS[budget], **changes, **values})
+    return options.override(ReproduceConfig(), {**BUDGETS[budget], **CHANGES.get(name, {}), **values})
 
 
 def reproduce(
@@ -66,7 +65,7 @@ def write(
     environment = json.loads((out / "environment.json").read_text())
     page = report.html(experiment, config, results, captioned, environment, command)
     files: dict[str, str | bytes] = {f"{name}.png": png for name, png in drawn.items()}
-    files |= {"table.md": report.markdown(experiment, results, command), "report.html": page}
+    files |= {"table.md": report.markdown(experiment, config, results, command), "report.html": page}
     for name, data in files.items():
         write_atomically(out / name, data)
     return [out / name for name in files]

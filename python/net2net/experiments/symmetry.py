@@ -1,6 +1,6 @@
 """How to tell replicas apart: noise, optimizer state and learning rate of a widened student, in all combinations.
 
-The network is figure 4's. The teacher's schedule does not run down, so that "keep" and "tenth" are different rates.
+The network is figure 4's.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from net2net.experiments.experiment import Claim, Experiment, Setting, Start, Va
 from net2net.experiments.networks import NARROW, Size
 from net2net.experiments.replicas import ReplicaDistance
 from net2net.widen_plan import WidenPlan
-
-#: What `budget` sets, changed.
-CHANGES = {"final_lr": 0.3}
 
 DYADIC = "dyadic, no noise"
 
