@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 
 import net2net
 import numpy as np
@@ -237,6 +238,43 @@ def test_torch_attention_without_a_norm_before_it(masked: bool) -> None:
     model, x = Bare().double().eval(), torch.randn(2, 4, 5).double()
     student = net2net.widen(model, x, 1.5)
     assert (student.stem.out_features, student.attention.embed_dim, student.attention.num_heads) == (16, 16, 4)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_plan_does_not_depend_on_which_values_are_computed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of large tensors only the shapes are worked out."""
+    model, x = NETWORKS[name].build()
+    net2net.plan_widen(model, x, 1.5).save(tmp_path / "computed")
+    monkeypatch.setattr("net2net.trace._LARGE", 1)
+    net2net.plan_widen(model, x, 1.5).save(tmp_path / "shapes")
+    assert (tmp_path / "shapes").read_bytes() == (tmp_path / "computed").read_bytes()
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_a_tensor_that_is_large_in_the_student_alone(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.GroupNorm(2, 8), nn.Flatten()
+    model, x = nn.Sequential(*layers, nn.LazyLinear(3)).double(), torch.randn(2, 3, 6, 6).double()
+    model(x)
+    monkeypatch.setattr("net2net.trace._LARGE", 2 * 8 * 16 + 1)
+    assert not net2net.plan_widen(model.train(mode == "train"), x, 1.5).skipped
+
+
+def test_an_operation_that_answers_yes_or_no() -> None:
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            return self.head(y * 2 if torch.equal(torch.arange(2), torch.tensor([0, 1])) else y)
+
+    torch.manual_seed(0)
+    model, x = Asking().double().eval(), torch.randn(4, 5).double()
+    assert net2net.widen(model, x, 1.5).a.out_features == 9
 
 
 def test_views_of_nothing() -> None:

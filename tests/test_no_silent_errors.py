@@ -319,3 +319,65 @@ def test_numbers_that_only_look_like_a_width_stay(length: int) -> None:
     student = plan.apply(model)
     for n in (7, 16, 40):
         assert net2net.verify(model, student, torch.randn(2, n, 5).double()).max_rel < EXACT
+
+
+class Tied(nn.Module):
+    """A table that is the matrix of the output layer too, and a function of what flows into that."""
+
+    def __init__(self, function: Callable[["Tied", Tensor], Tensor | tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.function = [function]
+        self.table, self.norm, self.hidden = nn.Embedding(9, 6), nn.LayerNorm(6), nn.Linear(6, 10)
+        self.back, self.gain = nn.Linear(10, 6), nn.Parameter(torch.randn(6))
+        for p in self.norm.parameters():
+            nn.init.normal_(p)
+
+    def head(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.table.weight)
+
+    def forward(self, index: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.table(index)
+        return self.function[0](self, x + self.back(self.hidden(x).relu()))
+
+
+#: What flows into the output layer, or its gain, is seen by something else too; or the gain is not what it depends on
+#: linearly. So there is no place for the shares of the replicas.
+ELSEWHERE: dict[str, Callable[[Tied, Tensor], Tensor | tuple[Tensor, Tensor]]] = {
+    "no norm": lambda m, x: m.head(x),
+    "twice": lambda m, x: m.head(m.norm(x)) + m.head(m.norm(x * 2)),
+    "another layer": lambda m, x: m.head(y := m.norm(x)) + m.back(m.hidden(y).relu()).mean(-1, True),
+    "in place": lambda m, x: m.head(m.norm(x).relu_()),
+    "not linear": lambda m, x: m.head(F.gelu(m.norm(x))),
+    "a bias alone": lambda m, x: m.head(F.layer_norm(x, (6,), None, m.norm.bias)),
+    "a shifted gain": lambda m, x: m.head(F.layer_norm(x, (6,)) * (1 + m.gain)),
+    "its gain is an output": lambda m, x: (m.head(m.norm(x)), m.norm.weight * 2),
+    "a mean of it": lambda m, x: m.head(y := m.norm(x)) * y.mean(-1, keepdim=True),
+    "residual": lambda m, x: m.head(m.norm(x) + x),
+    "its size": lambda m, x: m.head(y := m.norm(x)) / y.norm(),
+    "the sum of gains": lambda m, x: m.head(m.norm(x)) * m.norm.weight.sum(),
+    "train mode": lambda m, x: m.head(m.norm(x)) + (m.hidden(m.norm(x)).mean() if m.training else 0),
+    "through a view": lambda m, x: m.head((y := m.norm(x)).flatten(0, 1)) * y[0, 0, 0],
+    "gains of several": lambda m, x: m.head(m.norm(x)) + m.hidden(m.gain * m.norm.bias).mean(),
+}
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_a_tied_table_whose_shares_have_no_place(case: str) -> None:
+    torch.manual_seed(0)
+    model, index = Tied(ELSEWHERE[case]).double().eval(), torch.randint(9, (2, 5))
+    plan = net2net.plan_widen(model, index, 1.5, noise="none")
+    student = plan.apply(model)
+    assert student.table.embedding_dim == 6
+    assert net2net.verify(model, student, index).max_rel < EXACT
+    assert net2net.verify(model.train(), student.train(), index).max_rel < EXACT
+
+
+def test_a_tied_table_whose_shares_are_the_norms() -> None:
+    torch.manual_seed(0)
+    model, index = Tied(lambda m, x: m.head(m.norm(x))).double(), torch.randint(9, (2, 5))
+    student = net2net.widen(model, index, 1.5)
+    assert student.table.embedding_dim == 12
+    assert torch.equal(student.table.weight[:, :6], model.table.weight)  # as an embedding it is copied as it is
+    named = net2net.widen(model, index, {"table": 18})  # by the width that the table has, not its number of words
+    assert named.table.weight.shape == (9, 18)
+    assert (student.norm.weight[:6] / model.norm.weight).allclose(torch.tensor(0.5).double())

@@ -85,6 +85,25 @@ class LanguageModel(nn.Module):
         return self.out(x + self.down(F.silu(self.gate(y)) * self.up(y)))
 
 
+class TiedLanguageModel(nn.Module):
+    """The table of tokens is the matrix of the output layer too, behind a norm by hand that casts, a scale, and a slice
+    (T5, LLaMA); a second output layer with a norm of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.norm = nn.Embedding(11, 8), nn.LayerNorm(8)
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+        self.gain, self.norm2, self.bias = nn.Parameter(torch.ones(8)), nn.LayerNorm(8), nn.Parameter(torch.zeros(11))
+
+    def forward(self, index: Tensor) -> Tensor:
+        x = self.tokens(index)
+        x = x + self.down(F.silu(self.up(self.norm(x))))
+        y = x.double() * torch.rsqrt(x.double().square().mean(-1, keepdim=True) + 1e-6)
+        y = (self.gain * y.to(x.dtype))[:, -2:] * 0.7
+        y = F.linear(y, self.tokens.weight)
+        return torch.cat([y, F.linear(self.norm2(x), self.tokens.weight, self.bias)], 1)
+
+
 class Grouped(nn.Module):
     """Cardinality, group norm, channel shuffle, pixel shuffle, a transposed convolution."""
 
@@ -478,6 +497,7 @@ NETWORKS = {
     "vision_transformer_by_hand": Network(lambda: VisionTransformer(False), (3, 3, 8, 8)),
     "decomposed_positions": Network(lambda: Decomposed(8, 2, 2), (2, 4, 5)),
     "language_model": Network(LanguageModel, (2, 6), tokens=True),
+    "tied_language_model": Network(TiedLanguageModel, (2, 6), tokens=True),
     "grouped": Network(Grouped, (2, 3, 6, 6)),
     "shuffled": Network(Shuffled, (4, 3, 5, 5)),
     "merging": Network(Merging, (2, 3, 4, 4)),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from net2net.carriers import Carriers
 from net2net.hashes import digest, expression, mix, seed, total
 from net2net.parameters import Handle, Parameters
 from net2net.shadows import Shadows, codes, compact, ids_of, replicas_of, spread
@@ -38,6 +39,7 @@ class Context(ABC):
         self.units = units
         self.shadows = Shadows()
         self.parameters = Parameters(model)
+        self.carriers = Carriers(self.parameters)
         self.module = ""  # the innermost module being run
         self.operation = ""  # the operation whose rule is being asked
         self.given: list[list[Tensor]] = []  # what the modules being run were given, outermost first
@@ -49,6 +51,7 @@ class Context(ABC):
     def begin(self) -> None:
         """A walk begins."""
         self.units.flatten()
+        self.carriers.begin()
         self.last: tuple[Tensor, ...] = ()  # what the last operation that saw units was given
         self.reached = ""  # where the last operation was: after an exception, all modules have been left
         #: Of each operation: the elements of its first tensor, and the numbers that it was given.

@@ -172,7 +172,7 @@ def _pin_contradictions(units: Units) -> None:
             if other != dim and axis is not None and "in" in axis.roles:
                 units.pin(axis.ids(), f"the values of {name} are used beside the layer that it belongs to")
     for (name, _dim), axis in units.axes.items():
-        if "in" in axis.roles and len(axis.roles) > 1:
+        if "in" in axis.roles and len(axis.roles) > 1 and not units.hand_over(axis):
             units.pin(axis.ids(), f"{name} is used both as a consumer and as a producer of the same units")
 
 

@@ -38,6 +38,7 @@ class Inference(Context):
 
     def finished(self, training: bool) -> None:
         self.returns[training], self.outputs = self.outputs, []
+        self.units.carry(self.carriers.settled(), self.carriers.read())
 
     def _axis(self, name: str, dim: int, size: int, role: str) -> Axis:
         axis = self.units.axis(name, dim, size)

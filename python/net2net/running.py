@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from net2net.skeleton import lazy_zeros
 
@@ -40,23 +41,21 @@ def of_no_value(func: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
     try:
         out = _shapes(func, args, kwargs)
+        # Of several results, the lesser ones may have other shapes than on a real device.
+        if isinstance(out, Tensor) and out.is_floating_point():
+            return _zeros(out, args)
     except Exception:  # it may have no implementation for shapes alone; if it is wrong, it will raise again
-        return func(*args, **kwargs)
-    results = out if isinstance(out, tuple) else (out,)
-    if not all(isinstance(t, Tensor) and t.is_floating_point() for t in results):
-        return func(*args, **kwargs)
-    return _zeros(out, args)
+        pass
+    return func(*args, **kwargs)
 
 
 def _shapes(func: Any, args: Any, kwargs: Any) -> Any:
-    def shape(a: Any) -> Any:
-        return a.to("meta") if isinstance(a, Tensor) else a
-
-    return func(*map(shape, args), **{name: shape(a) for name, a in kwargs.items()})
+    args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
+    return func(*args, **kwargs)
 
 
 def _zeros(out: Any, args: Any) -> Any:
-    device = next(a.device for a in args if isinstance(a, Tensor))
+    device = next(a.device for a in tree_leaves(args) if isinstance(a, Tensor))
 
     def zeros(t: Any) -> Any:  # they are dense, in whatever memory format
         if not isinstance(t, Tensor):

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from net2net.context import Context, TraceError
 from net2net.hashes import seed
 from net2net.outputs import kept, leaves
-from net2net.rules.table import flat, refuse, rule_for, view
+from net2net.rules.table import flat, is_view, name_of, refuse, rule_for, view
 from net2net.running import Inputs, call, computed, of_no_value
 from net2net.shadows import compact
 from net2net.skeleton import own_random_state
@@ -56,6 +56,8 @@ class Walk(TorchDispatchMode):
             run = of_no_value if rule is not view and self._without_value(tensors) else computed
             out = run(func, args, kwargs)
             context.operation = str(func)
+            if rule is not view and not is_view(func):
+                context.carriers.saw(name_of(func), tensors, [t for t in flat(out) if isinstance(t, Tensor)])
             try:
                 rule(context, func, args, kwargs, out)
             except TraceError:
@@ -125,6 +127,7 @@ def _as_a_whole(module: nn.Module, context: Context) -> Callable[..., Any]:
         with _disable_current_modes():
             out = forward(*args, **kwargs)
             given = (args, kwargs, list(module.parameters()))
+            context.carriers.saw("", [t for t in flat(given) if isinstance(t, Tensor)], [])
             refuse(context, type(module).__name__, given, {}, out, "a recurrent layer is not looked into")
         return out
 

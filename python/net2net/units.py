@@ -12,6 +12,7 @@ all that a layer norm averages over. A block is one *unit* of growth: one number
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -123,11 +124,16 @@ class Units:
         #: Parameters whose values are used as such, and the axis that has units then.
         self.values: set[tuple[str, int]] = set()
         self._starts: tuple[np.ndarray, np.ndarray] | None = None
+        # For each axis that a sum runs over, the vectors that may have its shares in its stead (carriers.py); and the
+        # parameters that take part in anything else.
+        self._carriers: dict[tuple[str, int], set[tuple[str, int]] | None] = {}
+        self._elsewhere: set[str] = set()
 
     def start_over(self) -> None:
         """Forgets all but what is joined."""
         self._pins, self._even, self._heads, self._read = [], [], [], []
         self.decisions = {}
+        self._carriers, self._elsewhere = {}, set()
         for axis in self.axes.values():
             axis.met = None
             axis.roles = set()
@@ -212,6 +218,30 @@ class Units:
     def evened(self) -> np.ndarray:
         """The roots of such blocks."""
         return np.unique(self.blocks.roots(np.concatenate([np.zeros(0, dtype=np.int64), *self._even])))
+
+    def carry(self, found: Mapping[tuple[str, int], tuple[tuple[str, int], ...] | None], read: set[str]) -> None:
+        """What a walk found of vectors that may have shares, and which parameters took part in it."""
+        for axis, vectors in found.items():
+            before = self._carriers.get(axis, set())
+            self._carriers[axis] = None if vectors is None or before is None else {*before, *vectors}
+        self._elsewhere |= read - {name for vectors in found.values() for name, _ in vectors or ()}
+
+    def hand_over(self, axis: Axis) -> bool:
+        """Hands the shares of an axis to the vectors that may have them: these are "in" then, in its place. False, if
+        there are none."""
+        vectors = self._carriers.get((axis.tensor, axis.dim)) or set()
+        carriers = [self.axes.get(v) for v in vectors]
+        roots = self.blocks.roots(axis.ids())
+        for c in carriers:
+            if c is None or c.tensor in self._elsewhere or not c.roles <= {"each", "in"}:
+                return False
+            if c.size != axis.size or (self.blocks.roots(c.ids()) != roots).any():
+                return False
+        for c in carriers:
+            assert c is not None
+            c.roles = {"in"}
+        axis.roles.discard("in")
+        return bool(carriers)
 
     def pin(self, ids: np.ndarray, reason: str) -> None:
         """These units keep one replica."""

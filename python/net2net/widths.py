@@ -49,7 +49,9 @@ class Widths:
         """The maps that were given, by segment. ValueError, by name, for one that cannot be had."""
         maps: dict[int, np.ndarray] = {}
         for layer, index in self._given.items():
-            group = next((g for g in found.groups if layer in g.layers), None)
+            # A table that is also the output layer has two, one of them the outputs.
+            named = sorted((g for g in found.groups if layer in g.layers), key=lambda g: g.reason is not None)
+            group = named[0] if named else None
             what = f"mapping[{layer!r}]"
             if group is None or group.reason is not None:
                 raise ValueError(f"{what}: {group or 'there is no such layer that could be widened'}")
@@ -103,6 +105,6 @@ class Widths:
             if not named:
                 raise ValueError(f"no layer that could be widened matches {pattern!r}")
             literal = not any(c in pattern for c in "*?[")
-            stuck = [g for g in named if g.reason is not None]
-            if stuck and (literal or len(stuck) == len(named)):
+            stuck = sorted((g for g in named if g.reason is not None), key=lambda g: g.output)
+            if stuck and (len(stuck) == len(named) or (literal and not stuck[0].output)):
                 raise ValueError(f"{pattern} cannot be widened: {stuck[0].reason}")

@@ -107,6 +107,7 @@ def linear(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> Non
     features, produced = (right.shape[1], right.shape[0]) if kind == "linear" else (right.shape[0], right.shape[1])
     given = array(context, x)
     rows = rows_along(given, x.dim() - 1, features)
+    context.carriers.used(x, (name, into))
     key = ("linear", name, numbers(kwargs))
     if context.has_units(given) and given.shape[-1] == 1 < features:
         return _along(context, key, name, given, (into, features), (outof, produced), bias, out)

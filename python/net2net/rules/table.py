@@ -56,12 +56,13 @@ def rule_for(func: Any) -> Rule:
         return _RULES[name[:-1]]
     if torch.Tag.pointwise in func.tags and torch.Tag.nondeterministic_seeded not in func.tags:
         return POINTWISE[0]
-    if _is_view(func):
+    if is_view(func):
         return another_dtype if name in _ANOTHER_DTYPE or func._overloadname == "dtype" else view
     return unknown
 
 
-def _is_view(func: Any) -> bool:
+def is_view(func: Any) -> bool:
+    """Whether what an operation returns is its operand, seen in another way."""
     returns = func._schema.returns
     return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
 
