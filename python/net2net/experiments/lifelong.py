@@ -57,7 +57,7 @@ class LifelongConfig:
     width: int = 8
     batch_size: int = 32
     lr: float = 0.02
-    growth_lr: str = "keep"
+    growth_lr: str = "tenth"
     eval_every: int = 25
     seed: int = 0
 
