@@ -27,6 +27,12 @@ def test_every_kind_of_option() -> None:
     assert (config.loop.compile, config.data.in_memory, config.data.image_size) == (True, False, 32)
 
 
+def test_growths_are_joined() -> None:
+    config = parse("--grow", "step 5: widen 1.5", "--grow", "step 9: deepen 1", "--growth-lr", "0.5")
+    assert config.growth.grow == "step 5: widen 1.5; step 9: deepen 1"
+    assert options.from_json(TrainConfig, json.loads(json.dumps(options.to_json(config)))) == config
+
+
 def test_names_are_unlike_in_all_sections() -> None:
     count = sum(len(dataclasses.fields(getattr(TrainConfig(), f.name))) for f in dataclasses.fields(TrainConfig))
     assert len(options.leaves(TrainConfig)) == count
@@ -51,6 +57,9 @@ def test_json_there_and_back() -> None:
         ({"loop": {"steps": True}}, r"steps \(=True\) must be of type int"),
         ({"schedule": {"schedule": "linear"}}, r"schedule \(='linear'\) must be one of constant"),
         ({"model": {"ema": math.nan}}, r"ema \(=nan\) must be at least 0"),
+        ({"growth": {"grow": "step 5"}}, r"growth schedule, entry 1, column 7: expected a colon"),
+        ({"growth": {"growth_lr": "nan"}}, r"growth_lr \(='nan'\) must be one of tenth, dynamics, keep or a positive"),
+        ({"growth": {"growth_state": "all"}}, r"growth_state \(='all'\) must be one of exact"),
         ([], r"\(=\[\]\) must be an object"),
     ],
 )

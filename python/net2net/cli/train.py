@@ -24,9 +24,11 @@ def _run(args: argparse.Namespace) -> int:
     config = options.override(config, given)
     if args.resume:  # what is not given is as it was
         config = options.override(runs.saved_config(runs.folder_of(config)) or config, given)
-    with console.progress_bar(config.loop.steps, shown=os.environ.get("RANK", "0") == "0") as on_step:
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun has started
+    with console.progress_bar(config.loop.steps, shown=first) as on_step:
         runs.run(config, resume=args.resume, on_step=lambda step: on_step("training", step), on_growth=print)
-    print("wrote", runs.folder_of(config))
+    if first:
+        print("wrote", runs.folder_of(config))
     return 0
 
 

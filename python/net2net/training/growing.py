@@ -117,7 +117,7 @@ class Record:
         changed = "not compared" if self.max_abs is None else f"outputs changed by at most {self.max_abs:.1e}"
         (before, after), (slow, fast) = self.parameters, self.lr
         sizes = "; ".join(
-            f"{what} {a / 2**20:.1f} -> {b / 2**20:.1f} MiB"
+            f"{what} {a / 2**20:.2f} -> {b / 2**20:.2f} MiB"
             for what, (a, b) in (("model", self.model_bytes), ("optimizer", self.optimizer_bytes))
         )
         return (
