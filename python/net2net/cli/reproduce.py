@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import textwrap
 from pathlib import Path
 
 from net2net import console, options
 from net2net.cli.command import Command
 from net2net.experiments import report
-from net2net.experiments.config import BUDGETS, ReproduceConfig
+from net2net.experiments.config import BUDGETS, CHANGES, ReproduceConfig
 from net2net.experiments.reproduce import EXPERIMENTS, configure, reproduce
 from net2net.experiments.runs import total_steps
 
@@ -57,10 +58,12 @@ def _command(args: argparse.Namespace, given: dict[str, object]) -> str:
 
 
 def _budgets() -> str:
-    lines = []
-    for name, values in BUDGETS.items():
-        lines.append(f"  {name}: " + ", ".join(f"{key.replace('_', '-')} {value}" for key, value in values.items()))
-    return "\n".join(lines)
+    """What each sets, as options."""
+    paragraphs = []
+    for name, values in {**BUDGETS, **CHANGES}.items():
+        text = f"{name}: " + "; ".join(f"{key.replace('_', '-')} {value}" for key, value in values.items())
+        paragraphs.append(textwrap.fill(text, 110, initial_indent="  ", subsequent_indent="    "))
+    return "\n".join(paragraphs)
 
 
 COMMAND = Command(
@@ -74,7 +77,7 @@ COMMAND = Command(
     "The same command goes on after an interruption; more --seeds or other --rates add runs to those that are there.\n"
     "--steps is for each student and baseline, --teacher-steps for the teacher, --lr the teacher's first rate.\n"
     "Writes report.html (everything in one page), table.md, figures and results.jsonl (raw numbers) into --out.\n\n"
-    "budgets:\n" + _budgets(),
+    "budgets, and what experiments change of them:\n" + _budgets(),
     _add_arguments,
     _run,
 )
