@@ -25,7 +25,8 @@ from net2net.extras import require
 from net2net.files import remove_unfinished, write_atomically
 from net2net.training import checkpoint, distributed, optimizers
 from net2net.training.config import DataConfig, TrainConfig
-from net2net.training.growing import PLANS, Growing, Record, rehearse, replay
+from net2net.training.growing import PLANS, Growing, rehearse, replay
+from net2net.training.growth_record import Record
 from net2net.training.logs import Logs
 from net2net.training.loop import train
 from net2net.training.schedules import Schedule, attach
