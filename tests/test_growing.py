@@ -16,7 +16,9 @@ from folders import raw_digits, write_image_folder
 from net2net.data import Dataset, MemoryFeed, digits
 from net2net.growth_text import parse
 from net2net.training import LoopConfig, Schedule, State, TrainConfig, attach, growing, moving_average, runs, train
-from net2net.training.growing import Growing, GrowthConfig, Record, grow_state, plans
+from net2net.training.config import GrowthConfig
+from net2net.training.growing import Growing, grow_state, plans
+from net2net.training.growth_record import Record
 from net2net.training.loop import COLUMNS
 from net2net.training.optimizers import make
 from test_resume import config_of, outcome

@@ -25,7 +25,9 @@ from net2net.data import Dataset, MemoryFeed, digits
 from net2net.files import write_atomically
 from net2net.growth_text import parse
 from net2net.training import History, LoopConfig, State, rmsprop, train
-from net2net.training.growing import Record, grow_state, lr_rule, upcoming
+from net2net.training.config import lr_rule
+from net2net.training.growing import grow_state, upcoming
+from net2net.training.growth_record import Record
 
 GROWN, SMALL, ANEW = "grown", "small", "anew"
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from net2net.data import augment
+from net2net.growth_schedule import GrowthSchedule
+from net2net.optimizer import STATES
 from net2net.options import Section, option
 from net2net.training import optimizers, schedules
-from net2net.training.growing import GrowthConfig
 from net2net.training.loop import LoopConfig
 
 
@@ -74,6 +75,49 @@ class ScheduleConfig(Section):
     final_lr: float = option(0.0, "the cosine's last rate, as a share of the first", least=0)
     decay_rate: float = option(0.94, "of the exponential schedule", above=0)
     decay_epochs: float = option(2.0, "of the exponential schedule", above=0)
+
+
+#: Learning rates after a growth, beside any factor.
+RATES = ("tenth", "dynamics", "keep")
+
+
+@dataclass(frozen=True)
+class GrowthConfig(Section):
+    """When the network grows, and how training goes on then."""
+
+    grow: str = option(
+        "",
+        "growth, such as 'step 2000: widen 1.5', 'epoch 10: deepen 1 after=stages.*' or 'plateau patience=3: "
+        "widen 1.25'; may be given several times, in the order in which they will come",
+        joined="; ",
+    )
+    growth_lr: str = option(
+        "tenth",
+        "learning rate after a growth; tenth: of the run's first one, from where the schedule goes on; dynamics: the "
+        "same, with steps as the smaller network would have taken them; keep: the same; or a factor",
+    )
+    growth_state: str = option("exact", "what becomes of the optimizer's state", choices=STATES)
+    growth_batches: int = option(
+        4, "coming mini-batches on which a growth is compared and new normalisations' statistics are taken", least=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        GrowthSchedule(self.grow)
+        lr_rule(self.growth_lr)
+
+
+def lr_rule(text: str) -> str | float:
+    """One of `RATES`, or a factor. ValueError if it is neither."""
+    if text in RATES:
+        return text
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < float("inf"):
+        raise ValueError(f"growth_lr (={text!r}) must be one of {', '.join(RATES)} or a positive factor")
+    return factor
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,13 @@ from net2net.data.order import key
 from net2net.grow import Grown, carry_out, grow
 from net2net.growth_schedule import GrowthSchedule
 from net2net.growth_text import AtEpoch, AtStep, Growth, OnPlateau, What, When
-from net2net.optimizer import STATES
-from net2net.options import Section, option
 from net2net.plan import GrowthPlan
 from net2net.training import checkpoint, distributed
+from net2net.training.config import GrowthConfig, lr_rule
+from net2net.training.growth_record import Record
 from net2net.training.loop import Row
 from net2net.training.state import State
 from net2net.verify import compare_growth
-
-RATES = ("tenth", "dynamics", "keep")
 
 #: The entry of `State.notes`.
 NOTES = "growth"
@@ -43,103 +40,6 @@ PLANS = "growth"
 
 #: A growth is planned on so many images; analysis takes longer with more, and finds the same.
 EXAMPLES = 2
-
-
-@dataclass(frozen=True)
-class GrowthConfig(Section):
-    """When the network grows, and how training goes on then."""
-
-    grow: str = option(
-        "",
-        "growth, such as 'step 2000: widen 1.5', 'epoch 10: deepen 1 after=stages.*' or 'plateau patience=3: "
-        "widen 1.25'; may be given several times, in the order in which they will come",
-        joined="; ",
-    )
-    growth_lr: str = option(
-        "tenth",
-        "learning rate after a growth; tenth: of the run's first one, from where the schedule goes on; dynamics: the "
-        "same, with steps as the smaller network would have taken them; keep: the same; or a factor",
-    )
-    growth_state: str = option("exact", "what becomes of the optimizer's state", choices=STATES)
-    growth_batches: int = option(
-        4, "coming mini-batches on which a growth is compared and new normalisations' statistics are taken", least=1
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        GrowthSchedule(self.grow)
-        lr_rule(self.growth_lr)
-
-
-def lr_rule(text: str) -> str | float:
-    """One of `RATES`, or a factor. ValueError if it is neither."""
-    if text in RATES:
-        return text
-    try:
-        factor = float(text)
-    except ValueError:
-        factor = 0.0
-    if not 0 < factor < float("inf"):
-        raise ValueError(f"growth_lr (={text!r}) must be one of {', '.join(RATES)} or a positive factor")
-    return factor
-
-
-@dataclass(frozen=True)
-class Record:
-    """A growth that was done; pairs are before and after.
-
-    Attributes:
-        entry: of the schedule.
-        step: mini-batches done before.
-        max_abs: the largest difference of an output between before and after, in eval mode, on the mini-batches that
-            the growth was planned on; None where nothing could be compared.
-        max_rel: the same relative to the largest output.
-        seconds: what planning, growing and comparing took.
-        parameters: their numbers.
-        model_bytes: of parameters and buffers.
-        optimizer_bytes: of the optimizer's state.
-        lr: of the first group of parameters.
-        plans: names of the files that have the plans; none where they were not to be saved.
-    """
-
-    entry: str
-    step: int
-    max_abs: float | None
-    max_rel: float | None
-    seconds: float
-    parameters: tuple[int, int]
-    model_bytes: tuple[int, int]
-    optimizer_bytes: tuple[int, int]
-    lr: tuple[float, float]
-    plans: list[str]
-
-    def __str__(self) -> str:
-        changed = "not compared" if self.max_abs is None else f"outputs changed by at most {self.max_abs:.1e}"
-        (before, after), (slow, fast) = self.parameters, self.lr
-        sizes = "; ".join(
-            f"{what} {a / 2**20:.2f} -> {b / 2**20:.2f} MiB"
-            for what, (a, b) in (("model", self.model_bytes), ("optimizer", self.optimizer_bytes))
-        )
-        return (
-            f"grown after {self.step} mini-batches ({self.entry}): {before:,} -> {after:,} parameters, {changed}; "
-            f"{sizes}; learning rate {slow:.4g} -> {fast:.4g}; {self.seconds:.2f} s"
-        )
-
-    def row(self, state: State) -> Row:
-        """For the log."""
-        compared = {} if self.max_abs is None else {"growth_max_abs": self.max_abs, "growth_max_rel": self.max_rel}
-        return {
-            "step": self.step,
-            "epoch": state.epoch,
-            "seconds": state.seconds,
-            "lr": self.lr[1],
-            "grown": self.entry,
-            "parameters": self.parameters[1],
-            **compared,
-            "growth_seconds": self.seconds,
-            "model_bytes": self.model_bytes[1],
-            "optimizer_bytes": self.optimizer_bytes[1],
-        }
 
 
 class Growing:

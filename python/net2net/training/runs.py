@@ -25,8 +25,9 @@ from net2net.environment import environment
 from net2net.extras import require
 from net2net.files import remove_unfinished, write_atomically
 from net2net.training import checkpoint, distributed, optimizers
-from net2net.training.config import DataConfig, OptimizerConfig, ScheduleConfig, TrainConfig
-from net2net.training.growing import PLANS, Growing, GrowthConfig, Record, rehearse, replay
+from net2net.training.config import DataConfig, GrowthConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from net2net.training.growing import PLANS, Growing, rehearse, replay
+from net2net.training.growth_record import Record
 from net2net.training.logs import Logs
 from net2net.training.loop import LoopConfig, train
 from net2net.training.schedules import Schedule, attach
