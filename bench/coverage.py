@@ -30,6 +30,8 @@ from torch import Tensor, nn
 
 FACTOR = 1.5
 EXACT = 1e-9
+#: Models whose images are larger than this are built for smaller ones.
+_LARGE = 512
 
 
 def torchvision_models() -> dict[str, str]:
@@ -77,7 +79,11 @@ def build(library: str, name: str) -> tuple[nn.Module, Tensor]:
         model = timm.create_model(name, num_classes=1000)
     config = model.default_cfg
     shape = tuple(config["input_size"])
-    if not config.get("fixed_input_size"):
+    if config.get("fixed_input_size") and shape[1] > _LARGE:
+        # It takes images of one size alone, but which one can be chosen.
+        shape = (shape[0], 256, 256)
+        model = timm.create_model(name, img_size=256)
+    elif not config.get("fixed_input_size"):
         smallest = config.get("min_input_size") or (shape[0], min(shape[1], 128), min(shape[2], 128))
         for smaller in (tuple(smallest), shape):
             try:
