@@ -24,7 +24,7 @@ demo: $(STAMP)
 	$(BIN)/net2net demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not big"
+	$(BIN)/python -m pytest -m "not slow and not big" --durations=15
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

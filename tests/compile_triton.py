@@ -2,7 +2,7 @@
 
 Run by test_triton_compile.py in a process of its own: in the tests' process Triton interprets.
 
-    python compile_triton.py ARCH [CODES [NOISES]]      e.g.  python compile_triton.py 90 0,2 1
+    python compile_triton.py ARCHS [CODES [NOISES]]      e.g.  python compile_triton.py 80,100 0,2 1
 """
 
 import importlib
@@ -111,7 +111,8 @@ def disassemble(cubin: bytes) -> str | None:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        return subprocess.run([nvdisasm, "-c", file.name], check=True, capture_output=True, text=True).stdout
+        # Without an analysis of the flow, which would add labels alone.
+        return subprocess.run([nvdisasm, "-c", "-ndf", file.name], check=True, capture_output=True, text=True).stdout
 
 
 def options(name: str) -> dict[str, Any]:
@@ -128,6 +129,7 @@ def main(arch: int, codes: list[int], noises: list[int]) -> None:
         text = disassemble(compiled.asm["cubin"])
         found = {
             "kernel": name,
+            "arch": arch,
             "target": f"sm_{arch}" in compiled.asm["ptx"],
             "opcodes": None if text is None else sorted(opcodes(text)),
             "instructions": None if text is None else text.count(";"),
@@ -136,5 +138,7 @@ def main(arch: int, codes: list[int], noises: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    lists = [[int(n) for n in argument.split(",")] for argument in sys.argv[2:]]
-    main(int(sys.argv[1]), *lists, *[[0, 1, 2, 3], [0, 1, 2]][len(lists) :])
+    lists = [[int(n) for n in argument.split(",")] for argument in sys.argv[1:]]
+    archs, codes, noises = [*lists, *[[], [0, 1, 2, 3], [0, 1, 2]][len(lists) :]]
+    for arch in archs:
+        main(arch, codes, noises)

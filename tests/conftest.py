@@ -1,7 +1,10 @@
 """Fixtures that all tests share. A contract runs on every backend: on what this machine has, and skipped, with the
 reason, on what it has not."""
 
+import functools
 import os
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +16,33 @@ if not torch.cuda.is_available():
 import n2n_kernels as nk
 from n2n_kernels.backends import ORDER
 from n2n_kernels.ops.gather_scale import native as gather_scale_native
+
+
+def patch_triton_once_a_launch() -> None:
+    """Triton's interpreter replaces the language's functions by its own when a kernel is launched, and then again for
+    every device function that the kernel calls, which finds nothing left to replace and takes half of its time."""
+    try:
+        import triton.language as tl
+        from triton.runtime import interpreter
+
+        patch: Callable[[Any], Any] = interpreter._patch_lang
+        nothing = interpreter._LangPatchScope
+    except (ImportError, AttributeError):
+        return
+
+    @functools.cache
+    def namespaces(function: Any) -> list[Any]:
+        return [value for value in function.__globals__.values() if value is tl or value is tl.core]
+
+    def patch_once(function: Any) -> Any:
+        functions = [tl.tensor.to, *(namespace.load for namespace in namespaces(function))]
+        return patch(function) if any(map(tl.core.is_builtin, functions)) else nothing()
+
+    interpreter._patch_lang = patch_once
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    patch_triton_once_a_launch()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

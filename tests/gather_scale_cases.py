@@ -29,6 +29,9 @@ SMALL = [
     Case((4, 6, 2, 2)),
 ]
 
+#: One tensor of each kind, for what does not depend on shapes: Triton's interpreter takes its time for each row.
+FEW = [Case((2,), 3), Case((2, 2), 3, 4), Case((2, 3, 2, 2), 3, 5)]
+
 #: Several tiles of 4,096 elements, with rows that straddle them, rows longer than one, and exactly one.
 LARGE = [Case((40, 13, 3, 3), 66, 21), Case((1, 4097), 2, 5000), Case((64, 64)), Case((5000,), 8200)]
 

@@ -1,6 +1,8 @@
 """The command line, and the main job from end to end in a few steps."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import re
 import subprocess
@@ -19,14 +21,14 @@ from net2net.training import History
 EXTRAS = ("sklearn", "matplotlib", "rich", "torchvision")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def extras() -> None:
     """For tests of what needs the extra `demo`."""
     for module in ("sklearn", "matplotlib", "rich"):
         pytest.importorskip(module, reason=f"{module} is not installed")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """As `demo` has it, which would otherwise stay so for the tests that follow."""
     threads = torch.get_num_threads()
@@ -115,12 +117,18 @@ def test_demo_refuses_before_it_trains(tmp_path: Path, capsys: pytest.CaptureFix
 # The rest needs growth itself: plan_widen, plan_deepen, random_pad, verify.
 
 
-@pytest.mark.usefixtures("extras", "one_thread")
-def test_demo_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "runs" / "demo"
+@pytest.fixture(scope="module")
+def demo(extras: None, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder that a short demo wrote, and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "runs" / "demo"
     argv = ["--steps", "3", "--teacher-steps", "4", "--eval-every", "2", "--base", "0.04", "--seed", "3"]
-    assert main(["demo", "--out", str(out), *argv, "--device", "cpu"]) == 0
-    printed = capsys.readouterr().out
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["demo", "--out", str(out), *argv, "--device", "cpu"]) == 0
+    return out, printed.getvalue()
+
+
+def test_demo_end_to_end(demo: tuple[Path, str]) -> None:
+    out, printed = demo
     for words in ("wider", "deeper", "Net2Net", "random pad", "random initialisation", "results.json"):
         assert words in printed
     assert sorted(p.name for p in out.iterdir()) == ["curves.png", "results.json"]
@@ -146,18 +154,17 @@ def test_demo_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert result["growth"][1]["parameters_after"] == scratch["parameters"]
 
 
-@pytest.mark.usefixtures("extras", "one_thread")
-def test_demo_is_fixed_by_its_seed() -> None:
+def test_demo_is_fixed_by_its_seed(demo: tuple[Path, str]) -> None:
     from net2net.data import digits
 
-    config = experiment.DemoConfig(base=0.04, teacher_steps=2, student_steps=2, eval_every=2, eval_images=32)
+    first = json.loads((demo[0] / "results.json").read_text())
+    config = experiment.DemoConfig(**first["config"])
     calls: list[tuple[str, int]] = []
     before = torch.get_rng_state()
-    first = experiment.run(config, digits(), on_step=lambda *call: calls.append(call))
+    again = experiment.run(config, digits(), on_step=lambda *call: calls.append(call))
     assert torch.equal(before, torch.get_rng_state())
-    again = experiment.run(config, digits())
-    for a, b in zip(first.students, again.students, strict=True):
-        assert dataclasses.replace(a.history, seconds=[]) == dataclasses.replace(b.history, seconds=[])
+    for a, b in zip(first["students"], again.students, strict=True):
+        assert {**a["history"], "seconds": []} == {**dataclasses.asdict(b.history), "seconds": []}
     assert calls[-1] == (experiment.SCRATCH, config.total_steps)
     assert [steps for phase, steps in calls if phase != experiment.GROWING] == list(range(1, config.total_steps + 1))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from gather_scale_cases import SMALL, arguments, teachers
+from gather_scale_cases import FEW, arguments, teachers
 from kernel_cases import assert_same_bits
 
 import n2n_kernels as nk
@@ -15,7 +15,7 @@ import n2n_kernels as nk
 
 def call(device: torch.device, seed: int = 0) -> dict[str, Any]:
     torch.manual_seed(seed)
-    return arguments(teachers(SMALL, torch.float32), device)
+    return arguments(teachers(FEW, torch.float32), device)
 
 
 def plan_of(given: dict[str, Any], backend: str, **options: Any) -> nk.GatherScalePlan:

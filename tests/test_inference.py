@@ -22,7 +22,7 @@ def network(request: pytest.FixtureRequest) -> Network:
     return NETWORKS[request.param]
 
 
-@pytest.mark.parametrize("factor", [1.5, 2, 3])
+@pytest.mark.parametrize("factor", [1.5, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_function_stays(network: Network, factor: float) -> None:
     model, x = network.build()
     plan = net2net.plan_widen(model, x, factor, seed=1)
@@ -75,8 +75,15 @@ def test_gradients_follow_the_law(network: Network) -> None:
         assert (p.grad - expected).abs().max() <= 1e-8 * expected.abs().max() + 1e-14, name
 
 
-@pytest.mark.parametrize("split", ["uniform", "dyadic"])
-@pytest.mark.parametrize("noise", ["none", "cancelling"])
+@pytest.mark.parametrize(
+    ("noise", "split"),
+    [
+        ("none", "uniform"),
+        ("cancelling", "dyadic"),
+        pytest.param("none", "dyadic", marks=pytest.mark.slow),
+        pytest.param("cancelling", "uniform", marks=pytest.mark.slow),  # the default: see test_function_stays
+    ],
+)
 def test_splits_and_noise(network: Network, split: str, noise: str) -> None:
     model, x = network.build()
     student = net2net.plan_widen(model, x, 2.5, split=split, noise=noise, seed=3).apply(model)

@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import copy
+import functools
+import json
 import os
 import pickle
 import subprocess
@@ -315,7 +317,7 @@ def test_memory_that_others_hold_keeps_its_values() -> None:
 # -- memory -------------------------------------------------------------------------------------------------------
 
 MEMORY = """
-import sys
+import gc, json, sys
 import net2net, torch
 from torch import nn
 
@@ -330,47 +332,52 @@ def now():
 def size(tensors):
     return sum(t.nbytes for t in tensors)
 
+def measure(what, consume):
+    width, layers = 1024, 24
+    model = nn.Sequential(nn.Linear(8, width), *[nn.Linear(width, width) for _ in range(layers)], nn.Linear(width, 8))
+    plan = net2net.plan_widen(model, torch.randn(1, 8), 1.25)
+    if what == "optimizer":
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        optimizer.zero_grad()
+        student = plan.apply(model, consume=True)
+        olds = [s["momentum_buffer"] for s in optimizer.state.values()]
+    else:
+        olds = list(model.parameters())
+    old, largest = size(olds), max(t.nbytes for t in olds)
+    del olds
+    with open("/proc/self/clear_refs", "w") as clear:
+        clear.write("5")  # the high-water mark begins anew
+    before = now()
+    if what == "optimizer":
+        grown = plan.grow_optimizer(optimizer, student, consume=consume)
+        new = size(s["momentum_buffer"] for s in grown.state.values())
+    else:
+        student = plan.apply(model, consume=consume)
+        new = size(student.parameters())
+    return peak() - (before - old), now() - (before - old), old, new, max(largest, old // 32)
+
 torch.set_num_threads(1)
-what, consume = sys.argv[1], sys.argv[2] == "consume"
-width, layers = 1024, 24
-model = nn.Sequential(nn.Linear(8, width), *[nn.Linear(width, width) for _ in range(layers)], nn.Linear(width, 8))
-plan = net2net.plan_widen(model, torch.randn(1, 8), 1.25)
 small = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 8))  # what is imported on first use
 once = net2net.plan_widen(small, torch.randn(1, 8), 1.25)
 optimizer = torch.optim.SGD(small.parameters(), lr=0.1, momentum=0.9)
 [p.grad.zero_() if p.grad is not None else setattr(p, "grad", torch.zeros_like(p)) for p in small.parameters()]
 optimizer.step()
 once.grow_optimizer(optimizer, once.apply(small))
-if what == "optimizer":
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
-    for p in model.parameters():
-        p.grad = torch.ones_like(p)
-    optimizer.step()
-    optimizer.zero_grad()
-    student = plan.apply(model, consume=True)
-    olds = [s["momentum_buffer"] for s in optimizer.state.values()]
-else:
-    olds = list(model.parameters())
-old, largest = size(olds), max(t.nbytes for t in olds)
-del olds
-with open("/proc/self/clear_refs", "w") as clear:
-    clear.write("5")  # the high-water mark begins anew
-before = now()
-if what == "optimizer":
-    grown = plan.grow_optimizer(optimizer, student, consume=consume)
-    new = size(s["momentum_buffer"] for s in grown.state.values())
-else:
-    student = plan.apply(model, consume=consume)
-    new = size(student.parameters())
-print(peak() - (before - old), now() - (before - old), old, new, max(largest, old // 32))
+for case in sys.argv[1:]:
+    print(*measure(*json.loads(case)))
+    gc.collect()
 """
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc")
-@pytest.mark.parametrize("what", ["model", "optimizer"])
-@pytest.mark.parametrize("consume", [False, True], ids=["ordinary", "consume"])
-def test_peak_memory(what: str, consume: bool) -> None:
-    """The most that the process had, in a process of its own, with about 100 MB of weights."""
+MEASURED = [(what, consume) for what in ("model", "optimizer") for consume in (False, True)]
+
+
+@functools.cache
+def measured() -> dict[tuple[str, bool], list[int]]:
+    """What `MEMORY` prints, in a process of its own, with about 100 MB of weights at a time."""
     # Freed memory goes back to the system at once, and does not stay in the allocator.
     environment = {
         **os.environ,
@@ -378,10 +385,19 @@ def test_peak_memory(what: str, consume: bool) -> None:
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "65536",
     }
-    command = [sys.executable, "-c", MEMORY, what, "consume" if consume else "ordinary"]
+    command = [sys.executable, "-c", MEMORY, *map(json.dumps, MEASURED)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
-    peak, after, old, new, chunk = map(int, result.stdout.split())
+    lines = [list(map(int, line.split())) for line in result.stdout.splitlines()]
+    return dict(zip(MEASURED, lines, strict=True))
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc")
+@pytest.mark.parametrize("what", ["model", "optimizer"])
+@pytest.mark.parametrize("consume", [False, True], ids=["ordinary", "consume"])
+def test_peak_memory(what: str, consume: bool) -> None:
+    """The most that the process had."""
+    peak, after, old, new, chunk = measured()[what, consume]
     small = 3 * 2**20  # modules, tables
     allowed = new + chunk if consume else old + new
     assert peak <= 1.01 * allowed + small

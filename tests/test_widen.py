@@ -1,6 +1,7 @@
 """Widening whole networks: the function stays, the teacher stays, replicas learn apart."""
 
 import copy
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +35,23 @@ def same_function(teacher: nn.Module, student: nn.Module, x: Tensor, training: b
     return net2net.verify(teacher.train(training), student.train(training), x)
 
 
-@pytest.mark.parametrize("mapping", ["random", "balanced"])
-@pytest.mark.parametrize("split", ["uniform", "dyadic", "random"])
-@pytest.mark.parametrize("noise", ["cancelling", "none"])
-def test_function_stays_and_teacher_is_untouched(example: Example, mapping: str, split: str, noise: str) -> None:
-    model, x = example.build()
+#: Of the largest example, which takes as long as all others, the ways that quick tests take.
+QUICK = {("cancelling", "uniform", "random"), ("none", "dyadic", "balanced"), ("cancelling", "random", "balanced")}
+
+
+def ways() -> list[Any]:
+    """Every example with every noise, split and mapping."""
+    cases = []
+    for name in EXAMPLES:
+        for way in itertools.product(["cancelling", "none"], ["uniform", "dyadic", "random"], ["random", "balanced"]):
+            marks = [pytest.mark.slow] if name == "inception" and way not in QUICK else []
+            cases.append(pytest.param(name, *way, marks=marks))
+    return cases
+
+
+@pytest.mark.parametrize(("name", "noise", "split", "mapping"), ways())
+def test_function_stays_and_teacher_is_untouched(name: str, noise: str, split: str, mapping: str) -> None:
+    model, x = EXAMPLES[name].build()
     before = snapshot(model)
     plan = net2net.plan_widen(model, x, 1.6, mapping=mapping, split=split, noise=noise, seed=3)
     student = plan.apply(model)

@@ -21,7 +21,8 @@ def find_tool(name: str) -> str | None:
 def opcodes(disassembly: str) -> set[str]:
     """The instructions' names in what `cuobjdump -sass` or `nvdisasm` prints, e.g. {"LDG", "FMUL"}; and, for those that
     move sixteen bytes from or to a GPU's memory, {"LDG.128", "STG.128"}."""
-    pattern = r"^\s*(?:/\*[0-9a-f]+\*/)?\s+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9]+)((?:\.[A-Z0-9_]+)*)"
+    # One way only to match a line's spaces: `cuobjdump` has lines of a hundred, and tens of thousands of them.
+    pattern = r"^(?:[ \t]*/\*[0-9a-f]+\*/)?[ \t]+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9]+)((?:\.[A-Z0-9_]+)*)"
     found = re.findall(pattern, disassembly, re.MULTILINE)
     wide = {f"{name}.128" for name, modifiers in found if name in {"LDG", "STG"} and ".128" in modifiers}
     return {name for name, _ in found} | wide

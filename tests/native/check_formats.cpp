@@ -17,21 +17,21 @@ i64 check_format() {
     const S s{static_cast<u16>(bits)};
     const float loaded = Scalar<S>::load(s);
     if (loaded != loaded) continue;
-    require(same(static_cast<double>(loaded), value(s)), "load of " + std::to_string(bits));
-    require(Scalar<S>::store(loaded).bits == s.bits, "store of what was loaded from " + std::to_string(bits));
+    require(same(static_cast<double>(loaded), value(s)), "load of ", bits);
+    require(Scalar<S>::store(loaded).bits == s.bits, "store of what was loaded from ", bits);
     // The floats around the midpoint to the next number: two of them are its neighbours' own, one is a tie.
     const double middle = (value(s) + value(S{static_cast<u16>(bits + 1)})) / 2;
     for (const float x : {std::nextafterf(static_cast<float>(middle), -1e38f), static_cast<float>(middle),
                           std::nextafterf(static_cast<float>(middle), 1e38f)}) {
       if (!std::isfinite(x)) continue;
-      require(same(value(Scalar<S>::store(x)), rounded(static_cast<double>(x), f)), "store of " + std::to_string(x));
+      require(same(value(Scalar<S>::store(x)), rounded(static_cast<double>(x), f)), "store of ", x);
       ++checked;
     }
   }
   for (u64 bits = 0; bits < (u64{1} << 32); bits += 9973) {
     const float x = bit_cast<float>(static_cast<u32>(bits));
     if (!std::isfinite(x)) continue;
-    require(same(value(Scalar<S>::store(x)), rounded(static_cast<double>(x), f)), "store of " + std::to_string(x));
+    require(same(value(Scalar<S>::store(x)), rounded(static_cast<double>(x), f)), "store of ", x);
     ++checked;
   }
   return checked;

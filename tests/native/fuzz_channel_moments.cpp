@@ -79,10 +79,10 @@ struct MomentsCase {
 
   void check(const char* what) {
     for (i64 c = 0; c < extent[1]; ++c) {
-      require(same(pivots[static_cast<std::size_t>(c)], at(c, 0)), std::string("channel_moments: the pivot, ") + what);
+      require(same(pivots[static_cast<std::size_t>(c)], at(c, 0)), "channel_moments: the pivot, ", what);
       for (i64 i = 0; i < chunks; ++i) {
         const Sums got = partials[static_cast<std::size_t>(c * chunks + i)], wanted = expected(c, i);
-        require(same(got.d, wanted.d) && same(got.dd, wanted.dd), std::string("channel_moments: a wrong sum, ") + what);
+        require(same(got.d, wanted.d) && same(got.dd, wanted.dd), "channel_moments: a wrong sum, ", what);
       }
     }
     std::fill(pivots.begin(), pivots.end(), -1.0);

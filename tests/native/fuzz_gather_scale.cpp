@@ -26,23 +26,25 @@ void check_walk(const T& t) {
       ++visits[static_cast<std::size_t>((c.o * t.I + c.i) * t.K + c.k)];
     }
   }
-  for (const int n : visits) require(n == 1, "an element is visited " + std::to_string(n) + " times");
+  for (const int n : visits) require(n == 1, "an element is visited ", n, " times");
 }
 
 // Each tile alone: together they write every element once, and nothing but elements.
 template <class S, class Run>
 void check_tiles(Tensor<S>& t, const std::vector<Tile>& tiles, const Run& run) {
-  std::vector<int> writes(static_cast<std::size_t>(t.dst->size), 0);
+  Exactly<S>& dst = *t.dst;
+  std::vector<int> writes(static_cast<std::size_t>(dst.size), 0);
   for (const Tile& tile : tiles) {
     run(&tile, 1);
-    for (i64 e = 0; e < t.dst->size; ++e) {
-      writes[static_cast<std::size_t>(e)] += !is_poison((*t.dst)[e]);
-      poison((*t.dst)[e]);
+    for (i64 e = 0; e < dst.size; ++e) {
+      if (is_poison(dst[e])) continue;
+      ++writes[static_cast<std::size_t>(e)];
+      poison(dst[e]);
     }
   }
   i64 once = 0;
   for (const int n : writes) {
-    require(n <= 1, "an element is written " + std::to_string(n) + " times");
+    require(n <= 1, "an element is written ", n, " times");
     once += n;
   }
   require(once == t.elements(), "not every element is written");
@@ -91,10 +93,8 @@ i64 fuzz_gather_scale(DType dtype) {
       for (i64 i = 0; i < t->student[1]; ++i) {
         for (i64 k = 0; k < t->student[2]; ++k) {
           const double got = value(t->at(o, i, k)), wanted = t->expected(seed, o, i, k);
-          require(same(got, wanted), std::string("gather_scale") + (blocks ? " in blocks" : "") + ": dtype " +
-                                         std::to_string(static_cast<int>(dtype)) + ", noise " +
-                                         std::to_string(static_cast<int>(noise)) + ": got " + std::to_string(got) +
-                                         ", expected " + std::to_string(wanted));
+          require(same(got, wanted), "gather_scale", blocks ? " in blocks" : "", ": dtype ", static_cast<int>(dtype),
+                  ", noise ", static_cast<int>(noise), ": got ", got, ", expected ", wanted);
           poison(t->at(o, i, k));
           ++elements;
         }

@@ -60,17 +60,18 @@ struct IdentityCase {
 
   // Each element has its value, and what is between them, or before, is poison.
   void check(const char* what) {
+    Exactly<S>& written = *dst;
     for (i64 o = 0; o < extent[0]; ++o) {
       for (i64 i = 0; i < extent[1]; ++i) {
         for (i64 k = 0; k < extent[2]; ++k) {
           const double wanted = k == centre && i == o % (extent[0] / groups) ? 1.0 : 0.0;
-          S& element = (*dst)[index(o, i, k)];
-          require(same(value(element), wanted), std::string("identity_: a wrong value, ") + what);
+          S& element = written[index(o, i, k)];
+          require(same(value(element), wanted), "identity_: a wrong value, ", what);
           poison(element);
         }
       }
     }
-    for (i64 e = 0; e < dst->size; ++e) require(is_poison((*dst)[e]), "identity_ wrote between the tensor's elements");
+    for (i64 e = 0; e < written.size; ++e) require(is_poison(written[e]), "identity_ wrote between the tensor's elements");
   }
 };
 
@@ -79,8 +80,10 @@ template <class S>
 void identity_as_blocks(IdentityCase<S>& c) {
   using Tile = IdentityTile<S>;
   constexpr int kThreads = 256;
-  std::vector<int> writes(static_cast<std::size_t>(c.dst->size), 0);
-  Exactly<S> kept(c.dst->size);
+  Exactly<S>& dst = *c.dst;
+  Exactly<int> writes(dst.size);
+  std::memset(writes.first, 0, static_cast<std::size_t>(dst.size) * sizeof(int));
+  Exactly<S> kept(dst.size);
   for (i64 tile = 0; tile < c.tiles(); ++tile) {
     auto shared = std::make_unique<typename Tile::Shared>();
     std::memset(shared.get(), 0xFF, sizeof *shared);
@@ -88,20 +91,20 @@ void identity_as_blocks(IdentityCase<S>& c) {
     for (int t = 0; t < kThreads; ++t) Tile::mark(c.task, tile, t, kThreads, *shared);
     for (int t = 0; t < kThreads; ++t) {
       Tile::store(c.task, tile, t, kThreads, *shared);
-      if (c.dst->size > 2000 && t % 16 != 15) continue;  // in larger tensors 16 threads' at once: looking takes time
-      for (i64 e = 0; e < c.dst->size; ++e) {
-        if (is_poison((*c.dst)[e])) continue;
-        ++writes[static_cast<std::size_t>(e)];
-        kept[e] = (*c.dst)[e];
-        poison((*c.dst)[e]);
+      if (dst.size > 2000 && t % 16 != 15) continue;  // in larger tensors 16 threads' at once: looking takes time
+      for (i64 e = 0; e < dst.size; ++e) {
+        if (is_poison(dst[e])) continue;
+        ++writes[e];
+        kept[e] = dst[e];
+        poison(dst[e]);
       }
     }
   }
   i64 written = 0;
-  for (i64 e = 0; e < c.dst->size; ++e) {
-    require(writes[static_cast<std::size_t>(e)] <= 1, "identity_ writes an element twice");
-    written += writes[static_cast<std::size_t>(e)];
-    (*c.dst)[e] = kept[e];
+  for (i64 e = 0; e < dst.size; ++e) {
+    require(writes[e] <= 1, "identity_ writes an element twice");
+    written += writes[e];
+    dst[e] = kept[e];
   }
   require(written == c.task.elements, "identity_ leaves elements out");
   c.check("as blocks");
@@ -120,15 +123,17 @@ i64 fuzz_identity(DType dtype) {
     IdentityCase<S>& c = *cases.back();
     identity_as_blocks(c);
     // Tile by tile: a tile beyond the first is had by moving the task's beginning before the launch's.
-    std::vector<int> writes(static_cast<std::size_t>(c.dst->size), 0);
+    Exactly<S>& dst = *c.dst;
+    std::vector<int> writes(static_cast<std::size_t>(dst.size), 0);
     for (i64 tile = 0; tile < c.tiles(); ++tile) {
       IdentityTask moved = c.task;
       moved.first_tile = -tile;
       const i32 first = 0;
       identity_cpu(dtype, {&moved, &first, 1}, 1);
-      for (i64 e = 0; e < c.dst->size; ++e) {
-        writes[static_cast<std::size_t>(e)] += !is_poison((*c.dst)[e]);
-        poison((*c.dst)[e]);
+      for (i64 e = 0; e < dst.size; ++e) {
+        if (is_poison(dst[e])) continue;
+        ++writes[static_cast<std::size_t>(e)];
+        poison(dst[e]);
       }
     }
     for (const int w : writes) require(w <= 1, "two tiles of identity_ write the same element");
@@ -161,10 +166,16 @@ i64 stream_identity(DType dtype) {
   const i64 tiles = (task.elements + task.lead + kIdentityTile<S> - 1) / kIdentityTile<S>;
   const std::vector<i32> tile_task(static_cast<std::size_t>(tiles), 0);
   identity_cpu(dtype, {&task, tile_task.data(), tiles}, 2);
-  for (i64 e = 0; e < task.elements; ++e) {
-    const bool one = e % (columns + 1) == 0 && e / (columns + 1) < channels;
-    require(same(value(dst[offset + e]), one ? 1.0 : 0.0), "identity_: a wrong value, past the caches");
+  // The ones; and with zeros in their places, nothing but zeros: each byte is what the element before has there.
+  for (i64 one = 0; one < channels; ++one) {
+    S& element = dst[offset + one * (columns + 1)];
+    require(same(value(element), 1.0), "identity_: a one is missing, past the caches");
+    element = one_or_zero<S>(false);
   }
+  const S* const first = &dst[offset];
+  const std::size_t others = static_cast<std::size_t>(task.elements - 1) * sizeof(S);
+  require(same(value(*first), 0.0) && std::memcmp(first, first + 1, others) == 0,
+          "identity_: a wrong value, past the caches");
   require(is_poison(dst[offset ? 0 : task.elements]), "identity_ wrote beside the tensor, past the caches");
   return task.elements;
 }

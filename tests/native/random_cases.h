@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iostream>
 #include <memory>
 #include <random>
 #include <string>
@@ -19,9 +20,13 @@ inline i64 pick(i64 low, i64 high) { return std::uniform_int_distribution<i64>(l
 inline bool flip() { return pick(0, 1) == 1; }
 inline double uniform(double low, double high) { return std::uniform_real_distribution<double>(low, high)(rng); }
 
-inline void require(bool ok, const std::string& what) {
+// Ends the program with `what`, one after the other, if not `ok`: put into words only then, since most of the program is
+// such questions.
+template <class... What>
+void require(bool ok, const What&... what) {
   if (ok) return;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
+  std::cerr << "FAILED: ";
+  (std::cerr << ... << what) << '\n';
   std::exit(1);
 }
 
@@ -34,23 +39,21 @@ void poison(T& x) {
 // An array of exactly `size` elements, each byte of it poison.
 template <class T>
 struct Exactly {
-  explicit Exactly(i64 n) : data(new T[static_cast<std::size_t>(n)]), size(n) {
-    for (i64 i = 0; i < n; ++i) poison(data[static_cast<std::size_t>(i)]);
+  explicit Exactly(i64 n) : data(new T[static_cast<std::size_t>(n)]), first(data.get()), size(n) {
+    std::memset(static_cast<void*>(first), 0xFF, static_cast<std::size_t>(n) * sizeof(T));
   }
-  T& operator[](i64 i) { return data[static_cast<std::size_t>(i)]; }
-  i64 address() const { return reinterpret_cast<i64>(data.get()); }
+  T& operator[](i64 i) { return first[i]; }
+  i64 address() const { return reinterpret_cast<i64>(first); }
   std::unique_ptr<T[]> data;
+  T* first;  // without optimisation a smart pointer is several calls
   i64 size;
 };
 
 template <class T>
-bool is_poison(T x) {
-  unsigned char bytes[sizeof(T)];
-  std::memcpy(bytes, &x, sizeof(T));
-  for (const unsigned char b : bytes) {
-    if (b != 0xFF) return false;
-  }
-  return true;
+bool is_poison(const T& x) {
+  u64 bits = 0;
+  std::memcpy(&bits, &x, sizeof(T));
+  return bits == ~u64{0} >> (64 - 8 * sizeof(T));
 }
 
 // Three extents with strides in a random order, some with gaps. Returns the elements that they span.
