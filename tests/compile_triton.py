@@ -6,8 +6,10 @@ Run by test_triton_compile.py in a process of its own: in the tests' process Tri
 """
 
 import importlib
+import itertools
 import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -29,6 +31,8 @@ moments = importlib.import_module("n2n_kernels.ops.channel_moments.triton")
 #: Triton's names of the dtypes, by the kernels' code.
 ELEMENTS = ["fp32", "fp64", "bf16", "fp16"]
 SIZES = [4, 8, 2, 2]  # bytes
+#: Of an instruction, in bytes.
+INSTRUCTION = 16
 
 
 def sources(codes: list[int], noises: list[int]) -> Iterator[tuple[str, ASTSource]]:
@@ -103,16 +107,31 @@ def source(kernel: Any, signature: dict[str, str], constants: dict[str, Any]) ->
     return ASTSource(kernel, signature={**signature, **dict.fromkeys(constants, "constexpr")}, constexprs=constants)
 
 
-def disassemble(cubin: bytes) -> str | None:
-    """The machine code as text, or None without a disassembler."""
+def code_of(cubin: bytes) -> bytes:
+    """The machine code of the one kernel in an ELF file, which is its section `.text.NAME`."""
+    (at,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, of_names = struct.unpack_from("<3H", cubin, 0x3A)
+    sections = [struct.unpack_from("<2I4Q", cubin, at + i * size) for i in range(count)]  # name, ..., offset, size
+    names = sections[of_names][4]
+    (code,) = [cubin[s[4] : s[4] + s[5]] for s in sections if cubin.startswith(b".text.", names + s[0])]
+    return code
+
+
+def disassemble(codes: list[bytes], arch: int) -> list[str] | None:
+    """The machine codes as text, a line for each instruction; None without a disassembler, whose start takes longer
+    than its work: hence all in one."""
     nvdisasm = find_tool("nvdisasm")
     if nvdisasm is None:
         return None
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"".join(codes))
         file.flush()
-        # Without an analysis of the flow, which would add labels alone.
-        return subprocess.run([nvdisasm, "-c", "-ndf", file.name], check=True, capture_output=True, text=True).stdout
+        command = [nvdisasm, "--binary", f"SM{arch}", "--no-dataflow", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    lines = iter([line for line in text.splitlines(keepends=True) if ";" in line])
+    texts = ["".join(itertools.islice(lines, len(code) // INSTRUCTION)) for code in codes]
+    assert not list(lines), "instructions of other sizes"
+    return texts
 
 
 def options(name: str) -> dict[str, Any]:
@@ -124,15 +143,16 @@ def options(name: str) -> dict[str, Any]:
 
 
 def main(arch: int, codes: list[int], noises: list[int]) -> None:
-    for name, ast in sources(codes, noises):
-        compiled = triton.compile(ast, target=GPUTarget("cuda", arch, 32), options=options(name))
-        text = disassemble(compiled.asm["cubin"])
+    target = GPUTarget("cuda", arch, 32)
+    kernels = {name: triton.compile(ast, target=target, options=options(name)) for name, ast in sources(codes, noises)}
+    texts = disassemble([code_of(kernel.asm["cubin"]) for kernel in kernels.values()], arch)
+    for i, (name, kernel) in enumerate(kernels.items()):
         found = {
             "kernel": name,
             "arch": arch,
-            "target": f"sm_{arch}" in compiled.asm["ptx"],
-            "opcodes": None if text is None else sorted(opcodes(text)),
-            "instructions": None if text is None else text.count(";"),
+            "target": f"sm_{arch}" in kernel.asm["ptx"],
+            "opcodes": None if texts is None else sorted(opcodes(texts[i])),
+            "instructions": None if texts is None else texts[i].count(";"),
         }
         print(json.dumps(found))
 
