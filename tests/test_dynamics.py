@@ -100,6 +100,10 @@ def test_the_same_as_learning_rates(kind: str) -> None:
     plan = net2net.plan_widen(teacher, x, 2, mapping="balanced", noise="none")
     student = plan.apply(teacher)
     grown = plan.grow_optimizer(optimizer, student)
+    # RMSProp's momentum depends on epsilon, which here is one that makes it the teacher's.
+    same_momentum = plan.grow_optimizer(optimizer, student, dynamics=True)
+    for p in student.parameters() if kind == "rmsprop" else ():
+        grown.state[p]["momentum_buffer"] = same_momentum.state[p]["momentum_buffer"]
     options = {k: v for k, v in grown.param_groups[0].items() if k != "params"}
     state, grown.param_groups[:] = grown.state, []
     for name, p in student.named_parameters():

@@ -101,8 +101,14 @@ def _factor(axis: GrownAxis, p: Tensor) -> Tensor:
     """The shares along the axis, in a shape that is broadcast to that of `p`."""
     if (axis.share == 0).any():
         raise ValueError(f"a share of 0 on axis {axis.dim} of a parameter leaves no coordinates to step in")
-    dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
-    return axis.share.to(device=p.device, dtype=dtype).reshape([-1 if d == axis.dim else 1 for d in range(p.dim())])
+    return factor_of(axis, p, torch.float64 if p.dtype == torch.float64 else torch.float32)
+
+
+def factor_of(axis: GrownAxis, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """The shares along the axis, in a shape that is broadcast to that of `like`, on its device."""
+    return axis.share.to(device=like.device, dtype=dtype).reshape(
+        [-1 if d == axis.dim else 1 for d in range(like.dim())]
+    )
 
 
 def _grown(factor: Tensor, axes: Sequence[GrownAxis]) -> Tensor:

@@ -3,15 +3,15 @@
 At the growth point the gradient of a student's weight is that of the teacher's weight it copies, times the split `c_o`
 of its
 *output* unit (DESIGN, section 2.2): the input split does not enter. What is linear in gradients is therefore multiplied
-by `c_o`, what is quadratic by `c_o**2`, and what has been divided by the root of a quadratic quantity by 1. Step counts
-stay.
+by `c_o`, what is quadratic by `c_o**2`, and what has been divided by the root of a quadratic quantity by 1, or nearly:
+the epsilon beside that root does not grow (see `mend_normalised`). Step counts stay.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +29,7 @@ from torch.optim import (
     RMSprop,
 )
 
-from net2net.dynamics import GrownAxis
+from net2net.dynamics import GrownAxis, factor_of
 from net2net.rmsprop import RMSpropTF
 from net2net.tree import deepcopy
 
@@ -111,6 +111,52 @@ def reset_replicas(state: StateTensor, value: Tensor, axes: Sequence[GrownAxis])
     for axis in axes:
         copies = torch.bincount(axis.index)[axis.index]
         value.index_fill_(axis.dim, (copies > 1).nonzero().flatten().to(value.device), 0)
+
+
+#: Optimizers whose momentum is of gradients that have been divided, and by what: the root of second moments `v` and the
+#: epsilon that a unit of share `c` would have had, were it to see nothing of the growth.
+_DIVISORS: dict[type[Optimizer], Callable[[Tensor, Tensor | float, float], Tensor]] = {
+    RMSprop: lambda v, c, eps: v.sqrt() + c * eps,
+    RMSpropTF: lambda v, c, eps: (v + c * c * eps).sqrt(),
+}
+
+
+def mend_normalised(
+    grown: Optimizer, replaced: Mapping[Tensor, Tensor], axes: Callable[[Tensor], Sequence[GrownAxis]]
+) -> None:
+    """Momentum of gradients that were divided before it, as in RMSProp, is given the epsilon that the student has.
+
+    The student collects `c_o g / (c_o sqrt(v) + eps)` where the teacher collected `g / (sqrt(v) + eps)`: as much if
+    epsilon is small beside `sqrt(v)`, `c_o` times as much if it is large, as the 1.0 with which Inception was trained.
+    The quotient of the two is taken element by element with the second moments of now, so it is exact as far as these
+    were the same while the momentum was collected.
+
+    Args:
+        replaced: old parameters -> those of `grown`.
+        axes: of an old parameter, those that have grown.
+    """
+    divisor = _DIVISORS.get(type(grown))
+    if divisor is None:
+        return
+    olds = {new: old for old, new in replaced.items()}
+    for group in grown.param_groups:
+        for p in group["params"]:
+            state = grown.state.get(p, {})
+            if p not in olds or state.get("momentum_buffer") is None:
+                continue  # a new layer; no momentum yet
+            units = [axis for axis in axes(olds[p]) if not axis.split]
+            if not units:
+                continue
+            momentum = state["momentum_buffer"]
+            dtype = torch.promote_types(momentum.dtype, torch.float32)
+            v = state["square_avg"].to(dtype)
+            if group.get("centered"):
+                v = (v - state["grad_avg"].to(dtype).square()).clamp_(min=0)
+            share: Tensor | float = 1.0
+            for axis in units:
+                share = share * factor_of(axis, momentum, dtype)
+            quotient = divisor(v, share, group["eps"]) / divisor(v, 1.0, group["eps"])
+            momentum.mul_(quotient.nan_to_num_(nan=1.0))  # 0 / 0 where nothing has been collected
 
 
 def rebuild(

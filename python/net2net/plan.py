@@ -362,6 +362,8 @@ class GrowthPlan(ABC):
             if state == "replicas_reset":
                 for m, value in zip(moving, values, strict=True):
                     optim.reset_replicas(m, value, self._grown_axes(names[m.parameter]))
+            if not dynamics:
+                optim.mend_normalised(grown, replaced, lambda p: self._grown_axes(names[p]))
             places: dict[Tensor, tuple[int, str]] = {}
             for place, (name, p) in enumerate(parameters.items()):
                 places.setdefault(p, (place, name))
