@@ -64,6 +64,8 @@ def test_rows_that_do_not_exist_are_refused(which: str) -> None:
 def test_moments_in_parts_have_the_bits_of_the_whole(which: str, dtype: torch.dtype) -> None:
     for i, shape in enumerate([(), (1,), (257,), (64, 3, 7, 7), (600, 450), (1100, 1000)]):
         t = random_weights(shape, dtype, i) + i
+        if len(shape) == 4:
+            t = t.to(memory_format=torch.channels_last)
         for part_bytes in (1, 100_000, 2**30):
             calls: list[int] = []
             got = nk.moments_in_parts(t, lambda calls=calls: calls.append(1), part_bytes=part_bytes, backend=which)
@@ -77,7 +79,5 @@ def test_moments_in_parts_refuse_bad_input() -> None:
 
     with pytest.raises(ValueError, match="not empty"):
         nk.moments_in_parts(torch.empty(0), nothing)
-    with pytest.raises(ValueError, match="without gaps"):
-        nk.moments_in_parts(torch.ones(4, 4)[:, :2], nothing)
     with pytest.raises(TypeError, match="dtype"):
         nk.moments_in_parts(torch.ones(4, dtype=torch.int32), nothing)

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -29,6 +29,9 @@ from net2net.launches import Entry, Launches, Law, Prepared, run
 from net2net.skeleton import Tensors, check_model, in_place_of, movable, rebuild
 from net2net.spent import check_not_spent, one_consumer_at_a_time, spend
 from net2net.tree import no_collections
+
+if TYPE_CHECKING:
+    from net2net.checkpoints.steps import CheckpointReport
 
 FORMAT = "net2net.GrowthPlan"
 VERSION = 1
@@ -203,7 +206,7 @@ class GrowthPlan(ABC):
         return {}
 
     def _fresh(self, tensors: Mapping[str, Tensor]) -> list[Fresh]:
-        """The others that only the student has. Of the teacher's `tensors`, shapes, dtypes and devices count."""
+        """The others that only the student has. Of the teacher's `tensors`, dtypes and devices count."""
         return []
 
     def _new_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -414,6 +417,47 @@ class GrowthPlan(ABC):
             optim.put_in_order(optimizer, grown, {p: self._ids[name] for p, name in names.items()}, places)
             carry(optimizer, grown, replaced, lambda p: self._grown_axes(names[p]), start=dynamics)
         return grown
+
+    def grow_checkpoint(
+        self,
+        src: str | os.PathLike[str],
+        dst: str | os.PathLike[str],
+        *,
+        optimizer: str | None = None,
+        state: str = "exact",
+        model: nn.Module | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> CheckpointReport:
+        """Grows a checkpoint into another one, with the bits of `grow_state_dict` and `grow_optimizer`.
+
+        Tensors are read where they lie and written some rows at a time, so that neither teacher nor student is ever in
+        memory. `dst` is there as a whole or not at all, whenever the process is killed, and the next run with the same
+        `dst` removes what is left of it. The growth log is in what is written: `net2net.load` makes the grown network
+        of it.
+
+        Args:
+            src: a safetensors file; a folder of several with an index (or the index); a checkpoint of `net2net train`;
+                a file of `torch.save`, read with `weights_only=True`; or a folder of `torch.distributed.checkpoint`. In
+                the last two, state dicts of the model and of its optimizer are found wherever they are in nested dicts,
+                also behind the prefixes of averages and data parallelism; all else stays.
+            dst: of the same kind, and not there yet; a state dict of `torch.save` may become a safetensors file.
+            optimizer: the class of the optimizer whose state is in `src`, where it does not say: `"AdamW"`.
+            state: what becomes of it, see `grow_optimizer`.
+            model: a module like the teacher's (it may be on the meta device), where a checkpoint knows parameters by
+                their positions and the plan adds some.
+            progress: called after each piece with the tensor's name, the bytes written, and all that there will be.
+
+        Returns:
+            A report; among others, which tensors have numbers that are not finite.
+
+        Raises:
+            FileExistsError: there is something at `dst`.
+            ValueError: `src` is damaged or does not fit the plan, or an optimizer's state has no known law.
+            OSError: `dst` cannot be written.
+        """
+        from net2net.checkpoints.steps import grow_checkpoint
+
+        return grow_checkpoint(src, dst, [self], optimizer=optimizer, state=state, model=model, progress=progress)
 
     # -- files -------------------------------------------------------------------------------------------------------
 

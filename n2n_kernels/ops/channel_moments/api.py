@@ -76,7 +76,7 @@ def moments_in_parts(
     """`tensor_moments([t])`, with the same bits, of a tensor that is read from a file a part at a time.
 
     Args:
-        t: on the CPU, of any shape, without gaps in its memory, not empty.
+        t: on the CPU, of any shape and in any layout, not empty; what has gaps is copied first, as a whole.
         after: called whenever about `part_bytes` have been read, which are not read again: the caller may let go of
             their pages.
         part_bytes: at least 1; rounded up to what the kernel takes at once.
@@ -93,15 +93,13 @@ def moments_in_parts(
     checks.check_integer("part_bytes", part_bytes)
     if t.device.type != "cpu" or t.numel() == 0 or part_bytes < 1:
         raise ValueError(f"t ({tuple(t.shape)}, on {t.device}) must be on the CPU and not empty, in parts of bytes")
-    if run_of(t) is not t:
-        raise ValueError(f"t (of strides {t.stride()}) must lie in memory without gaps")
     chosen = choose(backend, t.device)
     if chosen == "triton":
         raise ValueError(f"backend (={backend!r}) cannot take a tensor in parts")
     unit = chunk_of(t.numel()) * chunks_per_block(t.dtype)
     elements = -(-part_bytes // (unit * t.dtype.itemsize)) * unit
     with torch.no_grad():
-        mean, var = implementation("channel_moments", chosen, t.device).run_in_parts(t, elements, after)
+        mean, var = implementation("channel_moments", chosen, t.device).run_in_parts(run_of(t), elements, after)
     return mean, var
 
 
