@@ -1,4 +1,4 @@
-"""A student without its values: for what only a module tells."""
+"""Modules without the values of their parameters: for what only a module tells."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import torch
 from torch import nn
 
 from net2net.plan import GrowthPlan
-from net2net.skeleton import check_model, movable, rebuild
+from net2net.skeleton import check_model, lazy_zeros, movable, named_tensors, rebuild
 
 
 def architecture(plan: GrowthPlan, model: nn.Module) -> nn.Module:
-    """The student of `model`, with what is in a state dict on the meta device. Other buffers are grown.
+    """The student of `model`, with parameters on the meta device. Buffers have their values: code may index with them.
 
     Raises:
         ValueError: if the plan was made for another model.
     """
     tensors = check_model(model)
     plan.inventory.check_tensors(tensors)
-    saved = {id(t) for t in model.state_dict(keep_vars=True).values()}
     new, others = {}, {}
     for name, t in tensors.by_name.items():
-        if id(t) in saved or t.is_meta:
+        if isinstance(t, nn.Parameter) or t.is_meta:
             new[name] = torch.empty(plan.student_shape(name), dtype=t.dtype, device="meta")
         elif movable(t):
             others[name] = t
@@ -28,3 +27,9 @@ def architecture(plan: GrowthPlan, model: nn.Module) -> nn.Module:
         student = rebuild(model, {**new, **plan._grown(others)}, tensors)
         plan._finish(student)
     return student
+
+
+def with_zeros(model: nn.Module) -> nn.Module:
+    """The same with zeros, which take no memory until they are looked at, for what is on the meta device."""
+    cpu = torch.device("cpu")
+    return rebuild(model, {name: lazy_zeros(t.shape, t.dtype, cpu) for name, t in named_tensors(model) if t.is_meta})

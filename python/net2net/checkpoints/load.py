@@ -35,16 +35,21 @@ def load(path: str | os.PathLike[str], base_factory: Callable[[], nn.Module]) ->
     Raises:
         ValueError: the checkpoint is damaged, has a plan of another version, or is of another network.
     """
+    return network(path, base_factory, in_memory=True)
+
+
+def network(path: str | os.PathLike[str], base_factory: Callable[[], nn.Module], *, in_memory: bool) -> nn.Module:
+    """`load`; without `in_memory`, parameters are the file's own memory, which must not be written to."""
     checkpoint = formats.read(Path(path))
     model = base_factory()
     if not isinstance(model, nn.Module):
         raise TypeError(f"base_factory made a {type(model).__name__}, not a torch.nn.Module")
     for plan in log.plans(checkpoint.log, str(path)):
         model = architecture(plan, model)
-    return _filled(model, checkpoint.tree, str(path))
+    return _filled(model, checkpoint.tree, str(path), in_memory)
 
 
-def _filled(model: nn.Module, tree: Any, what: str) -> nn.Module:
+def _filled(model: nn.Module, tree: Any, what: str, in_memory: bool) -> nn.Module:
     """The model with the values of the first of its state dicts in `tree`."""
     names: dict[int, list[str]] = {}
     for name, t in model.state_dict(keep_vars=True).items():
@@ -66,8 +71,10 @@ def _filled(model: nn.Module, tree: Any, what: str) -> nn.Module:
             raise ValueError(f"{what} has no {first}, which the network has: another base, or a growth without a log?")
         if source.shape != t.shape:
             raise ValueError(f"{what} has {first} of shape {source.shape}, but in the network it is {tuple(t.shape)}")
-        values[first] = source.tensor().clone()
-        source.release()
+        values[first] = source.tensor()
+        if in_memory or not isinstance(t, nn.Parameter):
+            values[first] = values[first].clone()
+            source.release()
     return rebuild(model, values)
 
 

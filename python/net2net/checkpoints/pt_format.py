@@ -90,7 +90,7 @@ def _offset(t: Tensor) -> int:
 def _stored(file: MappedFile, t: Tensor) -> Stored:
     if t.layout is not torch.strided:
         raise ValueError(f"{file.path} has a tensor of the layout {t.layout}, which cannot be read here")
-    offset = _offset(t) + t.storage_offset() * t.dtype.itemsize
+    offset = _offset(t) + int(t.storage_offset()) * t.dtype.itemsize
     reach = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
     if offset + reach * t.dtype.itemsize > file.size:
         raise ValueError(f"{file.path} is truncated: a tensor ends behind its {file.size} bytes")

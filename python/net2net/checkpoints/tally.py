@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from n2n_kernels import dtypes
-from net2net.checkpoints.streams import Stream
+from net2net.checkpoints.streams import PIECE_BYTES, Stream
 
 #: Called with the name of a tensor of which a piece has been written, the bytes that have been so far, and all of them.
 Progress = Callable[[str, int, int], None]
@@ -38,10 +39,25 @@ class Tally:
             self._progress(name, self.written, self._total)
 
     def write(self, file: BinaryIO, name: str, stream: Stream) -> None:
-        """The whole stream, where the file is."""
-        for piece in stream.pieces():
-            file.write(piece.view(torch.uint8).numpy().data)
-            self.count(name, piece)
+        """The whole stream, where the file is. While a piece is written, the next one is made."""
+        if stream.nbytes <= PIECE_BYTES:  # not worth a thread
+            for piece in stream.pieces():
+                file.write(_bytes(piece))
+                self.count(name, piece)
+            return
+        with ThreadPoolExecutor(1) as writer:
+            written: Future[int] | None = None
+            for piece in stream.pieces():
+                if written is not None:
+                    written.result()
+                written = writer.submit(file.write, _bytes(piece))
+                self.count(name, piece)
+            if written is not None:
+                written.result()
+
+
+def _bytes(piece: Tensor) -> memoryview:
+    return piece.view(torch.uint8).numpy().data
 
 
 def _not_finite(piece: Tensor) -> int:
