@@ -41,6 +41,10 @@ class Format(ABC):
             ValueError: it is no such checkpoint, or damaged.
         """
 
+    def read_log(self, path: Path) -> list[dict[str, Any]]:
+        """The growth log alone; errors as for `read`."""
+        return self.read(path).log
+
     @abstractmethod
     def write(self, checkpoint: Checkpoint, path: Path, tally: Tally) -> None:
         """The checkpoint, whose tree has streams, as something new at `path`."""

@@ -10,6 +10,7 @@ import io
 import math
 import mmap
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
@@ -55,8 +56,11 @@ class Dcp(Format):
                 flat[name] = spool.assembled(name, entry, items)
         paths = metadata.planner_data or {}
         tree = _nested({paths.get(name, (name,)): value for name, value in flat.items()})
+        return Checkpoint(self, tree, self.read_log(path))
+
+    def read_log(self, path: Path) -> list[dict[str, Any]]:
         text = (path / LOG).read_text(encoding="utf-8") if (path / LOG).is_file() else None
-        return Checkpoint(self, tree, log.read({log.KEY: text}, str(path / LOG)))
+        return log.read({log.KEY: text}, str(path / LOG))
 
     def write(self, checkpoint: Checkpoint, path: Path, tally: Tally) -> None:
         path.mkdir()
@@ -69,12 +73,10 @@ class Dcp(Format):
             return t
 
         tree = mapped(checkpoint.tree, Stream, hollow)
-        dcp.save(
-            tree,
-            storage_writer=dcp.FileSystemWriter(path, sync_files=False),
-            planner=_Planner(streams, tally),
-            no_dist=True,
-        )
+        writer = dcp.FileSystemWriter(path, sync_files=False)  # the whole folder is, later
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
+            dcp.save(tree, storage_writer=writer, planner=_Planner(streams, tally), no_dist=True)
         (path / LOG).write_text(log.written(checkpoint.log), encoding="utf-8")
 
 

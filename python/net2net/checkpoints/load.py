@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ def load(path: str | os.PathLike[str], base_factory: Callable[[], nn.Module]) ->
 
 def network(path: str | os.PathLike[str], base_factory: Callable[[], nn.Module], *, in_memory: bool) -> nn.Module:
     """`load`; without `in_memory`, parameters are the file's own memory, which must not be written to."""
-    checkpoint = formats.read(Path(path))
+    with tempfile.TemporaryDirectory() as scratch:
+        # What is put together there stays as long as it is mapped.
+        checkpoint = formats.read(Path(path), Path(scratch))
     model = base_factory()
     if not isinstance(model, nn.Module):
         raise TypeError(f"base_factory made a {type(model).__name__}, not a torch.nn.Module")

@@ -61,4 +61,5 @@ def growth_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     from net2net.checkpoints import formats
 
-    return formats.read(Path(path)).log
+    format_, place = formats.format_of(Path(path))
+    return format_.read_log(place)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from net2net import console, inspection
 from net2net.checkpoints import grow_checkpoint, load
@@ -85,7 +85,7 @@ def _run(args: argparse.Namespace) -> int:
             if not getattr(args, name):
                 raise ValueError(f"--{name} is needed to plan (and to --verify)")
     model = network(args.src, partial(_base, args.model), in_memory=False) if args.model else None
-    example = inspection.inputs(args.input or ())
+    example = _inputs(args.input or (), model)
     plans, first = [], model
     for step in steps:
         plan = GrowthPlan.load(step) if isinstance(step, Path) else _plan(step, model, example, args.seed)
@@ -117,6 +117,13 @@ def _base(spec: str) -> nn.Module:
     if any(all(buffer is not t for t in saved) for buffer in model.buffers()):
         model = inspection.build(spec)  # what is in no checkpoint has to be made
     return in_mode(model, False)
+
+
+def _inputs(shapes: Sequence[str], model: nn.Module | None) -> tuple[Tensor, ...]:
+    """Random ones, of the dtype that the checkpoint has."""
+    dtypes = (p.dtype for p in (model.parameters() if model is not None else ()) if p.is_floating_point())
+    dtype = next(dtypes, torch.float32)
+    return tuple(x.to(dtype) if x.is_floating_point() else x for x in inspection.inputs(shapes))
 
 
 def _plan(step: What, model: Any, example: Inputs, seed: int) -> GrowthPlan:
