@@ -339,7 +339,7 @@ def test_a_checkpoint_of_a_run_goes_on(kind: str, tmp_path: Path) -> None:
 def test_a_folder_of_dcp(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from net2net.checkpoints import dcp_format
 
-    monkeypatch.setattr(dcp_format, "PIECE_BYTES", 200)
+    monkeypatch.setattr(dcp_format, "PIECE_BYTES", 2000)
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict
 
@@ -367,6 +367,15 @@ def test_a_folder_of_dcp(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert got["step"] == 3
         assert net2net.verify(model, net2net.load(target, partial(base, "plain_2d")).eval(), x).ok
         assert len(net2net.growth_log(target)) == 1
+    # What has been saved in several pieces grows too, by several plans.
+    student = plans[0].apply(model)
+    more = [net2net.plan_widen(student, x, 1.25, seed=1)]
+    more.append(net2net.plan_widen(more[0].apply(student), x, 1.25, seed=2))
+    net2net.grow_checkpoint(tmp_path / "b0", tmp_path / "c", more, optimizer=kind)
+    expected = more[1].apply(more[0].apply(student)).state_dict()
+    assert_same(net2net.load(tmp_path / "c", partial(base, "plain_2d")).state_dict(), expected)
+    assert len(net2net.growth_log(tmp_path / "c")) == 3
+    nothing_hidden(tmp_path)
 
 
 def json_free(state: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -400,3 +402,47 @@ def test_killed_at_any_moment(processes: ForkServerContext, tmp_path: Path) -> N
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_killed_at_many_moments(processes: ForkServerContext, tmp_path: Path, seed: int) -> None:
     kill_and_complete(processes, tmp_path, 75, seed)
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+MEMORY = """
+import sys, torch, net2net
+from pathlib import Path
+
+def resident(which):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(which)) / 1024
+
+plan = net2net.GrowthPlan.load(sys.argv[1])
+Path("/proc/self/clear_refs").write_text("5")  # the peak is measured from here on
+before = resident("VmRSS")
+plan.grow_checkpoint(sys.argv[2], sys.argv[3])
+print(resident("VmHWM") - before)
+"""
+
+
+class Wide(torch.nn.Module):
+    """A table and a layer of 256 MiB each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.layer = torch.nn.Embedding(32768, 2048), torch.nn.Linear(2048, 32768)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.table(x).relu())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux tells it")
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_memory_is_bounded(suffix: str, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        empty = Wide()
+    example = torch.zeros(1, 2, dtype=torch.int64, device="meta")
+    net2net.plan_widen(empty, example, 1.5).save(tmp_path / "plan.json")
+    state, source = Wide().state_dict(), tmp_path / f"a{suffix}"
+    torch.save(state, source) if suffix == ".pt" else safetensors_torch.save_file(state, source)
+    argv = [sys.executable, "-c", MEMORY, tmp_path / "plan.json", source, tmp_path / f"b{suffix}"]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True)
+    assert float(done.stdout) < 200  # MiB, of a checkpoint of 512

@@ -10,6 +10,7 @@ import io
 import math
 import mmap
 import os
+import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -206,11 +207,11 @@ class _Spool:
         if size:
             if scratch is None:
                 raise ValueError(f"{path} has tensors in several shards, which have to be put together on disk")
-            place = scratch / "assembled"
-            with place.open("xb") as file:
-                file.truncate(size)
-            self._target = place
-            self._file = MappedFile(place)
+            handle, place = tempfile.mkstemp(dir=scratch)
+            os.truncate(handle, size)
+            os.close(handle)
+            self._target = Path(place)
+            self._file = MappedFile(self._target)
 
     def assembled(self, name: str, entry: TensorStorageMetadata, items: _Items) -> Stored:
         assert self._file is not None
