@@ -437,3 +437,29 @@ def test_formats_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "x.npz").write_bytes(b"")
     with pytest.raises(ValueError, match="its name must end in"):
         formats.format_of(tmp_path / "x.npz")
+
+
+def test_shards_of_any_form_are_put_together(tmp_path: Path) -> None:
+    from net2net.checkpoints import dcp_format, safetensors_file
+    from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorProperties, TensorStorageMetadata
+
+    def entry(whole: torch.Tensor, places: list[tuple[int, ...]], parts: list[torch.Tensor]) -> TensorStorageMetadata:
+        chunks = [ChunkStorageMetadata(torch.Size(at), t.shape) for at, t in zip(places, parts, strict=True)]
+        return TensorStorageMetadata(TensorProperties(dtype=whole.dtype), whole.shape, chunks)
+
+    tensors = {"columns": torch.randn(5, 7, 3), "rows": torch.randn(6, 4).double(), "one": torch.randn(9)}
+    columns, rows = tensors["columns"], tensors["rows"]
+    parts = {
+        "columns": ([(0, 0, 0), (0, 3, 0)], [columns[:, :3], columns[:, 3:]]),
+        "rows": ([(4, 0), (0, 0)], [rows[4:], rows[:4]]),
+        "one": ([(0,)], [tensors["one"]]),
+    }
+    saved = {f"{name}{i}": t.contiguous() for name, (_, ts) in parts.items() for i, t in enumerate(ts)}
+    safetensors_torch.save_file(saved, tmp_path / "a.safetensors")
+    stored, _ = safetensors_file.read(tmp_path / "a.safetensors")
+    given = {
+        name: (entry(tensors[name], at, ts), [stored[f"{name}{i}"] for i in range(len(ts))])
+        for name, (at, ts) in parts.items()
+    }
+    got = dcp_format.assembled(given, tmp_path)
+    assert_same({name: s.tensor() for name, s in got.items()}, tensors)

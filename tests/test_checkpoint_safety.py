@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import net2net
 import pytest
 import torch
+import torch.distributed.checkpoint
 from models import EXAMPLES
 from net2net.checkpoints import safetensors_file, streams, tally
 from net2net.checkpoints.stored import Stored
@@ -408,6 +410,7 @@ def test_killed_at_many_moments(processes: ForkServerContext, tmp_path: Path, se
 
 MEMORY = """
 import sys, torch, net2net
+import torch.distributed.checkpoint  # or else it would be counted
 from pathlib import Path
 
 def resident(which):
@@ -435,14 +438,21 @@ class Wide(torch.nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux tells it")
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ""])
 def test_memory_is_bounded(suffix: str, tmp_path: Path) -> None:
     with torch.device("meta"):
         empty = Wide()
     example = torch.zeros(1, 2, dtype=torch.int64, device="meta")
     net2net.plan_widen(empty, example, 1.5).save(tmp_path / "plan.json")
     state, source = Wide().state_dict(), tmp_path / f"a{suffix}"
-    torch.save(state, source) if suffix == ".pt" else safetensors_torch.save_file(state, source)
+    if suffix == ".safetensors":
+        safetensors_torch.save_file(state, source)
+    elif suffix == ".pt":
+        torch.save(state, source)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.distributed.checkpoint.save(state, checkpoint_id=source, no_dist=True)
     argv = [sys.executable, "-c", MEMORY, tmp_path / "plan.json", source, tmp_path / f"b{suffix}"]
     done = subprocess.run(argv, check=True, capture_output=True, text=True)
     assert float(done.stdout) < 200  # MiB, of a checkpoint of 512

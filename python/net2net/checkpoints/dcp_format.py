@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -36,7 +36,7 @@ LOG = f"{log.KEY}.json"
 
 class Dcp(Format):
     """The growth log is a file in the folder. A tensor that was saved in several shards is first put together in a file
-    in `scratch`; one that was saved as a whole is read where it lies."""
+    in `scratch`, and so is a large one that does not lie at a multiple of its dtype's size."""
 
     name = "a folder of torch.distributed.checkpoint"
 
@@ -46,15 +46,19 @@ class Dcp(Format):
         except Exception as error:  # whatever unpickling raises
             raise ValueError(f"{path} is no DCP checkpoint: {type(error).__name__}: {error}") from error
         items = _Items(path, metadata.storage_data)
-        spool = _Spool(path, metadata.state_dict_metadata, scratch)
         flat: dict[str, Any] = {}
+        apart: dict[str, tuple[TensorStorageMetadata, list[Stored]]] = {}
         for name, entry in metadata.state_dict_metadata.items():
             if not isinstance(entry, TensorStorageMetadata):
                 flat[name] = items.value(name)
-            elif len(entry.chunks) == 1:
-                flat[name] = items.tensor(name, entry.chunks[0].offsets, entry.properties.dtype)
+                continue
+            shards = [items.tensor(name, chunk.offsets) for chunk in entry.chunks]
+            if len(shards) == 1 and (shards[0].is_aligned or shards[0].nbytes <= PIECE_BYTES):
+                flat[name] = shards[0]
             else:
-                flat[name] = spool.assembled(name, entry, items)
+                flat[name] = None  # keeps its place
+                apart[name] = entry, shards
+        flat |= assembled(apart, scratch)
         paths = metadata.planner_data or {}
         tree = _nested({paths.get(name, (name,)): value for name, value in flat.items()})
         return Checkpoint(self, tree, self.read_log(path))
@@ -74,7 +78,8 @@ class Dcp(Format):
             return t
 
         tree = mapped(checkpoint.tree, Stream, hollow)
-        writer = dcp.FileSystemWriter(path, sync_files=False)  # the whole folder is, later
+        # One tensor after the other; the whole folder is synchronised later.
+        writer = dcp.FileSystemWriter(path, sync_files=False, per_thread_copy_ahead=0)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
             dcp.save(tree, storage_writer=writer, planner=_Planner(streams, tally), no_dist=True)
@@ -87,6 +92,7 @@ class _Planner(DefaultSavePlanner):
     def __init__(self, streams: dict[int, tuple[str, Stream]], tally: Tally) -> None:
         super().__init__()
         self._streams, self._tally = streams, tally
+        self._last = torch.empty(0)
 
     def create_local_plan(self) -> SavePlan:
         plan = super().create_local_plan()
@@ -124,7 +130,10 @@ class _Planner(DefaultSavePlanner):
         stream.release()
         if end == stream.shape[0]:
             stream.drop()
-        return made.clone(memory_format=torch.contiguous_format).view(chunk.sizes)
+        # The writer keeps hold of all that it has written; its memory is taken back when the next piece is asked for.
+        self._last.untyped_storage().resize_(0)
+        self._last = made.clone(memory_format=torch.contiguous_format).view(chunk.sizes)
+        return self._last
 
 
 class _Items:
@@ -154,7 +163,7 @@ class _Items:
         except Exception as error:
             raise ValueError(f"{self._path} has {name}, which torch.load does not read: {error}") from error
 
-    def tensor(self, name: str, at: torch.Size, dtype: torch.dtype) -> Stored:
+    def tensor(self, name: str, at: torch.Size) -> Stored:
         file, offset, length = self._find(MetadataIndex(name, at))
         try:
             t = torch.load(cast(IO[bytes], _View(file, offset, length)), map_location="meta", weights_only=True)
@@ -193,40 +202,50 @@ class _View(io.RawIOBase):
         return len(data)
 
 
-class _Spool:
-    """A file into which tensors are put together of their shards."""
+def assembled(
+    tensors: dict[str, tuple[TensorStorageMetadata, list[Stored]]], scratch: Path | None
+) -> dict[str, Stored]:
+    """Tensors that lie in shards, or where the kernels cannot read them, put together in a file in `scratch`."""
+    offsets, size = {}, 0
+    for name, (entry, _) in tensors.items():
+        offsets[name] = size
+        size += -(-math.prod(entry.size) * entry.properties.dtype.itemsize // 64) * 64
+    if not size:
+        return {name: replace(shards[0], shape=tuple(entry.size)) for name, (entry, shards) in tensors.items()}
+    handle, place = tempfile.mkstemp(dir=scratch)
+    with os.fdopen(handle, "r+b") as file:
+        file.truncate(size)
+        for name, (entry, shards) in tensors.items():
+            for chunk, shard in zip(entry.chunks, shards, strict=True):
+                if shard.shape != tuple(chunk.sizes):
+                    raise ValueError(
+                        f"{shard.file.path} has a shard of {name} of shape {shard.shape}, not {chunk.sizes}"
+                    )
+                _put(file, offsets[name], tuple(entry.size), tuple(chunk.offsets), shard)
+    whole = MappedFile(Path(place))
+    return {
+        name: Stored(whole, entry.properties.dtype, tuple(entry.size), offsets[name])
+        for name, (entry, _) in tensors.items()
+    }
 
-    def __init__(self, path: Path, entries: dict[str, Any], scratch: Path | None) -> None:
-        self._offsets: dict[str, int] = {}
-        size = 0
-        for name, entry in entries.items():
-            if isinstance(entry, TensorStorageMetadata) and len(entry.chunks) > 1:
-                self._offsets[name] = size
-                size += -(-math.prod(entry.size) * entry.properties.dtype.itemsize // 64) * 64
-        self._file: MappedFile | None = None
-        if size:
-            if scratch is None:
-                raise ValueError(f"{path} has tensors in several shards, which have to be put together on disk")
-            handle, place = tempfile.mkstemp(dir=scratch)
-            os.truncate(handle, size)
-            os.close(handle)
-            self._target = Path(place)
-            self._file = MappedFile(self._target)
 
-    def assembled(self, name: str, entry: TensorStorageMetadata, items: _Items) -> Stored:
-        assert self._file is not None
-        dtype, shape, offset = entry.properties.dtype, tuple(entry.size), self._offsets[name]
-        count = math.prod(shape)
-        for chunk in entry.chunks:
-            shard = items.tensor(name, chunk.offsets, dtype)
-            if count and shard.numel:
-                with self._target.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-                    whole = torch.frombuffer(memory, dtype=dtype, count=count, offset=offset).view(shape)
-                    inside = tuple(slice(o, o + n) for o, n in zip(chunk.offsets, chunk.sizes, strict=True))
-                    whole[inside] = shard.tensor()
-                    del whole
+def _put(file: BinaryIO, offset: int, shape: tuple[int, ...], at: tuple[int, ...], shard: Stored) -> None:
+    """A shard into its place, `at`, in the tensor of this shape that begins at `offset`."""
+    if not shard.nbytes:
+        return
+    if shard.stride is None and shard.shape[1:] == shape[1:]:  # whole rows: a run of bytes
+        file.seek(offset + at[0] * (shard.nbytes // shard.shape[0]) if shape else offset)
+        end = shard.offset + shard.nbytes
+        for begin in range(shard.offset, end, PIECE_BYTES):
+            file.write(shard.file.bytes(begin, min(begin + PIECE_BYTES, end)))
             shard.release()
-        return Stored(self._file, dtype, shape, offset)
+        return
+    file.flush()
+    with mmap.mmap(file.fileno(), 0) as memory:
+        whole = torch.frombuffer(memory, dtype=shard.dtype, count=math.prod(shape), offset=offset).view(shape)
+        whole[tuple(slice(o, o + n) for o, n in zip(at, shard.shape, strict=True))] = shard.tensor()
+        del whole
+    shard.release()
 
 
 def _nested(flat: dict[tuple[Any, ...], Any]) -> Any:

@@ -78,6 +78,11 @@ class Stored:
         return self.numel * self.dtype.itemsize
 
     @property
+    def is_aligned(self) -> bool:
+        """Whether it lies at a multiple of its dtype's size, where kernels can read it."""
+        return self.offset % self.dtype.itemsize == 0
+
+    @property
     def place(self) -> tuple[Any, ...]:
         """The file and where in it; equal for tensors that are one in the file (tied weights)."""
         return self.file.path, self.offset, self.dtype, self.shape, self.stride
