@@ -61,13 +61,18 @@ class KernelPlan(GrowthPlan):
 
     def _fill_state(self, name: str, state: StateTensor, value: Tensor) -> None:
         if name in self._weights:
-            value.data = _padded(value.data, self._weights[name], by_mean=state.key not in MOMENTA)
+            value.data = self._completed(name, value.data, state.key)
+
+    def _completed(self, name: str, rows: Tensor, key: str | None = None) -> Tensor:
+        if name not in self._weights:
+            return rows
+        return _padded(rows, self._weights[name], by_mean=key is not None and key not in MOMENTA)
 
     def _renamed(self, name: str) -> str:
         return name
 
     def _new_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: _padded(tensors[name], size) for name, size in self._weights.items()}
+        return {name: self._completed(name, tensors[name]) for name in self._weights}
 
     def _neighbours(self) -> dict[str, list[str]]:
         return {}

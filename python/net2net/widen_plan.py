@@ -155,6 +155,9 @@ class WidenPlan(GrowthPlan):
             GrownAxis(dim, t.index, t.split, self.axes[name, dim].split) for dim, t in zip(dims, tables, strict=True)
         ]
 
+    def _noise_of(self, name: str) -> float:
+        return self.noise_scale if self._noisy(name) else 0.0
+
     def _noise_stds(self, names: list[str], tensors: list[Tensor]) -> Tensor | float:
         """Absolute noise: `noise_scale` times the standard deviation of each noisy tensor, which stays on the
         device."""
@@ -185,9 +188,6 @@ class WidenPlan(GrowthPlan):
 
     def _renamed(self, name: str) -> str:
         return name
-
-    def _new_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {}
 
     def _neighbours(self) -> dict[str, list[str]]:
         return {}

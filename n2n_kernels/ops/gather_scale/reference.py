@@ -13,13 +13,16 @@ from n2n_kernels.ops.gather_scale.request import NOISES, AxisMap
 
 def run(bound: BoundGatherScale) -> None:
     for item in bound.items():
-        item.out.copy_(_grown(item, bound.noise, bound.seed))
+        run_item(item, bound.noise, bound.seed)
+
+
+def run_item(item: Item, noise: str, seed: int) -> None:
+    item.out.copy_(_grown(item, noise, seed))
 
 
 def _grown(item: Item, noise: str, seed: int) -> Tensor:
     w, kind = item.src, item.kind
-    if kind.out_map is not None:
-        w = w.index_select(0, _on(w, kind.out_map.index))
+    w = w[item.rows] if kind.out_map is None else w.index_select(0, _on(w, kind.out_map.index[item.rows]))
     if kind.in_map is not None:
         w = w.index_select(1, _on(w, kind.in_map.index))
     if item.sigma == 0 and kind.out_scale is None and kind.in_scale is None:
@@ -33,9 +36,10 @@ def _grown(item: Item, noise: str, seed: int) -> Tensor:
 
 def _with_replica_noise(item: Item, out_map: AxisMap, w: Tensor, seed: int) -> Tensor:
     x = _scaled(item, w)
-    index = torch.arange(w.numel(), dtype=torch.int64, device=w.device).view(w.shape)
+    begin = item.begin * math.prod(w.shape[1:])
+    index = torch.arange(begin, begin + w.numel(), dtype=torch.int64, device=w.device).view(w.shape)
     z = rng.noise(rng.words(index, seed=seed, tensor_id=item.tensor_id, stream=NOISES["replicas"])).to(x.dtype)
-    noisy = _along(w, 0, _on(w, out_map.order > 0)) & w.isfinite()
+    noisy = _along(w, 0, _on(w, out_map.order[item.rows] > 0)) & w.isfinite()
     return _finish(w, torch.where(noisy, x + z * _number(x, item.sigma), x))
 
 
@@ -66,7 +70,7 @@ def _with_cancelling_noise(item: Item, in_map: AxisMap, w: Tensor, seed: int) ->
 def _replica_noise(item: Item, in_map: AxisMap, w: Tensor, order: np.ndarray, seed: int) -> Tensor:
     """z of the replica number `order` of each column's unit: half a word of (student row, unit, kernel element)."""
     units, kernel = item.src.shape[1], math.prod(w.shape[2:])
-    rows = torch.arange(w.shape[0], device=w.device).view(-1, 1, 1)
+    rows = torch.arange(item.begin, item.begin + w.shape[0], device=w.device).view(-1, 1, 1)
     inside = torch.arange(kernel, device=w.device)
     index = ((rows * units + _on(w, in_map.index).view(-1, 1)) * kernel + inside).view(w.shape)
     z = torch.zeros_like(index)
@@ -85,7 +89,7 @@ def _scaled(item: Item, w: Tensor, in_scale: np.ndarray | None = None) -> Tensor
     if in_scale is not None:
         x = x * _along(w, 1, _on(w, in_scale).to(x.dtype))
     if item.kind.out_scale is not None:
-        x = x * _along(w, 0, _on(w, item.kind.out_scale.values).to(x.dtype))
+        x = x * _along(w, 0, _on(w, item.kind.out_scale.values[item.rows]).to(x.dtype))
     return x
 
 
