@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from n2n_kernels import tensor_moments
 from net2net import attributes, mapping
+from net2net.caches import Caches, Place
 from net2net.dynamics import GrownAxis
 from net2net.launches import Entry, Law
 from net2net.plan import GrowthPlan, Inventory, Skipped
@@ -61,6 +62,7 @@ class WidenPlan(GrowthPlan):
         widened: the groups that grow, with the old and new width of their first layer.
         axes: (tensor, axis) -> its map and shares, for every axis that grows.
         changes: attributes of the user's own modules that grow along.
+        caches: dicts in which modules keep what they have computed, which the student's fill anew.
         noise, noise_scale, seed: as given to `plan_widen`.
     """
 
@@ -73,6 +75,7 @@ class WidenPlan(GrowthPlan):
         widened: list[Widened],
         axes: dict[tuple[str, int], AxisPlan],
         changes: list[Change],
+        caches: list[Place],
         noise: str,
         noise_scale: float,
         seed: int,
@@ -81,6 +84,7 @@ class WidenPlan(GrowthPlan):
         self.widened = widened
         self.axes = axes
         self.changes = changes
+        self.caches = caches
         self.noise = noise
         self.noise_scale = noise_scale
         self.seed = self._seed = seed
@@ -180,6 +184,7 @@ class WidenPlan(GrowthPlan):
             # A plan from a file has tuples for lists.
             listed = isinstance(getattr(module, change.name), list)
             setattr(module, change.name, list(change.after) if listed else change.after)
+        Caches(student, self.caches).clear()
 
     def _renamed(self, name: str) -> str:
         return name
@@ -198,6 +203,7 @@ class WidenPlan(GrowthPlan):
             "seed": self.seed,
             "widened": [asdict(w) for w in self.widened],
             "changes": [asdict(c) for c in self.changes],
+            "caches": [list(place) for place in self.caches],
             "maps": [_map_to_json(a) for a in distinct.values()],
             "axes": [
                 {"tensor": name, "dim": dim, "split": a.split, "map": number[id(self._tables[name, dim])]}
@@ -219,7 +225,10 @@ class WidenPlan(GrowthPlan):
         check_noise(body["noise"], float(body["noise_scale"]))
         widened = [Widened(**w) for w in body["widened"]]
         changes = [_change(c) for c in body["changes"]]
-        return cls(inventory, skipped, widened, axes, changes, body["noise"], body["noise_scale"], int(body["seed"]))
+        caches = [Place(str(module), str(name)) for module, name in body["caches"]]
+        return cls(
+            inventory, skipped, widened, axes, changes, caches, body["noise"], body["noise_scale"], int(body["seed"])
+        )
 
 
 def _change(c: dict[str, Any]) -> Change:
