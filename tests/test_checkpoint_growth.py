@@ -339,7 +339,7 @@ def test_a_checkpoint_of_a_run_goes_on(kind: str, tmp_path: Path) -> None:
 def test_a_folder_of_dcp(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from net2net.checkpoints import dcp_format
 
-    monkeypatch.setattr(dcp_format, "PIECE_BYTES", 2000)
+    monkeypatch.setattr(dcp_format, "ITEM_BYTES", 2000)
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict
 

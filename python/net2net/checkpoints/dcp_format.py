@@ -30,6 +30,9 @@ from net2net.checkpoints.streams import PIECE_BYTES, Stream
 from net2net.checkpoints.tally import Tally
 from net2net.checkpoints.trees import leaves, mapped
 
+#: An item of what is written has about so many bytes, or is one row that is larger.
+ITEM_BYTES = 2**24
+
 #: The growth log, in the folder.
 LOG = f"{log.KEY}.json"
 
@@ -104,7 +107,7 @@ class _Planner(DefaultSavePlanner):
         if data is None or len(data.size) == 0 or math.prod(data.size) == 0:
             return [item]
         rows, rest = data.size[0], data.size[1:]
-        step = max(1, PIECE_BYTES // (math.prod(rest) * data.properties.dtype.itemsize))
+        step = max(1, ITEM_BYTES // (math.prod(rest) * data.properties.dtype.itemsize))
         if step >= rows:
             return [item]
         parts = []

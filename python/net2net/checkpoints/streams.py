@@ -12,8 +12,9 @@ from torch import Tensor
 
 from net2net.checkpoints.stored import Stored
 
-#: A piece has about so many bytes, or is one row that is larger.
-PIECE_BYTES = 2**24
+#: A piece has about so many bytes, or is one row that is larger. Memory of this size is used again and again; larger
+#: pieces would be given back to the system and asked for anew each time, which takes longer than to fill them.
+PIECE_BYTES = 2**22
 
 
 def nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -63,8 +64,13 @@ def _bytes(piece: Tensor) -> memoryview:
 def _not_finite(piece: Tensor) -> int:
     if piece.dtype not in dtypes.TABLE:
         return 0
-    # The least and the largest tell, without an intermediate result of the piece's size.
-    if all(bool(end.isfinite()) for end in torch.aminmax(piece)):
+    # Bit patterns from infinity's on are no finite numbers: of all positive ones in signed order, and of all negative
+    # ones in unsigned order, those are the largest. NumPy finds these in this thread alone; torch's own threads, which
+    # wait for more work by spinning, would take the time of the kernels' threads.
+    bits = piece.view(dtypes.TABLE[piece.dtype].bits).numpy()
+    unsigned = bits.view(f"u{bits.dtype.itemsize}")
+    infinity = int(torch.tensor(math.inf, dtype=piece.dtype).view(dtypes.TABLE[piece.dtype].bits))
+    if bits.max() < infinity and unsigned.max() < infinity + (1 << 8 * bits.dtype.itemsize - 1):
         return 0
     return int((~piece.isfinite()).sum())
 
