@@ -148,10 +148,23 @@ class _Coordinates:
     def __init__(self) -> None:
         self._divided: list[tuple[Tensor, Tensor]] = []
 
+    def enter(self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        closure = arguments[1] if len(arguments) > 1 else options.get("closure")
+        if closure is None:
+            self._divide(optimizer)
+            return None
+
+        # A closure runs the model, whose coordinates are its own; all of these optimizers call it once, before anything
+        # else.
+        def and_then_divide() -> Any:
+            loss = closure()
+            self._divide(optimizer)
+            return loss
+
+        return (arguments[:1], {**options, "closure": and_then_divide})
+
     @torch.no_grad()
-    def enter(self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        if (len(arguments) > 1 and arguments[1] is not None) or options.get("closure") is not None:
-            raise TypeError("an optimizer that keeps its teacher's dynamics cannot step with a closure")
+    def _divide(self, optimizer: Optimizer) -> None:
         self._undo()  # if the last step failed midway
         found = []
         for group in optimizer.param_groups:
