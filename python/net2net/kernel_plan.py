@@ -60,8 +60,12 @@ class KernelPlan(GrowthPlan):
             weight.data = _padded(weight.data, size)
 
     def _fill_state(self, name: str, state: StateTensor, value: Tensor) -> None:
-        if name in self._weights:
-            value.data = _padded(value.data, self._weights[name], by_mean=state.key not in MOMENTA)
+        value.data = self._completed(name, value.data, state)
+
+    def _completed(self, name: str, value: Tensor, state: StateTensor | None) -> Tensor:
+        if name not in self._weights:
+            return value
+        return _padded(value, self._weights[name], by_mean=state is not None and state.key not in MOMENTA)
 
     def _renamed(self, name: str) -> str:
         return name

@@ -31,6 +31,7 @@ from torch.optim import (
 
 from net2net.dynamics import GrownAxis, factor_of
 from net2net.rmsprop import RMSpropTF
+from net2net.shards import local
 from net2net.tree import deepcopy
 
 #: For each optimizer, the power of the output split that each state tensor takes. A subclass may do anything with its
@@ -109,8 +110,7 @@ def reset_replicas(state: StateTensor, value: Tensor, axes: Sequence[GrownAxis])
     if state.key not in MOMENTA:
         return
     for axis in axes:
-        copies = torch.bincount(axis.index)[axis.index]
-        value.index_fill_(axis.dim, (copies > 1).nonzero().flatten().to(value.device), 0)
+        value.index_fill_(axis.dim, axis.replicated().nonzero().flatten().to(value.device), 0)
 
 
 #: Optimizers whose momentum is of gradients that have been divided, and by what: the root of second moments `v` and the
@@ -133,7 +133,7 @@ def mend_normalised(
 
     Args:
         replaced: old parameters -> those of `grown`.
-        axes: of an old parameter, those that have grown.
+        axes: of an old parameter, those that have grown (of what is here, if it is sharded).
     """
     divisor = _DIVISORS.get(type(grown))
     if divisor is None:
@@ -147,11 +147,11 @@ def mend_normalised(
             units = [axis for axis in axes(olds[p]) if not axis.split]
             if not units:
                 continue
-            momentum = state["momentum_buffer"]
+            momentum = local(state["momentum_buffer"])
             dtype = torch.promote_types(momentum.dtype, torch.float32)
-            v = state["square_avg"].to(dtype)
+            v = local(state["square_avg"]).to(dtype)
             if group.get("centered"):
-                v = (v - state["grad_avg"].to(dtype).square()).clamp_(min=0)
+                v = (v - local(state["grad_avg"]).to(dtype).square()).clamp_(min=0)
             share: Tensor | float = 1.0
             for axis in units:
                 share = share * factor_of(axis, momentum, dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -154,15 +155,20 @@ class WidenPlan(GrowthPlan):
     def _noise_stds(self, names: list[str], tensors: list[Tensor]) -> Tensor | float:
         """Absolute noise: `noise_scale` times the standard deviation of each noisy tensor, which stays on the
         device."""
-        noisy = [i for i, name in enumerate(names) if self._noisy(name)]
-        if not noisy or self.noise_scale == 0 or tensors[0].is_meta:
+        chosen, scale = self._noisy(names)
+        if not chosen or tensors[0].is_meta:
             return 0.0
+        place = {name: i for i, name in enumerate(names)}
+        noisy = [place[name] for name in chosen]
         device = tensors[0].device
         stds = torch.zeros(len(tensors), dtype=torch.float64, device=device)
-        stds[torch.tensor(noisy, device=device)] = _stds([tensors[i] for i in noisy]) * self.noise_scale
+        stds[torch.tensor(noisy, device=device)] = _stds([tensors[i] for i in noisy]) * scale
         return stds
 
-    def _noisy(self, name: str) -> bool:
+    def _noisy(self, names: Iterable[str]) -> tuple[list[str], float]:
+        return [name for name in names if self.noise_scale and self._is_noisy(name)], self.noise_scale
+
+    def _is_noisy(self, name: str) -> bool:
         """The paper's noise goes on the incoming weights of replicas, cancelling noise on their outgoing weights."""
         if self.noise == "none" or len(self.shapes[name]) < 2:
             return False

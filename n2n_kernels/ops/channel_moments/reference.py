@@ -24,17 +24,33 @@ def sum_in_lanes(x: Tensor, lanes: int) -> Tensor:
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """float64 mean and variance of each row of `x`, which is not empty."""
+    pivot = pivots(x[:, 0])
+    n = x.shape[1]
+    return moments_of(pivot, *chunk_sums(x, pivot, chunk_of(n)), n)
+
+
+def pivots(first: Tensor) -> Tensor:
+    """float64: what is subtracted before summing, from the first element of each row."""
+    first = first.double()
+    return torch.where(first.isfinite(), first, torch.zeros_like(first))
+
+
+def chunk_sums(x: Tensor, pivot: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """float64 [rows, chunks]: the sums of d and of d * d over the chunks of each row of `x`, with d = x - pivot. The
+    last chunk may be short."""
     rows, n = x.shape
-    first = x[:, 0].double()
-    pivots = torch.where(first.isfinite(), first, torch.zeros_like(first))
-    d = x.double() - pivots.unsqueeze(1)
-    chunk = chunk_of(n)
     chunks = -(-n // chunk)
+    d = x.double() - pivot.unsqueeze(1)
     d = torch.cat([d, d.new_zeros(rows, chunks * chunk - n)], 1).view(rows * chunks, chunk)
-    d, dd = (sum_in_lanes(sum_in_lanes(t, LANES).view(rows, chunks), FOLD_LANES) for t in (d, d * d))
+    return sum_in_lanes(d, LANES).view(rows, chunks), sum_in_lanes(d * d, LANES).view(rows, chunks)
+
+
+def moments_of(pivot: Tensor, d: Tensor, dd: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of rows of n elements, from the sums over their chunks."""
+    d, dd = sum_in_lanes(d, FOLD_LANES), sum_in_lanes(dd, FOLD_LANES)
     # A tensor: torch on CUDA divides by a plain number by multiplying with its reciprocal, which rounds twice.
     count = torch.full_like(d, n)
-    return pivots + d / count, (dd - d * d / count).clamp(min=0) / count
+    return pivot + d / count, (dd - d * d / count).clamp(min=0) / count
 
 
 def one_nan(x: Tensor) -> Tensor:
