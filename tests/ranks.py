@@ -72,15 +72,16 @@ def mesh_of(*sizes: int) -> DeviceMesh:
 
 def sharder(mesh: DeviceMesh, along: int = 0) -> Callable[[nn.Module], nn.Module]:
     """Shards each child of a network, then the rest; along an axis where the parameter has it in equal pieces, else
-    along 0."""
+    along 0. What shares parameters must be sharded together."""
     ranks = mesh.size(mesh.ndim - 1)
 
     def place(p: nn.Parameter) -> Shard:
         return Shard(along if p.dim() > along and p.shape[along] % ranks == 0 else 0)
 
     def shard(model: nn.Module) -> nn.Module:
+        shared = len(list(model.parameters())) < len(list(model.named_parameters(remove_duplicate=False)))
         for child in model.children():
-            if any(True for _ in child.parameters()):
+            if any(True for _ in child.parameters()) and not shared and not isinstance(child, nn.ModuleList):
                 fully_shard(child, mesh=mesh, shard_placement_fn=place)
         fully_shard(model, mesh=mesh, shard_placement_fn=place)
         return model

@@ -1,6 +1,8 @@
 """Growing sharded networks: the same bits as growing the whole network and sharding it then."""
 
 import copy
+import functools
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import ranks
 import torch
 import torch.distributed as dist
-from models import EXAMPLES
+from models import EXAMPLES, Example
 from net2net.rmsprop import RMSpropTF
 from net2net.shards import Spread, local
 from net2net.skeleton import Tensors
@@ -30,6 +32,44 @@ OPTIMIZERS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
     return ranks.servers()
+
+
+def mlp_even() -> nn.Module:
+    """Whose layers can be cut evenly along both axes."""
+    return nn.Sequential(
+        nn.Linear(4, 8),
+        nn.ReLU(),
+        nn.Linear(8, 8),
+        nn.ReLU(),
+        nn.Linear(8, 12, bias=False),
+        nn.GELU(),
+        nn.Linear(12, 4),
+    )
+
+
+class Blocks(nn.Module):
+    """Residual blocks to repeat, with normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(5, 6)
+        self.block = Block()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(self.stem(x)))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(6, 7), nn.BatchNorm1d(7), nn.Linear(7, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(self.norm(self.a(x)).sigmoid())
+
+
+MODELS = {**EXAMPLES, "mlp_even": Example(mlp_even, (6, 4)), "blocks": Example(Blocks, (6, 5))}
 
 
 # -- what each rank does -----------------------------------------------------------------------------------------------
@@ -112,7 +152,7 @@ def grow_both(
     state: str = "exact",
 ) -> None:
     """The steps one after the other on the whole network and on the sharded one, compared after each."""
-    model, x = EXAMPLES[name].build(dtype)
+    model, x = MODELS[name].build(dtype)
     if spoil:
         with torch.no_grad():
             next(p for p in model.parameters() if p.dim() > 1).view(-1)[1] = torch.nan
@@ -121,7 +161,7 @@ def grow_both(
         teacher, optimizer = copy.deepcopy(model), None
         if kind != "none":
             optimizer = with_state(kind, teacher)
-        mine, build = ranks.sharded_copy(teacher, shard), EXAMPLES[name].make
+        mine, build = ranks.sharded_copy(teacher, shard), MODELS[name].make
         my_optimizer = sharded_optimizer(kind, optimizer, teacher, mine) if optimizer is not None else None
         for what, options in steps:
             plan = make_plan(what, teacher, x, dict(options))
@@ -137,9 +177,13 @@ def grow_both(
                 ranks.assert_shards(state_of(my_optimizer, my_student), state_of(optimizer, student))
                 assert groups_of(my_optimizer, my_student) == groups_of(optimizer, student)
             teacher, mine = student, my_student
-            build = (lambda plan, before: lambda: plan.apply(before()))(plan, build)
+            build = functools.partial(grown, plan, build)
         if not spoil and optimizer is not None and my_optimizer is not None:
             assert_trains_alike(teacher, optimizer, mine, my_optimizer, x)
+
+
+def grown(plan: net2net.GrowthPlan, build: Callable[[], nn.Module]) -> nn.Module:
+    return plan.apply(build())
 
 
 def assert_trains_alike(
@@ -176,3 +220,51 @@ def many(rank: int, cases: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> None
         except Exception as error:
             error.add_note(f"in {arguments}, {options}")
             raise
+
+
+NOISY = {"noise_scale": 0.3, "seed": 5}
+WIDER = [("widen", {"width": 1.7, **NOISY})]
+TWICE = [("widen", {"width": 2, **NOISY}), ("widen", {"width": 1.5, "noise": "paper", **NOISY})]
+
+#: On how many ranks, and what.
+CASES: dict[str, tuple[int, list[tuple[tuple[Any, ...], dict[str, Any]]]]] = {
+    "along the second axis": (2, [(("mlp_even", TWICE, ["adam"]), {"along": 1})]),
+    "networks": (
+        2,
+        [((name, WIDER, ["none"]), {}) for name in ("plain_1d", "plain_3d", "gated", "dense", "tied")]
+        + [(("channels_last_features", WIDER, ["sgd"]), {})],
+    ),
+    "one rank": (1, [(("residual", ALL_STEPS, ["rmsprop"]), {}), (("inception", WIDER, ["none"]), {})]),
+    "four ranks": (
+        4,
+        [
+            (("residual", ALL_STEPS, ["rmsprop", "rmsprop-tf"]), {}),
+            (("plain_2d", TWICE, ["adam"]), {}),
+            (("inception", [*WIDER, ("deepen", {"after": "*pair0"})], ["none"]), {}),
+            (("mlp_even", TWICE, ["sgd"]), {"along": 1}),
+        ],
+    ),
+    "replicated shards": (4, [(("residual", ALL_STEPS, ["adam"]), {"mesh": (2, 2)})]),
+    "dtypes": (
+        2,
+        [((("plain_2d"), TWICE, ["adam"]), {"dtype": dtype}) for dtype in (torch.float32, torch.bfloat16)]
+        + [(("plain_2d", TWICE, ["none"]), {"dtype": torch.float64, "spoil": True})],
+    ),
+    "state": (2, [(("plain_2d", TWICE, ["rmsprop", "adam"]), {"state": s}) for s in ("replicas_reset", "reset")]),
+    "new layers": (
+        2,
+        [
+            (("mlp", [("deepen", {"method": "paired", "count": 2}), *WIDER], ["adam"]), {}),
+            (("mlp_even", [("deepen", {"method": "paired"})], ["none"]), {"along": 1}),
+            (("mlp_even", [("deepen", {})], ["none"]), {"along": 1}),
+            (("blocks", [("deepen", {"method": "residual"}), *WIDER], ["sgd"]), {}),
+        ],
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_do_what_one_does(processes: ForkServerContext, case: str) -> None:
+    number, given = CASES[case]
+    ranks.run(processes, number, many, given, seconds=600)

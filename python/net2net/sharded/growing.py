@@ -48,7 +48,8 @@ def grow_sharded(
         plan: made for the unsharded network.
         build: makes the teacher's unsharded network. It is called with `torch.device("meta")` as the default device,
             and the values of its tensors are not used. Their dtypes, whether modules are in train mode, and which
-            parameters are trained, are taken from `model`; hooks are not. After an earlier growth, `lambda: earlier_plan.apply(build())`.
+            parameters are trained, are taken from `model`; hooks are not. After an earlier growth,
+            `lambda: earlier_plan.apply(build())`.
         wrap: applies `fully_shard` to the student as it was applied to `model`: each tensor along the same axis, over
             as many ranks. It may return the module, or nothing.
         optimizer: over the parameters of `model`.
