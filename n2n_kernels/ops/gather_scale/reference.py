@@ -1,7 +1,6 @@
 """gather_scale in plain torch: the definition that the kernels are held to, bit for bit."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,122 +11,84 @@ from n2n_kernels.ops.gather_scale.bound import BoundGatherScale, Item
 from n2n_kernels.ops.gather_scale.request import NOISES, AxisMap
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """A rectangle of a student tensor: so many rows and columns, by their numbers in the student, and the teacher's
-    weights there. `item` has maps and scales of the whole tensor, and its teacher's shape."""
-
-    item: Item
-    rows: np.ndarray  # int64 [rows]
-    columns: np.ndarray  # int64 [columns]
-    w: Tensor  # [rows, columns, *K], neither scaled nor perturbed
-
-    def at_columns(self, positions: np.ndarray) -> "Part":
-        return Part(self.item, self.rows, self.columns[positions], self.w.index_select(1, _on(self.w, positions)))
-
-    def as_columns(self, columns: np.ndarray) -> "Part":
-        """The same weights as other columns, of the same units, have them."""
-        return Part(self.item, self.rows, columns, self.w)
-
-
 def run(bound: BoundGatherScale) -> None:
     for item in bound.items():
-        w, kind = item.src, item.kind
-        if kind.out_map is not None:
-            w = w.index_select(0, _on(w, kind.out_map.index))
-        if kind.in_map is not None:
-            w = w.index_select(1, _on(w, kind.in_map.index))
-        columns = np.arange(w.shape[1] if w.dim() > 1 else 1)
-        item.out.copy_(grown(Part(item, np.arange(w.shape[0]), columns, w), bound.noise, bound.seed))
+        item.out.copy_(grown(item, bound.noise, bound.seed))
 
 
-def grown(part: Part, noise: str, seed: int) -> Tensor:
-    """The student's values. They do not depend on which part of the student this is."""
-    item, kind = part.item, part.item.kind
+def grown(item: Item, noise: str, seed: int, first_row: int = 0) -> Tensor:
+    """The student's tensor; or of a part of it the rows, of which the first one has this number in the whole."""
+    w, kind = item.src, item.kind
+    if kind.out_map is not None:
+        w = w.index_select(0, _on(w, kind.out_map.index))
+    if kind.in_map is not None:
+        w = w.index_select(1, _on(w, kind.in_map.index))
     if item.sigma == 0 and kind.out_scale is None and kind.in_scale is None:
-        return part.w
+        return w
     if noise == "replicas" and item.sigma and kind.out_map is not None:
-        return _with_replica_noise(part, kind.out_map, seed)
+        return _with_replica_noise(item, kind.out_map, w, seed, first_row)
     if noise == "cancelling" and item.sigma and kind.in_map is not None:
-        return _with_cancelling_noise(part, kind.in_map, seed)
-    return _finish(part.w, _scaled(part))
+        return _with_cancelling_noise(item, kind.in_map, w, seed, first_row)
+    return _finish(w, _scaled(item, w))
 
 
-def _with_replica_noise(part: Part, out_map: AxisMap, seed: int) -> Tensor:
-    w, item = part.w, part.item
-    x = _scaled(part)
-    columns = item.kind.student_shape[1] if w.dim() > 1 else 1
-    index = _index(part, columns, part.columns)
+def _with_replica_noise(item: Item, out_map: AxisMap, w: Tensor, seed: int, first_row: int) -> Tensor:
+    x = _scaled(item, w)
+    index = torch.arange(w.numel(), dtype=torch.int64, device=w.device).view(w.shape)
+    index += first_row * math.prod(w.shape[1:])
     z = rng.noise(rng.words(index, seed=seed, tensor_id=item.tensor_id, stream=NOISES["replicas"])).to(x.dtype)
-    noisy = _along(w, 0, _on(w, out_map.order[part.rows] > 0)) & w.isfinite()
+    noisy = _along(w, 0, _on(w, out_map.order > 0)) & w.isfinite()
     return _finish(w, torch.where(noisy, x + z * _number(x, item.sigma), x))
 
 
-def _with_cancelling_noise(part: Part, in_map: AxisMap, seed: int) -> Tensor:
+def _with_cancelling_noise(item: Item, in_map: AxisMap, w: Tensor, seed: int, first_row: int) -> Tensor:
     """A unit's replicas take z[0] - z[1], z[1] - z[2], ..., z[r-1] - z[0], which sum to zero; the last one is made of
     what the others, as stored, leave of the whole."""
-    w, item, here = part.w, part.item, part.columns
-    following = in_map.next[here]
-    alone = _along(w, 1, _on(w, following == here))
-    result = torch.where(alone, _finish(w, _scaled(part)), _perturbed(part, in_map, seed))
-    last = np.flatnonzero(following < here)
-    if not last.size:
-        return result
-    tail = part.at_columns(last)
-    shares = np.ones(len(in_map.index)) if item.kind.in_scale is None else item.kind.in_scale.values
-    whole = _scaled(tail, in_scale=in_map.replica_sums(shares))
-    others = torch.zeros_like(whole)
-    replica = following[last]  # walks the others, first to last
-    for _ in range(in_map.most_replicas() - 1):
-        walking = _along(w, 1, _on(w, replica != tail.columns))
-        stored = _perturbed(tail.as_columns(replica), in_map, seed).to(whole.dtype)
-        others = torch.where(walking, others + stored, others)
-        replica = np.where(replica != tail.columns, in_map.next[replica], replica)
-    at = _on(w, last)
-    rest = torch.where(tail.w.isfinite(), _finish(tail.w, whole - others), result.index_select(1, at))
-    return result.index_copy(1, at, rest)
-
-
-def _perturbed(part: Part, in_map: AxisMap, seed: int) -> Tensor:
-    w, x = part.w, _scaled(part)
-    order, order_next = in_map.order[part.columns], in_map.order[in_map.next[part.columns]]
-    z, z_next = (_replica_noise(part, in_map, o, seed) for o in (order, order_next))
+    following, here = in_map.next, np.arange(len(in_map.index))
+    x = _scaled(item, w)
+    orders = in_map.order, in_map.order[following]
+    z, z_next = (_replica_noise(item, in_map, w, order, seed, first_row) for order in orders)
     delta = (z - z_next).to(x.dtype)
-    return _finish(w, torch.where(w.isfinite(), x + delta * _number(x, part.item.sigma), x))
+    perturbed = _finish(w, torch.where(w.isfinite(), x + delta * _number(x, item.sigma), x))
+
+    shares = np.ones(len(here)) if item.kind.in_scale is None else item.kind.in_scale.values
+    whole = _scaled(item, w, in_scale=in_map.replica_sums(shares))
+    others = torch.zeros_like(x)
+    replica = following  # of each unit's last replica: walks the others, first to last
+    last = following < here
+    for _ in range(in_map.most_replicas() - 1):
+        walking = _along(w, 1, _on(w, last & (replica != here)))
+        others = torch.where(walking, others + perturbed.index_select(1, _on(w, replica)).to(x.dtype), others)
+        replica = np.where(replica != here, following[replica], replica)
+    is_last = _along(w, 1, _on(w, last)) & w.isfinite()
+    alone = _along(w, 1, _on(w, following == here))
+    result = torch.where(is_last, _finish(w, whole - others), perturbed)
+    return torch.where(alone, _finish(w, x), result)
 
 
-def _replica_noise(part: Part, in_map: AxisMap, order: np.ndarray, seed: int) -> Tensor:
+def _replica_noise(item: Item, in_map: AxisMap, w: Tensor, order: np.ndarray, seed: int, first_row: int) -> Tensor:
     """z of the replica number `order` of each column's unit: half a word of (student row, unit, kernel element)."""
-    w, kind = part.w, part.item.kind
-    index = _index(part, kind.shape[1], in_map.index[part.columns])
+    units, kernel = item.src.shape[1], math.prod(w.shape[2:])
+    rows = torch.arange(first_row, first_row + w.shape[0], device=w.device).view(-1, 1, 1)
+    inside = torch.arange(kernel, device=w.device)
+    index = ((rows * units + _on(w, in_map.index).view(-1, 1)) * kernel + inside).view(w.shape)
     z = torch.zeros_like(index)
     for stream in range(int(order.max(initial=0)) // 2 + 1):
-        word = rng.words(index, seed=seed, tensor_id=part.item.tensor_id, stream=NOISES["cancelling"] + stream)
+        word = rng.words(index, seed=seed, tensor_id=item.tensor_id, stream=NOISES["cancelling"] + stream)
         mine = _along(w, 1, _on(w, order // 2 == stream))
         z = torch.where(mine, rng.half_noise(word, _along(w, 1, _on(w, order % 2)).expand_as(word)), z)
     return z
 
 
-def _index(part: Part, row: int, inside_row: np.ndarray) -> Tensor:
-    """int64, of the shape of the part: (student row, what is given of each column, kernel element) as one number, for
-    rows of so many columns."""
-    w = part.w
-    kernel = math.prod(w.shape[2:])
-    rows = _on(w, part.rows).view(-1, 1, 1)
-    inside = torch.arange(kernel, device=w.device)
-    return ((rows * row + _on(w, inside_row).view(-1, 1)) * kernel + inside).view(w.shape)
-
-
-def _scaled(part: Part, in_scale: np.ndarray | None = None) -> Tensor:
+def _scaled(item: Item, w: Tensor, in_scale: np.ndarray | None = None) -> Tensor:
     """(w * c_in) * c_out in the compute dtype."""
-    w, kind = part.w, part.item.kind
     x = w.to(dtypes.TABLE[w.dtype].compute)
-    if in_scale is None and kind.in_scale is not None:
-        in_scale = kind.in_scale.values
+    if in_scale is None and item.kind.in_scale is not None:
+        in_scale = item.kind.in_scale.values
     if in_scale is not None:
-        x = x * _along(w, 1, _on(w, in_scale[part.columns]).to(x.dtype))
-    if kind.out_scale is not None:
-        x = x * _along(w, 0, _on(w, kind.out_scale.values[part.rows]).to(x.dtype))
+        x = x * _along(w, 1, _on(w, in_scale).to(x.dtype))
+    if item.kind.out_scale is not None:
+        x = x * _along(w, 0, _on(w, item.kind.out_scale.values).to(x.dtype))
     return x
 
 

@@ -2,24 +2,45 @@
 holds it.
 
 The part has the bits that it has in the whole. Where there is no noise that is a `gather_scale` of its own, with the
-maps and scales of the range. Noise depends on what is outside of the range too: which rows are first copies, which
-columns are one unit's replicas, and the places of elements in the whole student.
+maps and scales of the range. Noise depends on what is outside of a range of rows too: on which rows are first copies,
+and on the rows' numbers in the whole student, by which it is counted. The kernels take these numbers from a table, so a
+range of rows is a launch like any other, with addresses such that row 0 would lie before the range.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from n2n_kernels import rng
+from n2n_kernels import dtypes
+from n2n_kernels.backends import choose
 from n2n_kernels.ops.gather_scale import reference, request
-from n2n_kernels.ops.gather_scale.bound import Item
+from n2n_kernels.ops.gather_scale.bound import BoundGatherScale, Item, Part
 from n2n_kernels.ops.gather_scale.plan import GatherScalePlan
-from n2n_kernels.ops.gather_scale.request import Kind
+from n2n_kernels.ops.gather_scale.request import AxisMap, Kind, Scale
+from n2n_kernels.ops.gather_scale.tasks import Column
 
-#: Elements that are made at a time where there is noise: their random numbers take some forty times the memory.
+#: Elements that the plain-torch definition makes at a time: random numbers take some forty times the memory.
 _PIECE = 2**16
+
+
+@dataclass(frozen=True, eq=False)
+class RowRange(AxisMap):
+    """A map of a range of the student's rows, `index` being that of each row in what there is of the teacher."""
+
+    first: int  # the first row's number in the whole student
+    earlier: np.ndarray  # int64 [rows]: how many of the unit's replicas come before, in the whole student
+
+    @cached_property
+    def by_unit(self) -> np.ndarray:
+        """int64 [rows]: the rows' numbers in the whole student, sorted by the unit that they copy."""
+        return np.argsort(self.index, kind="stable") + self.first
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        return self.earlier
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,14 +48,10 @@ class Whole:
     """A tensor of which parts are to be grown.
 
     Attributes:
-        shape: of the whole teacher tensor, `[O, I, *K]` or `[O]`.
-        dtype: float32, float64, bfloat16 or float16.
         out_map, in_map, out_scale, in_scale: as for `gather_scale`, of the whole.
         tensor_id: of the noise.
     """
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
     out_map: Tensor | None = None
     in_map: Tensor | None = None
     out_scale: Tensor | None = None
@@ -46,56 +63,81 @@ class Whole:
         index = (self.out_map, self.in_map)[dim]
         return np.arange(begin, end) if index is None else np.unique(index[begin:end].numpy())
 
-    def grow(
-        self, src: Tensor, out: Tensor, *, dim: int, begin: int, sigma: float = 0.0, noise: str, seed: int = 0
-    ) -> None:
-        """Writes the student's positions from `begin` on, as many as `out` has on axis `dim`, into `out`.
+    def grow(self, src: Tensor, out: Tensor, *, dim: int, begin: int) -> None:
+        """Writes the student's positions from `begin`, as many as `out` has on axis `dim`, into `out`, without noise.
 
         Args:
             src: the teacher's positions `units(...)` of that range, in any layout.
-            sigma: the factor on the integer noise, see `sigma_of`.
-            noise, seed: as for `gather_scale`.
         """
-        end = begin + out.shape[dim]
         if out.numel() == 0:
             return
-        noisy = sigma != 0 and (self.out_map if noise == "replicas" else self.in_map) is not None and out.dim() > 1
-        if noisy:
-            self._with_noise(src, out, dim, begin, sigma, noise, seed)
-            return
+        end = begin + out.shape[dim]
         maps, scales = [self.out_map, self.in_map], [self.out_scale, self.in_scale]
         if (index := maps[dim]) is not None:
-            maps[dim] = torch.from_numpy(np.unique(index[begin:end].numpy(), return_inverse=True)[1])
+            maps[dim] = torch.from_numpy(_places(index[begin:end].numpy()))
         if (scale := scales[dim]) is not None:
             scales[dim] = scale[begin:end]
         GatherScalePlan([src], maps[:1], maps[1:], out_scales=scales[:1], in_scales=scales[1:])([src], [out])
 
-    def _with_noise(self, src: Tensor, out: Tensor, dim: int, begin: int, sigma: float, noise: str, seed: int) -> None:
-        kind = self._kind()
-        item = Item(src, out, kind, sigma, self.tensor_id)
-        ranges = [np.arange(n) for n in out.shape[:2]]
-        ranges[dim] += begin
-        froms = [r if m is None else m.index[r] for r, m in zip(ranges, (kind.out_map, kind.in_map), strict=True)]
-        froms[dim] = np.searchsorted(np.unique(froms[dim]), froms[dim])
-        columns = torch.from_numpy(froms[1]).to(src.device)
-        step = max(1, _PIECE // max(1, out[0].numel()))
-        for at in range(0, out.shape[0], step):
-            rows = slice(at, at + step)
-            w = src.index_select(0, torch.from_numpy(froms[0][rows]).to(src.device)).index_select(1, columns)
-            out[rows] = reference.grown(reference.Part(item, ranges[0][rows], ranges[1], w), noise, seed)
+    def grow_noisy_rows(self, src: Tensor, out: Tensor, *, begin: int, noise_std: float, noise: str, seed: int) -> None:
+        """The student's rows from `begin` on, with noise; `src` and `out` as for `grow`, along axis 0.
 
-    def _kind(self) -> Kind:
-        whole = torch.empty(self.shape, dtype=self.dtype, device="meta")
-        return request.kinds(
-            request.as_call([whole], [self.out_map], [self.in_map], [self.out_scale], [self.in_scale])
-        )[0]
+        Args:
+            noise_std: absolute. What is not finite, negative or too large for the dtype gives no noise.
+            noise, seed: as for `gather_scale`.
+        """
+        if out.numel() == 0:
+            return
+        src = src.contiguous()
+        kind = self._rows(src, out, begin)
+        plan = object.__new__(GatherScalePlan)
+        plan._set([kind], noise, [self.tensor_id], src.device, choose(None, src.device), None)
+        std = torch.tensor([noise_std], dtype=torch.float64, device=src.device)
+        bound = plan.bind([src], [out], noise_std=std, seed=seed)
+        if bound.parts and all((part.prepared.tasks[:, Column.ROWS] != 0).all() for part in bound.parts):
+            _move(bound, out, begin)
+            bound.run()
+            return
+        # Single elements are not numbered by a table.
+        rows = kind.out_map
+        assert rows is not None
+        sigma = bound.items()[0].sigma
+        step = max(1, _PIECE // out[0].numel())
+        for at in range(0, len(out), step):
+            piece = out[at : at + step]
+            held = np.unique(rows.index[at : at + step])
+            teacher = src.index_select(0, torch.from_numpy(held).to(src.device))
+            item = Item(teacher, piece, self._rows(teacher, piece, begin + at), sigma, self.tensor_id)
+            piece.copy_(reference.grown(item, noise, seed, begin + at))
+
+    def _rows(self, src: Tensor, out: Tensor, begin: int) -> Kind:
+        rows = slice(begin, begin + len(out))
+        if self.out_map is None:
+            index, earlier = np.arange(len(out)), np.zeros(len(out), dtype=np.int64)
+        else:
+            index, earlier = _places(self.out_map[rows].numpy()), AxisMap(self.out_map.numpy()).order[rows]
+        kind = request.kinds(request.as_call([src], None, [self.in_map], None, [self.in_scale]))[0]
+        scale = None if self.out_scale is None else Scale(self.out_scale[rows].double().numpy())
+        return replace(kind, student_shape=out.shape, out_map=RowRange(index, begin, earlier), out_scale=scale)
 
 
-def sigma_of(noise_std: float, noise: str, dtype: torch.dtype) -> float:
-    """The factor on the integer noise for a standard deviation that was measured: what is not finite, negative or too
-    large for the dtype gives no noise, as in a `GatherScalePlan`."""
-    sigma = rng.sigma(noise_std, noise)
-    return sigma if 0 <= sigma <= torch.finfo(dtype).max / rng.LARGEST[noise] else 0.0
+def _places(index: np.ndarray) -> np.ndarray:
+    """int64: where each entry is among the different ones."""
+    return np.unique(index, return_inverse=True)[1]
 
 
-__all__ = ["Whole", "sigma_of"]
+def _move(bound: BoundGatherScale, out: Tensor, begin: int) -> None:
+    """Moves what kernels find by a row's number to where row 0 would be."""
+    compute = dtypes.TABLE[out.dtype].compute
+    row = {
+        Column.DST: out.stride(0) * out.itemsize,
+        Column.OUT_MAP: 4,
+        Column.OUT_SEEN: 4,
+        Column.OUT_SCALE: compute.itemsize,
+    }
+    for n, part in enumerate(bound.parts):
+        for column, size in row.items():
+            addresses = part.tasks[:, column]
+            addresses -= torch.where(addresses == 0, 0, begin * size)
+        # Which would have the processor told about all of the student's memory.
+        bound.parts[n] = Part(replace(part.prepared, streaming=False), part.tasks)

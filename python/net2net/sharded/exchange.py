@@ -5,6 +5,7 @@ Every rank knows what every rank wants, since all derive it from the same plan; 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,6 +47,37 @@ def fetch(mine: Tensor, extent: int, spread: Spread, wanted: Sequence[np.ndarray
     each = slices.shape[1:].numel()
     send(sent, received, [len(a) * each for a in asked], [int(n) * each for n in np.diff(cuts[r])], spread)
     return received.movedim(0, spread.dim)
+
+
+def whole_rows(mine: Tensor, shape: Sequence[int], spread: Spread, wanted: Sequence[np.ndarray]) -> Tensor:
+    """As `fetch`, but of a tensor of this shape that is not sharded along axis 0 the rows of that axis, complete."""
+    r, dim = spread.rank, spread.dim
+    assert dim
+    sent = mine.index_select(0, _on(mine, np.concatenate(wanted))).contiguous()
+    each = mine.shape[1:].numel()
+    shapes = [(len(wanted[r]), *shape[1:dim], b - a, *shape[dim + 1 :]) for a, b in _all_bounds(spread, shape[dim])]
+    sizes = [math.prod(s) for s in shapes]
+    received = mine.new_empty(sum(sizes))
+    send(sent, received, [len(w) * each for w in wanted], sizes, spread)
+    pieces = [piece.view(s) for piece, s in zip(received.split(sizes), shapes, strict=True)]
+    return torch.cat(pieces, dim)
+
+
+def give_back(rows: Tensor, mine: Tensor, spread: Spread, ranges: Sequence[tuple[int, int]]) -> None:
+    """The reverse: of whole rows, of which each rank has the given range, the part that belongs into `mine`."""
+    dim = spread.dim
+    assert dim
+    pieces = [rows.narrow(dim, a, b - a).reshape(-1) for a, b in _all_bounds(spread, rows.shape[dim])]
+    each = mine.shape[1:].numel()
+    sizes = [(last - first) * each for first, last in ranges]
+    received = mine.new_empty(sum(sizes))
+    send(torch.cat(pieces), received, [piece.numel() for piece in pieces], sizes, spread)
+    for (first, last), piece in zip(ranges, received.split(sizes), strict=True):
+        mine[first:last] = piece.view(last - first, *mine.shape[1:])
+
+
+def _all_bounds(spread: Spread, extent: int) -> list[tuple[int, int]]:
+    return [spread.bounds(extent, rank) for rank in range(spread.ranks)]
 
 
 def send(sent: Tensor, received: Tensor, sizes: Sequence[int], received_sizes: Sequence[int], spread: Spread) -> None:

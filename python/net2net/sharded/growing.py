@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from n2n_kernels.ops.gather_scale.window import sigma_of
 from net2net import optimizer as optim
 from net2net.launches import Entry
 from net2net.plan import GrowthPlan
@@ -81,12 +80,12 @@ def grow_sharded(
     places = {name: by_name.get(plan._renamed(name)) for name in tensors.by_name}
     _check_student(student, plan, tensors, spreads, places)
     with torch.no_grad():
-        sigmas = _sigmas(plan, tensors)
+        noise_stds = _noise_stds(plan, tensors)
         for name, t in tensors.by_name.items():
             target = places[name]
             assert target is not None
             if movable(t):
-                grow_shard(plan, Entry(name, None), t, target, sigma=sigmas.get(name, 0.0))
+                grow_shard(plan, Entry(name, None), t, target, noise_std=noise_stds.get(name, 0.0))
             else:
                 local(target).copy_(local(t))
         plan._fill_shards(student)
@@ -168,12 +167,8 @@ def _check_student(
                 )
 
 
-def _sigmas(plan: GrowthPlan, tensors: Tensors) -> dict[str, float]:
-    """The factors on the noise of the noisy tensors, by name."""
-    names = [name for name, t in tensors.by_name.items() if movable(t)]
-    noisy, scale = plan._noisy(names)
+def _noise_stds(plan: GrowthPlan, tensors: Tensors) -> dict[str, float]:
+    """The absolute standard deviation of the noise on the noisy tensors, by name."""
+    noisy, scale = plan._noisy([name for name, t in tensors.by_name.items() if movable(t)])
     found = stds(noisy, [tensors.by_name[name] for name in noisy])
-    return {
-        name: sigma_of(std * scale, plan._noise, tensors.by_name[name].dtype)
-        for name, std in zip(noisy, found, strict=True)
-    }
+    return {name: std * scale for name, std in zip(noisy, found, strict=True)}

@@ -17,7 +17,7 @@ from torch import Tensor
 from n2n_kernels import tensor_moments
 from n2n_kernels.ops.channel_moments import reference
 from n2n_kernels.ops.channel_moments.order import chunk_of
-from net2net.sharded.exchange import fetch, send
+from net2net.sharded.exchange import fetch, whole_rows
 from net2net.shards import Spread, local
 
 #: Elements that a rank sums at a time: float64 copies of them are needed.
@@ -79,15 +79,5 @@ def _pivot(mine: Tensor, spread: Spread) -> Tensor:
 
 def _rows(mine: Tensor, shape: torch.Size, spread: Spread, wanted: Sequence[tuple[int, int]]) -> Tensor:
     """Of each rank's range of rows of the whole tensor this rank's own, complete."""
-    if spread.dim == 0:
-        return fetch(mine, shape[0], spread, [np.arange(*rows) for rows in wanted])
-    assert spread.dim is not None
-    parts = [mine[begin:end].reshape(-1) for begin, end in wanted]
-    begin, end = wanted[spread.rank]
-    bounds = [spread.bounds(shape[spread.dim], rank) for rank in range(spread.ranks)]
-    shapes = [(end - begin, *shape[1 : spread.dim], b - a, *shape[spread.dim + 1 :]) for a, b in bounds]
-    sizes = [int(np.prod(s)) for s in shapes]
-    received = mine.new_empty(sum(sizes))
-    send(torch.cat(parts), received, [p.numel() for p in parts], sizes, spread)
-    pieces = received.split(sizes)
-    return torch.cat([p.view(s) for p, s in zip(pieces, shapes, strict=True)], spread.dim)
+    rows = [np.arange(*r) for r in wanted]
+    return whole_rows(mine, shape, spread, rows) if spread.dim else fetch(mine, shape[0], spread, rows)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
 from n2n_kernels.ops.gather_scale.window import Whole
-from net2net.launches import Entry, Law, flat
+from net2net.launches import Entry, flat
 from net2net.optimizer import StateTensor
 from net2net.plan import GrowthPlan
-from net2net.sharded.exchange import fetch
+from net2net.sharded.exchange import fetch, give_back, whole_rows
 from net2net.shards import Spread, local
 
 #: A shard of more bytes is grown in so many steps, so that what is sent and received for one is small beside it.
 _STEPS, _SMALL = 8, 2**20
+
+#: (the teacher's positions, out, the axis, the first position): makes `out`.
+_Grow = Callable[[Tensor, Tensor, int, int], None]
 
 
 def grow_shard(
@@ -24,14 +28,14 @@ def grow_shard(
     source: Tensor,
     target: Tensor,
     *,
-    sigma: float = 0.0,
+    noise_std: float = 0.0,
     state: StateTensor | None = None,
 ) -> None:
     """Writes this rank's part of the student's tensor into `target`. To be called by all ranks alike.
 
     Args:
         source: the teacher's tensor, or state that an optimizer keeps of it, spread as `target` is.
-        sigma: the factor on the noise.
+        noise_std: absolute.
         state: what `source` is of the optimizer.
     """
     law, shape, spread = plan._law(entry), plan.shapes[entry.name], Spread.of(entry.name, source)
@@ -39,51 +43,60 @@ def grow_shard(
     if law.out_map is None and law.in_map is None:
         out.copy_(plan._completed(entry.name, mine, state))
         return
-    axis = _axis(entry.name, spread, law, sigma)
-    if axis is None:
-        shape = tuple(mine.shape)
+    whole = Whole(*law[:4], tensor_id=plan._ids[entry.name])
+    noisy = noise_std != 0
+
+    def grow(held: Tensor, out: Tensor, axis: int, begin: int) -> None:
+        if noisy:
+            whole.grow_noisy_rows(held, out, begin=begin, noise_std=noise_std, noise=plan._noise, seed=plan._seed)
+        else:
+            whole.grow(held, out, dim=axis, begin=begin)
+
+    if noisy and spread.dim:
+        _in_rows(whole, grow, mine, out, shape, plan.student_shape(entry.name), spread)
+        return
+    # The kernels know two axes.
+    axis = {0: 0, law.late or 1: 1}.get(spread.dim) if spread.dim is not None else None
     mine, out = flat([mine, out], [law.late, law.late])
-    shape = _flat_shape(shape, law.late)
-    whole = Whole(shape, mine.dtype, *law[:4], tensor_id=plan._ids[entry.name])
-
-    def grow(held: Tensor, out: Tensor, dim: int, begin: int) -> None:
-        whole.grow(held, out, dim=dim, begin=begin, sigma=sigma, noise=plan._noise, seed=plan._seed)
-
     if axis is None:
         grow(mine, out, 0, 0)
-        return
-    index = (law.out_map, law.in_map)[axis]
-    spread = replace(spread, dim=axis)
-    extent = shape[axis] if index is None else len(index)
-    bounds = [spread.bounds(extent, rank) for rank in range(spread.ranks)]
-    begin, _ = bounds[spread.rank]
+    else:
+        spread = replace(spread, dim=axis)
+        _in_steps(whole, grow, mine, out, shape[law.late or 1] if axis else shape[0], spread)
+
+
+def _in_steps(whole: Whole, grow: _Grow, mine: Tensor, out: Tensor, extent: int, spread: Spread) -> None:
+    """Along the sharded axis, of which the teacher has so many positions."""
+    assert spread.dim is not None
+    axis, index = spread.dim, (whole.out_map, whole.in_map)[spread.dim]
+    student_extent = extent if index is None else len(index)
+    begin, _ = spread.bounds(student_extent)
     if index is None:
         grow(mine, out, axis, begin)
         return
-    size = bounds[0][1]
-    largest = size * math.prod(out.shape) // max(1, out.shape[axis]) * out.itemsize
-    step = max(1, size if largest <= _SMALL else -(-size // _STEPS))
-    for at in range(0, size, step):
-        ranges = [(min(a + at, b), min(a + at + step, b)) for a, b in bounds]
-        held = fetch(mine, shape[axis], spread, [whole.units(axis, *r) for r in ranges])
+    for ranges in _steps(student_extent, math.prod(out.shape[:axis] + out.shape[axis + 1 :]) * out.itemsize, spread):
+        held = fetch(mine, extent, spread, [whole.units(axis, *r) for r in ranges])
         first, last = ranges[spread.rank]
         grow(held, out.narrow(axis, first - begin, last - first), axis, first)
 
 
-def _axis(name: str, spread: Spread, law: Law, sigma: float) -> int | None:
-    """Which of the two axes that the kernels know is the sharded one; None: neither, and all is local."""
-    if spread.dim is None:
-        return None
-    if law.late:
-        return 1 if spread.dim == law.late else None
-    if spread.dim < 2:
-        return spread.dim
-    if sigma:
-        raise TypeError(f"{name} is sharded along axis {spread.dim}; with noise it can only be grown along 0 or 1")
-    return None
+def _in_rows(
+    whole: Whole, grow: _Grow, mine: Tensor, out: Tensor, shape: Sequence[int], grown: Sequence[int], spread: Spread
+) -> None:
+    """Noise is counted along rows. So where these are cut, each rank makes some whole ones, for all ranks."""
+    for ranges in _steps(grown[0], math.prod(grown[1:]) * out.itemsize, replace(spread, dim=0)):
+        held = whole_rows(mine, shape, spread, [whole.units(0, *r) for r in ranges])
+        first, last = ranges[spread.rank]
+        made = out.new_empty((last - first, *grown[1:]))
+        grow(held, made, 0, first)
+        give_back(made, out, spread, ranges)
 
 
-def _flat_shape(shape: tuple[int, ...], late: int) -> tuple[int, ...]:
-    if not late:
-        return shape or (1,)
-    return (math.prod(shape[:late]), shape[late], *((math.prod(shape[late + 1 :]),) if shape[late + 1 :] else ()))
+def _steps(extent: int, position: int, spread: Spread) -> Iterator[list[tuple[int, int]]]:
+    """Ranges of positions of the sharded axis, one for each rank, which one after the other are all that each has.
+    `position`: bytes of one."""
+    bounds = [spread.bounds(extent, rank) for rank in range(spread.ranks)]
+    largest = bounds[0][1]
+    step = max(1, largest if largest * position <= _SMALL else -(-largest // _STEPS))
+    for at in range(0, largest, step):
+        yield [(min(a + at, b), min(a + at + step, b)) for a, b in bounds]
