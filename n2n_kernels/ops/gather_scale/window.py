@@ -50,6 +50,7 @@ class Whole:
     Attributes:
         out_map, in_map, out_scale, in_scale: as for `gather_scale`, of the whole.
         tensor_id: of the noise.
+        backend: as for `gather_scale`.
     """
 
     out_map: Tensor | None = None
@@ -57,6 +58,7 @@ class Whole:
     out_scale: Tensor | None = None
     in_scale: Tensor | None = None
     tensor_id: int = 0
+    backend: str | None = None
 
     def units(self, dim: int, begin: int, end: int) -> np.ndarray:
         """int64, ascending: the teacher's positions on axis 0 or 1 that the student's positions [begin, end) copy."""
@@ -77,7 +79,10 @@ class Whole:
             maps[dim] = torch.from_numpy(_places(index[begin:end].numpy()))
         if (scale := scales[dim]) is not None:
             scales[dim] = scale[begin:end]
-        GatherScalePlan([src], maps[:1], maps[1:], out_scales=scales[:1], in_scales=scales[1:])([src], [out])
+        plan = GatherScalePlan(
+            [src], maps[:1], maps[1:], out_scales=scales[:1], in_scales=scales[1:], backend=self.backend
+        )
+        plan([src], [out])
 
     def grow_noisy_rows(self, src: Tensor, out: Tensor, *, begin: int, noise_std: float, noise: str, seed: int) -> None:
         """The student's rows from `begin` on, with noise; `src` and `out` as for `grow`, along axis 0.
@@ -91,7 +96,7 @@ class Whole:
         src = src.contiguous()
         kind = self._rows(src, out, begin)
         plan = object.__new__(GatherScalePlan)
-        plan._set([kind], noise, [self.tensor_id], src.device, choose(None, src.device), None)
+        plan._set([kind], noise, [self.tensor_id], src.device, choose(self.backend, src.device), None)
         std = torch.tensor([noise_std], dtype=torch.float64, device=src.device)
         bound = plan.bind([src], [out], noise_std=std, seed=seed)
         if bound.parts and all((part.prepared.tasks[:, Column.ROWS] != 0).all() for part in bound.parts):
