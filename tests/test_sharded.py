@@ -123,8 +123,7 @@ def many(rank: int, cases: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> None
         try:
             grow_both(rank, *arguments, **options)
         except Exception as error:
-            error.add_note(f"in {arguments}, {options}")
-            raise
+            raise RuntimeError(f"in {arguments}, {options}") from error
 
 
 NOISY = {"noise_scale": 0.3, "seed": 5}

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from models import EXAMPLES, randomised
 from net2net import dynamics
-from net2net.shards import is_sharded
+from net2net.shards import is_sharded, local
 from net2net.skeleton import Tensors
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -213,3 +213,49 @@ def test_data_parallel_is_grown_and_wrapped_again(processes: ForkServerContext) 
         assert "running" in name or torch.equal(one[name], two[name]), name
     torch.manual_seed(0)
     assert not torch.equal(one["stem.weight"], EXAMPLES["residual"].build()[0].state_dict()["stem.weight"])
+
+
+def wide(features: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(features, features, bias=False), nn.ReLU(), nn.Linear(features, features, bias=False)
+    )
+
+
+def peak(rank: int, features: int, along: int, noise: str, adam: bool) -> tuple[float, float]:
+    """MiB: this rank's shards of the student and of its optimizer, and the most memory that growing took, these
+    included."""
+    shard = sharder(mesh_of(), along)
+    with torch.device("meta"):
+        whole, x = wide(features), torch.empty(1, features)
+    plan = net2net.plan_widen(whole, x, 1.5, layers="0", noise=noise)
+    model = shard(whole).to_empty(device="cpu")
+    for p in model.parameters():
+        local(p).normal_()
+    optimizer = Adam(model.parameters()) if adam else None
+    if optimizer is not None:
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        optimizer.zero_grad()
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before = memory("VmRSS")
+    student, grown = net2net.grow_sharded(model, plan, build=lambda: wide(features), wrap=shard, optimizer=optimizer)
+    extra = memory("VmHWM") - before
+    state = [v for entries in grown.state.values() for v in entries.values()] if grown is not None else []
+    made = [*student.parameters(), *(v for v in state if v.dim())]
+    return sum(local(t).nbytes for t in made) / 2**20, extra
+
+
+def memory(what: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 2**10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is measured by Linux")
+@pytest.mark.parametrize("case", [(0, "cancelling", True), (0, "paper", False), (1, "cancelling", False)], ids=str)
+def test_memory(processes: ForkServerContext, case: tuple[int, str, bool]) -> None:
+    """Two tensors that grow from 64 to 96 MiB, in four shards: at most twice the new shards at any time."""
+    for shards, extra in ranks.run(processes, 4, peak, 4096, *case):
+        assert shards == pytest.approx(144 if case[2] else 48, rel=0.01)
+        assert shards * 0.9 < extra < 2 * shards

@@ -74,16 +74,14 @@ def grow_sharded(
     student = _student(model, plan, build)
     wrapped = wrap(student)
     student = student if wrapped is None else wrapped
+    _check_student(student, plan, tensors, spreads)
     student.to_empty(device=_device(tensors))
     targets = Tensors.of(student)
-    by_name = {**targets.by_name, **{alias: targets.by_name[first] for alias, first in targets.aliases.items()}}
-    places = {name: by_name.get(plan._renamed(name)) for name in tensors.by_name}
-    _check_student(student, plan, tensors, spreads, places)
+    places = _by_name(targets)
     with torch.no_grad():
         noise_stds = _noise_stds(plan, tensors)
         for name, t in tensors.by_name.items():
-            target = places[name]
-            assert target is not None
+            target = places[plan._renamed(name)]
             if movable(t):
                 grow_shard(plan, Entry(name, None), t, target, noise_std=noise_stds.get(name, 0.0))
             else:
@@ -136,14 +134,15 @@ def _device(tensors: Tensors) -> torch.device:
     return next(local(t).device for t in tensors.by_name.values() if is_sharded(t))
 
 
-def _check_student(
-    student: nn.Module,
-    plan: GrowthPlan,
-    tensors: Tensors,
-    spreads: dict[str, Spread],
-    places: dict[str, Tensor | None],
-) -> None:
-    for name, target in places.items():
+def _by_name(tensors: Tensors) -> dict[str, Tensor]:
+    """By all of their names."""
+    return {**tensors.by_name, **{alias: tensors.by_name[first] for alias, first in tensors.aliases.items()}}
+
+
+def _check_student(student: nn.Module, plan: GrowthPlan, tensors: Tensors, spreads: dict[str, Spread]) -> None:
+    places = _by_name(Tensors.of(student))
+    for name in tensors.by_name:
+        target = places.get(plan._renamed(name))
         spread, old = spreads[name], tensors.by_name[name]
         shape = plan.student_shape(name)
         if target is None or tuple(target.shape) != shape:

@@ -12,7 +12,7 @@ from net2net.dynamics import KEY, GrownAxis
 from net2net.launches import Entry
 from net2net.plan import GrowthPlan
 from net2net.sharded.shard_growth import grow_shard
-from net2net.shards import Spread, is_sharded, like, local
+from net2net.shards import Spread, like, local
 from net2net.skeleton import Tensors
 from net2net.spent import check_not_spent
 
@@ -43,9 +43,8 @@ class OptimizerGrowth:
         laws = optim.laws_for(optimizer)
         self._moving = optim.state_tensors(optimizer, self._names, laws, plan.shapes)
         for m in self._moving:
-            if is_sharded(m.value) != is_sharded(m.parameter):
+            if Spread.of(m.key, m.value) != Spread.of(self._names[m.parameter], m.parameter):
                 raise TypeError(f"optimizer has state {m.key!r} that is not sharded as {self._names[m.parameter]} is")
-            Spread.of(m.key, m.value)
         if state == "reset":
             self._moving = []
 
