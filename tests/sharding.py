@@ -77,6 +77,12 @@ def mlp_even() -> nn.Module:
     )
 
 
+def grouped() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(4, 8, 3, groups=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.ReLU(), nn.Flatten()
+    )
+
+
 class Blocks(nn.Module):
     """Residual blocks to repeat, with normalisation."""
 
@@ -99,7 +105,12 @@ class Block(nn.Module):
         return x + self.b(self.norm(self.a(x)).sigmoid())
 
 
-MODELS = {**EXAMPLES, "mlp_even": Example(mlp_even, (6, 4)), "blocks": Example(Blocks, (6, 5))}
+MODELS = {
+    **EXAMPLES,
+    "mlp_even": Example(mlp_even, (6, 4)),
+    "grouped": Example(grouped, (2, 4, 6, 6)),
+    "blocks": Example(Blocks, (6, 5)),
+}
 
 
 # -- what each rank does -----------------------------------------------------------------------------------------------

@@ -14,7 +14,9 @@ import torch.distributed as dist
 from net2net.shards import Spread, local
 from net2net.skeleton import Tensors
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
+from zoo import NETWORKS
 
 if not dist.is_available():
     pytest.skip("torch is built without distributed training", allow_module_level=True)
@@ -161,6 +163,8 @@ CASES: dict[str, tuple[int, list[tuple[tuple[Any, ...], dict[str, Any]]]]] = {
             (("mlp", [("deepen", {"method": "paired", "count": 2}), *WIDER], ["adam"]), {}),
             (("mlp_even", [("deepen", {"method": "paired"})], ["none"]), {"along": 1}),
             (("mlp_even", [("deepen", {})], ["none"]), {"along": 1}),
+            (("grouped", [("deepen", {}), ("deepen", {"method": "maxout", "after": "3"})], ["adam"]), {}),
+            (("grouped", [("deepen", {}), ("deepen", {"method": "maxout", "after": "3"})], ["none"]), {"along": 1}),
             (("blocks", [("deepen", {"method": "residual"}), *WIDER], ["sgd"]), {}),
         ],
     ),
@@ -172,3 +176,22 @@ CASES: dict[str, tuple[int, list[tuple[tuple[Any, ...], dict[str, Any]]]]] = {
 def test_ranks_do_what_one_does(processes: ForkServerContext, case: str) -> None:
     number, given = CASES[case]
     ranks.run(processes, number, many, given, seconds=600)
+
+
+def zoo(rank: int) -> None:
+    shard = functools.partial(fully_shard, mesh=mesh_of())
+    for name, network in NETWORKS.items():
+        teacher, x = network.build()
+        plan = net2net.plan_widen(teacher, x, 1.5, noise_scale=0.3)
+        expected, build = plan.apply(teacher), functools.partial(copy.deepcopy, teacher)
+        student, _ = net2net.grow_sharded(shard(copy.deepcopy(teacher)), plan, build=build, wrap=shard)
+        try:
+            assert_shards(Tensors.of(student).by_name, Tensors.of(expected).by_name)
+        except AssertionError as error:
+            raise AssertionError(name) from error
+
+
+@pytest.mark.slow
+def test_networks_of_all_kinds(processes: ForkServerContext) -> None:
+    """Attention, embeddings, axes behind the second one: all that can be widened."""
+    ranks.run(processes, 2, zoo, seconds=600)
