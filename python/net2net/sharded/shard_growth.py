@@ -41,7 +41,12 @@ def grow_shard(
     law, shape, spread = plan._law(entry), plan.shapes[entry.name], Spread.of(entry.name, source)
     mine, out = local(source), local(target)
     if law.out_map is None and law.in_map is None:
-        out.copy_(plan._completed(entry.name, mine, state))
+        made = plan._completed(entry.name, mine, state)
+        if made.shape != out.shape:
+            raise ValueError(
+                f"{entry.name} grows along axis {spread.dim}, along which it is sharded: shard it along 0 or 1"
+            )
+        out.copy_(made)
         return
     whole = Whole(*law[:4], tensor_id=plan._ids[entry.name])
     noisy = noise_std != 0
