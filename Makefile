@@ -3,12 +3,16 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# How many processes run the tests.
+JOBS   ?= 2
 SOURCES := $(wildcard csrc/*) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-.PHONY: help demo test test-slow test-big lint format bench clean
+EXAMPLES ?= 500
+.PHONY: help demo test fuzz test-slow test-big lint format bench clean
 help:
 	@echo "make demo       train, grow and train on: the main job, on the CPU, in a few minutes"
-	@echo "make test       the test suite (CI runs this)"
+	@echo "make test       the test suite (CI runs this); JOBS=8 for eight processes instead of two"
+	@echo "make fuzz       random networks and random lists of tensors, others every time; EXAMPLES=5000 for more of each"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-big   the tests that need tens of gigabytes of memory"
 	@echo "make bench      the kernel benchmarks, small sizes on a machine without a GPU"
@@ -24,7 +28,10 @@ demo: $(STAMP)
 	$(BIN)/net2net demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not big" --durations=15
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not big" --durations=15
+
+fuzz: $(STAMP)
+	N2N_FUZZ=$(EXAMPLES) $(BIN)/python -m pytest -n $(JOBS) tests/test_random_networks.py tests/test_gather_scale_fuzz.py tests/test_shadows.py
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -41,6 +41,9 @@ def patch_triton_once_a_launch() -> None:
     interpreter._patch_lang = patch_once
 
 
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # they share the processors
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
 if os.environ.get("TRITON_INTERPRET") == "1":
     patch_triton_once_a_launch()
 

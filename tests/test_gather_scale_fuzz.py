@@ -1,8 +1,9 @@
 """gather_scale on random lists of tensors: every usable backend at once, against the definition and each other."""
 
+import fuzz
 import torch
 from gather_scale_cases import Case, Teacher, arguments, assert_as_defined, teacher
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import DTYPES, LAYOUTS, TARGET_LAYOUTS, assert_same_bits, embed
 
@@ -42,7 +43,7 @@ def tensors(draw: st.DrawFn) -> tuple[Teacher, str, str]:
     return t, draw(st.sampled_from(fits)), draw(st.sampled_from([name for name in fits if name in TARGET_LAYOUTS]))
 
 
-@settings(max_examples=80, derandomize=True, deadline=None, database=None)
+@fuzz.cases(80)
 @given(
     batch=st.lists(tensors(), max_size=3),
     noise=st.sampled_from(["replicas", "cancelling"]),

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from fuzz import cases
+from hypothesis import given
 from hypothesis import strategies as st
 from net2net.shadows import Shadows, compact
 from torch import Tensor
@@ -25,7 +26,7 @@ VIEWS = {
 }
 
 
-@settings(max_examples=300, deadline=None)
+@cases(300)
 @given(
     shape=st.lists(st.sampled_from([1, 2, 3, 4, 6]), min_size=1, max_size=4),
     expanded=st.lists(st.booleans(), min_size=4, max_size=4),

@@ -2,6 +2,7 @@
 
 from net2net import models, rules
 from net2net.baselines import random_pad
+from net2net.checkpoints import grow_checkpoint, growth_log, load
 from net2net.deepen import deepen, plan_deepen
 from net2net.dynamics import keep_dynamics
 from net2net.feature_prediction import FeaturePrediction
@@ -24,8 +25,11 @@ __all__ = [
     "enlarge_kernels",
     "groups",
     "grow",
+    "grow_checkpoint",
     "grow_sharded",
+    "growth_log",
     "keep_dynamics",
+    "load",
     "models",
     "picture",
     "plan_deepen",

@@ -26,6 +26,22 @@ def progress_bar(total: int, *, shown: bool = True) -> Iterator[Callable[[str, i
         yield lambda phase, done: bar.update(task, description=phase, completed=done)
 
 
+@contextmanager
+def bytes_bar(*, shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar over bytes; yields the callback that moves it, (what is going on, bytes done, all bytes)."""
+    rich = require("rich.progress")
+    columns = (
+        rich.TextColumn("{task.description:<32.32}"),
+        rich.BarColumn(),
+        rich.DownloadColumn(binary_units=True),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(),
+    )
+    with rich.Progress(*columns, disable=not shown) as bar:
+        task = bar.add_task("reading", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
 def print_result(result: DemoResult) -> None:
     """The growth steps with their proofs, then one row per method."""
     console = require("rich.console").Console()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from net2net.caches import Caches, Place
 from net2net.carriers import Carriers
 from net2net.hashes import digest, expression, mix, seed, total
 from net2net.parameters import Handle, Parameters
@@ -35,8 +36,9 @@ class TraceError(RuntimeError):
 class Context(ABC):
     """What rules talk to. Codes (shadows.py) are int64 tensors of their tensor's shape."""
 
-    def __init__(self, model: nn.Module, units: Units) -> None:
+    def __init__(self, model: nn.Module, units: Units, caches: Sequence[Place] = ()) -> None:
         self.units = units
+        self.caches = Caches(model, caches)
         self.shadows = Shadows()
         self.parameters = Parameters(model)
         self.carriers = Carriers(self.parameters)
@@ -52,6 +54,7 @@ class Context(ABC):
         """A walk begins."""
         self.units.flatten()
         self.carriers.begin()
+        self.caches.clear()
         self.last: tuple[Tensor, ...] = ()  # what the last operation that saw units was given
         self.reached = ""  # where the last operation was: after an exception, all modules have been left
         #: Of each operation: the elements of its first tensor, and the numbers that it was given.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from net2net.blocks import Repetition
 from net2net.launches import Entry, Law
 from net2net.modules import Chain
 from net2net.new_layers import Insertion
-from net2net.plan import GrowthPlan, Inventory, Skipped
+from net2net.plan import Copy, Fresh, GrowthPlan, Inventory, Skipped
 
 #: The wrapped module's name within the module that takes its place.
 LAYER = "layer"
@@ -123,26 +124,30 @@ class DeepenPlan(GrowthPlan):
                 renamed.append(LAYER)
         return ".".join(renamed)
 
-    def _new_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        new = {}
+    def _copies(self, names: Iterable[str]) -> dict[str, Copy]:
+        copies = {}
+        names = list(names)
+        for repetition in self.repetitions:
+            box = self._renamed(repetition.module, own=True)
+            prefix = f"{repetition.module}."
+            own = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+            for name in repetition.names():
+                for key in own:
+                    copies[f"{box}.{name}.{key}"] = Copy(prefix + key, key in repetition.zeroed)
+        return copies
+
+    def _fresh(self, tensors: Mapping[str, Tensor]) -> list[Fresh]:
+        fresh = []
         for insertion in self.insertions:
             box = self._renamed(insertion.module, own=True)
             # A computed weight (weight normalisation) is not in a state dict; any tensor tells dtype and device then.
             floating = (t for t in tensors.values() if t.is_floating_point())
             example = tensors.get(f"{insertion.layer}.weight", next(floating, torch.zeros(())))
-            layers = new_layers.build(insertion, example)
-            new_layers.fill((insertion, i, layer) for i, layer in enumerate(layers.values()))
-            for name, layer in layers.items():
-                new.update({f"{box}.{name}.{key}": t for key, t in layer.state_dict().items()})
-        for repetition in self.repetitions:
-            box = self._renamed(repetition.module, own=True)
-            prefix = f"{repetition.module}."
-            own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-            for name in repetition.names():
-                for key, t in own.items():
-                    zero = key in repetition.zeroed
-                    new[f"{box}.{name}.{key}"] = torch.zeros_like(t) if zero else t.detach().clone()
-        return new
+            for i, name in enumerate(insertion.names()):
+                make = partial(new_layers.tensors, insertion, i, f"{box}.{name}")
+                like = make(torch.empty((), dtype=example.dtype, device="meta"))
+                fresh.append(Fresh(like, partial(make, example)))
+        return fresh
 
     def _neighbours(self) -> dict[str, list[str]]:
         near = {}

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # where there are no such locks
+    fcntl = None
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
@@ -48,6 +56,61 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextmanager
+def workshop(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path` to work in. At the end, what has the name of `path` there, a file or a
+    folder, is made durable and becomes `path`; everything else is removed.
+
+    What is left of a process that was killed is removed when the next one begins with the same `path`.
+
+    Raises:
+        FileExistsError: there is something at `path` already; it is never overwritten.
+        BlockingIOError: another process is at work on `path`.
+    """
+    _check_absent(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} for {path.name}")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{UNFINISHED}"):
+        with _alone(left, path):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED))
+    try:
+        with _alone(folder, path):
+            yield folder
+            made = folder / path.name
+            for part in (*sorted(made.rglob("*")), made):
+                _sync(part)
+            _check_absent(path)
+            made.rename(path)
+            _sync(path.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+#: What names of folders end in that nobody has finished.
+UNFINISHED = ".unfinished"
+
+
+def _check_absent(path: Path) -> None:
+    if path.exists():
+        raise FileExistsError(f"{path} exists already")
+
+
+@contextmanager
+def _alone(folder: Path, path: Path) -> Iterator[None]:
+    """Holds the lock of `folder`, which the system takes back from a process that is killed."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BlockingIOError(f"another process is at work on {path}") from error
+        yield
+    finally:
+        os.close(handle)
 
 
 def remove_folder(path: Path) -> None:

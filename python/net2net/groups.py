@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import nn
 
+from net2net import caches
 from net2net.context import TraceError
 from net2net.inference import Inference
 from net2net.running import Inputs
@@ -115,13 +116,13 @@ _WALKS = 16
 
 
 def _collect(model: nn.Module, example_inputs: Inputs) -> Inference:
-    units = Units()
+    units, places = Units(), caches.find(model, example_inputs)
     for _ in range(_WALKS):
         # What rules decide by what is joined already must be decided in the light of what is joined later, as it will
         # be for students. Each time with a fresh copy, as theirs will be: code may keep what it made in its first run.
         copy = skeleton(model, lambda _name, t: t.shape)
         units.start_over()
-        context = Inference(copy, units)
+        context = Inference(copy, units, places)
         try:
             walk(in_mode(copy, False), example_inputs, context)
         except TraceError as error:

@@ -261,6 +261,19 @@ def _growth(entry: _Entry) -> Growth:
     return Growth(when, what, entry.text)
 
 
+def parse_what(text: str) -> What:
+    """What stands behind the colon of an entry, by itself: `widen 1.5 layers=stages.* split=dyadic`.
+
+    Raises:
+        GrowthSyntaxError: a ValueError that shows the place.
+    """
+    entry = _Entry(text, 1)
+    what = _what(entry)
+    if entry.at < len(entry.words):
+        entry.fail("here should be the end", entry.words[entry.at])
+    return what
+
+
 def parse(text: str | Iterable[str]) -> list[Growth]:
     """The entries of a schedule, in their order.
 

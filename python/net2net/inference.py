@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
+from net2net.caches import Place
 from net2net.context import Context
 from net2net.hashes import expression, mix, seed, total
 from net2net.shadows import codes, ids_of
@@ -21,8 +22,9 @@ def row_keys(rows: np.ndarray) -> np.ndarray:
 class Inference(Context):
     """Collects the units of a teacher."""
 
-    def __init__(self, model: nn.Module, units: Units) -> None:
-        super().__init__(model, units)
+    def __init__(self, model: nn.Module, units: Units, caches: Sequence[Place] = ()) -> None:
+        super().__init__(model, units, caches)
+        self.places = list(caches)
         self.made = units.made
         self.returns: dict[bool, list[np.ndarray]] = {}  # in eval mode, and in train mode if that could be walked too
         # What was decided by what was not joined at that time: pairs of ids, and what `crossing` was asked.

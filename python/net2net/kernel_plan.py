@@ -60,18 +60,19 @@ class KernelPlan(GrowthPlan):
             weight.data = _padded(weight.data, size)
 
     def _fill_state(self, name: str, state: StateTensor, value: Tensor) -> None:
-        value.data = self._completed(name, value.data, state)
+        if name in self._weights:
+            value.data = self._completed(name, value.data, state.key)
 
-    def _completed(self, name: str, value: Tensor, state: StateTensor | None) -> Tensor:
+    def _completed(self, name: str, rows: Tensor, key: str | None = None) -> Tensor:
         if name not in self._weights:
-            return value
-        return _padded(value, self._weights[name], by_mean=state is not None and state.key not in MOMENTA)
+            return rows
+        return _padded(rows, self._weights[name], by_mean=key is not None and key not in MOMENTA)
 
     def _renamed(self, name: str) -> str:
         return name
 
     def _new_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: _padded(tensors[name], size) for name, size in self._weights.items()}
+        return {name: self._completed(name, tensors[name]) for name in self._weights}
 
     def _neighbours(self) -> dict[str, list[str]]:
         return {}

@@ -93,7 +93,7 @@ class Launches:
                 else:
                     ids = [tensor_ids[e.name] for e in entries]
                     launch = GatherScalePlan(
-                        flat(tensors, late), out_maps, in_maps, out_scales=out_scales, in_scales=in_scales,
+                        flattened(tensors, late), out_maps, in_maps, out_scales=out_scales, in_scales=in_scales,
                         noise=noise, tensor_ids=ids,
                     )  # fmt: skip
                 self._prepared[key] = Prepared(launch, {w: i for i, w in enumerate(wanted)}, list(late))
@@ -103,18 +103,18 @@ class Launches:
 def run(prepared: Prepared, tensors: Sequence[Tensor], noise_std: Tensor | float = 0.0, seed: int = 0) -> list[Tensor]:
     """The grown tensors. On the meta device there is nothing to launch."""
     launch = prepared.launch
-    seen = flat(tensors, prepared.late)
+    flat = flattened(tensors, prepared.late)
     if launch.device.type == "meta":
-        grown = launch.bind(seen, noise_std=noise_std, seed=seed).out
+        grown = launch.bind(flat, noise_std=noise_std, seed=seed).out
     else:
-        grown = launch(seen, noise_std=noise_std, seed=seed)
+        grown = launch(flat, noise_std=noise_std, seed=seed)
     return [
         new if old.dim() and not late else _as(old, late, new)
         for old, late, new in zip(tensors, prepared.late, grown, strict=True)
     ]
 
 
-def flat(tensors: Sequence[Tensor], late: Sequence[int]) -> list[Tensor]:
+def flattened(tensors: Sequence[Tensor], late: Sequence[int]) -> list[Tensor]:
     """The kernels take no tensor without dimensions, and move the first two axes. A tensor that grows along a later one
     (an embedding of positions) is seen as [all before it, that axis, all behind it]."""
     return [

@@ -114,6 +114,15 @@ def build(insertion: Insertion, example: Tensor) -> dict[str, nn.Sequential]:
     return {name: _layer(insertion, i, place) for i, name in enumerate(insertion.names())}
 
 
+def tensors(insertion: Insertion, i: int, name: str, example: Tensor) -> dict[str, Tensor]:
+    """The state dict of the i-th new layer, which is called `name`, of the dtype and on the device of `example`; on the
+    meta device without values."""
+    layer = _layer(insertion, i, {"dtype": example.dtype, "device": example.device})
+    if not example.is_meta:
+        fill([(insertion, i, layer)])
+    return {f"{name}.{key}": t for key, t in layer.state_dict().items()}
+
+
 def fill(layers: Iterable[tuple[Insertion, int, nn.Module]]) -> None:
     """Gives the new layers (each the i-th one of its insertion) their values. Identity kernels are written in one
     launch per number of groups."""

@@ -120,6 +120,8 @@ _DIVISORS: dict[type[Optimizer], Callable[[Tensor, Tensor | float, float], Tenso
     RMSpropTF: lambda v, c, eps: (v + c * c * eps).sqrt(),
 }
 
+NORMALISED = frozenset(_DIVISORS)
+
 
 def mend_normalised(
     grown: Optimizer, replaced: Mapping[Tensor, Tensor], axes: Callable[[Tensor], Sequence[GrownAxis]]
@@ -135,8 +137,7 @@ def mend_normalised(
         replaced: old parameters -> those of `grown`.
         axes: of an old parameter, those that have grown (of what is here, if it is sharded).
     """
-    divisor = _DIVISORS.get(type(grown))
-    if divisor is None:
+    if type(grown) not in NORMALISED:
         return
     olds = {new: old for old, new in replaced.items()}
     for group in grown.param_groups:
@@ -148,15 +149,29 @@ def mend_normalised(
             if not units:
                 continue
             momentum = local(state["momentum_buffer"])
-            dtype = torch.promote_types(momentum.dtype, torch.float32)
-            v = local(state["square_avg"]).to(dtype)
-            if group.get("centered"):
-                v = (v - local(state["grad_avg"]).to(dtype).square()).clamp_(min=0)
             share: Tensor | float = 1.0
             for axis in units:
-                share = share * factor_of(axis, momentum, dtype)
-            quotient = divisor(v, share, group["eps"]) / divisor(v, 1.0, group["eps"])
-            momentum.mul_(quotient.nan_to_num_(nan=1.0))  # 0 / 0 where nothing has been collected
+                share = share * factor_of(axis, momentum, torch.promote_types(momentum.dtype, torch.float32))
+            mean = local(state["grad_avg"]) if group.get("centered") else None
+            mend(type(grown), momentum, local(state["square_avg"]), mean, share, group["eps"])
+
+
+def mend(
+    kind: type[Optimizer],
+    momentum: Tensor,
+    square_avg: Tensor,
+    grad_avg: Tensor | None,
+    share: Tensor | float,
+    eps: float,
+) -> None:
+    """What `mend_normalised` does, to one `momentum` or some of its rows: `share` is that of its units, in a shape that
+    is broadcast to it, `square_avg` and `grad_avg` (None: gradients are not centred) are the student's."""
+    dtype = torch.promote_types(momentum.dtype, torch.float32)
+    v = square_avg.to(dtype)
+    if grad_avg is not None:
+        v = (v - grad_avg.to(dtype).square()).clamp_(min=0)
+    quotient = _DIVISORS[kind](v, share, eps) / _DIVISORS[kind](v, 1.0, eps)
+    momentum.mul_(quotient.nan_to_num_(nan=1.0))  # 0 / 0 where nothing has been collected
 
 
 def rebuild(

@@ -41,9 +41,10 @@ def leaves(returned: Any) -> Iterator[Any]:
         raise TypeError(f"the model returns a {type(returned).__name__}, in which outputs cannot be told apart")
 
 
-def kept(model: nn.Module) -> Iterator[Tensor]:
-    """Tensors that modules hold as plain attributes, alone or in lists, tuples and dicts: a forward may have left them
-    there for others to read."""
+def kept(model: nn.Module, caches: Sequence[dict[Any, Any]] = ()) -> Iterator[Tensor]:
+    """Tensors that modules hold as plain attributes, alone or in lists, tuples and dicts other than `caches`: a forward
+    may have left them there for others to read."""
+    own = {id(held) for held in caches}
     for module in model.modules():
         for name, value in vars(module).items():
             if name in OWN:
@@ -52,5 +53,5 @@ def kept(model: nn.Module) -> Iterator[Tensor]:
                 yield value
             elif isinstance(value, list | tuple):
                 yield from (v for v in value if isinstance(v, Tensor))
-            elif isinstance(value, dict):
+            elif isinstance(value, dict) and id(value) not in own:
                 yield from (v for v in value.values() if isinstance(v, Tensor))

@@ -12,10 +12,10 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -29,6 +29,9 @@ from net2net.launches import Entry, Launches, Law, Prepared, run
 from net2net.skeleton import Tensors, check_model, in_place_of, movable, rebuild
 from net2net.spent import check_not_spent, one_consumer_at_a_time, spend
 from net2net.tree import no_collections
+
+if TYPE_CHECKING:
+    from net2net.checkpoints.steps import CheckpointReport
 
 FORMAT = "net2net.GrowthPlan"
 VERSION = 1
@@ -55,11 +58,14 @@ class Inventory:
         shapes: name -> shape of every parameter and buffer, each tensor once, under the first of its names.
         aliases: the other names of tensors that are shared -> the first.
         saved: the names that a state dict has.
+        parameters: so many of `shapes`, the first ones, are parameters, in the model's order; None: not known (plans
+            of before).
     """
 
     shapes: dict[str, tuple[int, ...]]
     aliases: dict[str, str]
     saved: frozenset[str]
+    parameters: int | None = None
 
     @staticmethod
     def of(model: nn.Module) -> Inventory:
@@ -68,6 +74,7 @@ class Inventory:
             {name: tuple(t.shape) for name, t in tensors.by_name.items()},
             tensors.aliases,
             frozenset(k for k, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)),
+            len({id(p) for p in tensors.parameters.values()}),
         )
 
     def check_tensors(self, tensors: Tensors) -> None:
@@ -92,6 +99,23 @@ class Inventory:
                 raise ValueError(f"{what} has {name}, which this plan does not know")
             if shape != self.shapes[name]:
                 raise ValueError(f"{what}'s {name} has shape {shape}, but this plan was made for {self.shapes[name]}")
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A student's tensor that is once more the teacher's tensor `of`, or `zero` and like it."""
+
+    of: str
+    zero: bool
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Tensors that only the student has: their names, shapes and dtypes (on the meta device), and what makes them, all
+    at once."""
+
+    like: dict[str, Tensor]
+    make: Callable[[], dict[str, Tensor]]
 
 
 class _Students(WeakKeyDictionary[nn.Module, dict[int, tuple["ref[Tensor]", str]]]):
@@ -147,14 +171,14 @@ class GrowthPlan(ABC):
         """The axes of a teacher tensor on which units get replicas."""
         return []
 
+    def _noise_of(self, name: str) -> float:
+        """The noise on a teacher tensor, in units of its standard deviation."""
+        return 0.0
+
     def _noise_stds(self, names: list[str], tensors: list[Tensor]) -> Tensor | float:
         """The standard deviation of the noise on each of these teacher tensors, float64 on their device; 0.0 for
         none."""
         return 0.0
-
-    def _noisy(self, names: Iterable[str]) -> tuple[list[str], float]:
-        """Which of these teacher tensors get noise, and its standard deviation in units of theirs."""
-        return [], 0.0
 
     @abstractmethod
     def _finish(self, student: nn.Module) -> None:
@@ -170,19 +194,33 @@ class GrowthPlan(ABC):
     def _fill_state(self, name: str, state: optim.StateTensor, value: Tensor) -> None:  # noqa: B027
         """The same for `value`, grown from an optimizer's `state` of the teacher's parameter `name`."""
 
-    def _completed(self, name: str, value: Tensor, state: optim.StateTensor | None) -> Tensor:
-        """What the student has of a teacher tensor to which `_law` does nothing, or of an optimizer's `state` of it:
-        `value` itself, or another tensor. For shards, which do without `_fill` and `_fill_state`."""
-        return value
+    def _completed(self, name: str, rows: Tensor, key: str | None = None) -> Tensor:
+        """What is left to do to rows of the teacher tensor `name`, or of the optimizer's state `key` of it, when they
+        have been moved."""
+        return rows
 
     @abstractmethod
     def _renamed(self, name: str) -> str:
         """A teacher tensor's name in the student."""
 
-    @abstractmethod
+    def _copies(self, names: Iterable[str]) -> dict[str, Copy]:
+        """Tensors that only the student has and that are copies of the teacher's, by the student's names, for a teacher
+        with these names in its state dict."""
+        return {}
+
+    def _fresh(self, tensors: Mapping[str, Tensor]) -> list[Fresh]:
+        """The others that only the student has. Of the teacher's `tensors`, dtypes and devices count."""
+        return []
+
     def _new_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors that only the student has, by the student's names, for a teacher with these tensors in its state
-        dict."""
+        """All that only the student has, or that is to be put in the place of what has been moved."""
+        new = {}
+        for name, copied in self._copies(tensors).items():
+            t = tensors[copied.of]
+            new[name] = torch.zeros_like(t) if copied.zero else t.detach().clone()
+        for fresh in self._fresh(tensors):
+            new.update(fresh.make())
+        return new
 
     @abstractmethod
     def _neighbours(self) -> dict[str, list[str]]:
@@ -353,7 +391,7 @@ class GrowthPlan(ABC):
         old = [m.value for m in moving]
         parameters = Tensors.of(student).parameters
         replaced = {p: parameters[self._renamed(name)] for p, name in names.items()}
-        fresh = self._fresh(names, parameters)
+        fresh = self._joining(names, parameters)
         with torch.no_grad():
             if not consume:
                 values = run(self._launch(entries, old), old) if old else []
@@ -375,7 +413,7 @@ class GrowthPlan(ABC):
             carry(optimizer, grown, replaced, lambda p: self._grown_axes(names[p]), start=dynamics)
         return grown
 
-    def _fresh(
+    def _joining(
         self, names: Mapping[Tensor, str], parameters: Mapping[str, nn.Parameter]
     ) -> list[tuple[nn.Parameter, Tensor]]:
         """Those of the student's parameters that only it has, each with the teacher's parameter (of those in `names`)
@@ -401,22 +439,52 @@ class GrowthPlan(ABC):
             places.setdefault(p, (place, name))
         optim.put_in_order(optimizer, grown, {p: self._ids[name] for p, name in names.items()}, places)
 
+    def grow_checkpoint(
+        self,
+        src: str | os.PathLike[str],
+        dst: str | os.PathLike[str],
+        *,
+        optimizer: str | None = None,
+        state: str = "exact",
+        model: nn.Module | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> CheckpointReport:
+        """Grows a checkpoint into another one, with the bits of `grow_state_dict` and `grow_optimizer`.
+
+        Tensors are read where they lie and written some rows at a time, so that neither teacher nor student is ever in
+        memory. `dst` is there as a whole or not at all, whenever the process is killed, and the next run with the same
+        `dst` removes what is left of it. The growth log is in what is written: `net2net.load` makes the grown network
+        of it.
+
+        Args:
+            src: a safetensors file; a folder of several with an index (or the index); a checkpoint of `net2net train`;
+                a file of `torch.save`, read with `weights_only=True`; or a folder of `torch.distributed.checkpoint`. In
+                the last two, state dicts of the model and of its optimizer are found wherever they are in nested dicts,
+                also behind the prefixes of averages and data parallelism; all else stays.
+            dst: of the same kind, and not there yet; a state dict of `torch.save` may become a safetensors file.
+            optimizer: the class of the optimizer whose state is in `src`, where it does not say: `"AdamW"`.
+            state: what becomes of it, see `grow_optimizer`.
+            model: a module like the teacher's (it may be on the meta device), where a checkpoint knows parameters by
+                their positions and the plan adds some.
+            progress: called after each piece with the tensor's name, the bytes written, and all that there will be.
+
+        Returns:
+            A report; among others, which tensors have numbers that are not finite.
+
+        Raises:
+            FileExistsError: there is something at `dst`.
+            ValueError: `src` is damaged or does not fit the plan, or an optimizer's state has no known law.
+            OSError: `dst` cannot be written.
+        """
+        from net2net.checkpoints.steps import grow_checkpoint
+
+        return grow_checkpoint(src, dst, [self], optimizer=optimizer, state=state, model=model, progress=progress)
+
     # -- files -------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON. An interrupted write leaves no half file."""
-        path = Path(path)
-        document = {
-            "format": FORMAT,
-            "version": VERSION,
-            "kind": self.kind,
-            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
-            "aliases": self.inventory.aliases,
-            "saved": sorted(self.inventory.saved),
-            "skipped": [asdict(s) for s in self.skipped],
-            **self._body(),
-        }
-        write_atomically(path, json.dumps({**document, "digest": _digest(document)}, indent=1))
+        write_atomically(Path(path), json.dumps(self.document(), indent=1))
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> GrowthPlan:
@@ -429,22 +497,48 @@ class GrowthPlan(ABC):
             document = json.loads(Path(path).read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
+        return GrowthPlan.from_document(document, str(path))
+
+    def document(self) -> dict[str, Any]:
+        """The plan as what JSON knows."""
+        document = {
+            "format": FORMAT,
+            "version": VERSION,
+            "kind": self.kind,
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "parameters": self.inventory.parameters,
+            "aliases": self.inventory.aliases,
+            "saved": sorted(self.inventory.saved),
+            "skipped": [asdict(s) for s in self.skipped],
+            **self._body(),
+        }
+        return {**document, "digest": _digest(document)}
+
+    @staticmethod
+    def from_document(document: Any, what: str) -> GrowthPlan:
+        """The plan of a `document()`; `what` it is called in errors, which are those of `load`."""
         if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise ValueError(f"{path} is not a growth plan")
+            raise ValueError(f"{what} is not a growth plan")
         if document.get("version") != VERSION:
-            raise ValueError(f"{path} is a plan of version {document.get('version')}; this program reads {VERSION}")
+            raise ValueError(f"{what} is a plan of version {document.get('version')}; this program reads {VERSION}")
         kind = GrowthPlan._kinds.get(str(document.get("kind")))
         if kind is None:
-            raise ValueError(f"{path} is a plan of an unknown kind (={document.get('kind')!r})")
+            raise ValueError(f"{what} is a plan of an unknown kind (={document.get('kind')!r})")
         try:
             shapes = {name: tuple(int(n) for n in shape) for name, shape in document["shapes"].items()}
-            inventory = Inventory(shapes, dict(document["aliases"]), frozenset(document["saved"]))
+            count = document.get("parameters")
+            inventory = Inventory(
+                shapes,
+                dict(document["aliases"]),
+                frozenset(document["saved"]),
+                None if count is None else int(count),
+            )
             skipped = [Skipped(**s) for s in document["skipped"]]
             plan = kind._from_body(document, inventory, skipped)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+            raise ValueError(f"{what} is damaged: {type(error).__name__}: {error}") from error
         if document.get("digest") != _digest(document):
-            raise ValueError(f"{path} was changed after it was written: its parts may no longer fit each other")
+            raise ValueError(f"{what} was changed after it was written: its parts may no longer fit each other")
         return plan
 
 

@@ -214,13 +214,14 @@ def _candidates(
     last = [f for f in found if f[1] == 0]
     numbers = dict.fromkeys(v for _, _, _, v in last if _is_int(v))
     trials = itertools.chain(
+        _one_by_one(module, name, [f for f in found if not f[0]], factors, seen),
         _one_by_one(module, name, [f for f in last if _is_int(f[3])], factors, seen),
         _everywhere(module, name, numbers, factors),
         _together(module, name, last, factors),
         _one_by_one(module, name, [f for f in last if not _is_int(f[3])], factors, seen),
         _one_by_one(module, name, [f for f in found if f[1] > 0], factors, seen),
     )
-    yield from itertools.islice(trials, _TRIES)
+    yield from itertools.islice(_distinct(trials), _TRIES)
 
 
 #: A change, and the module that it is of.
@@ -228,6 +229,15 @@ _Edit = tuple[nn.Module, Change]
 
 #: Whether an attribute has not helped before, how many operations ago its value was seen; its name, and value.
 _Found = tuple[bool, int, str, Any]
+
+
+def _distinct(trials: Iterable[list[_Edit]]) -> Iterator[list[_Edit]]:
+    seen: set[str] = set()
+    for trial in trials:
+        key = repr([change for _, change in trial])
+        if key not in seen:
+            seen.add(key)
+            yield trial
 
 
 def _one_by_one(

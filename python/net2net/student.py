@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from net2net.caches import Place
 from net2net.context import Context, TraceError
 from net2net.hashes import digest, mix, seed, total
 from net2net.inference import row_keys
@@ -57,8 +58,15 @@ class Layouts:
 class Student(Context):
     """Compares instead of joining."""
 
-    def __init__(self, model: nn.Module, layouts: Layouts, known: int, returns: dict[bool, list[np.ndarray]]) -> None:
-        super().__init__(model, layouts.units)
+    def __init__(
+        self,
+        model: nn.Module,
+        layouts: Layouts,
+        known: int,
+        returns: dict[bool, list[np.ndarray]],
+        caches: Sequence[Place] = (),
+    ) -> None:
+        super().__init__(model, layouts.units, caches)
         self.layouts = layouts
         self.laid: dict[tuple[str, int], Laid] = {}
         self._tensors = [t for _, t in named_tensors(model)]
@@ -83,6 +91,7 @@ class Student(Context):
         laid, outputs, values = state
         self.laid = dict(laid)
         del self.outputs[outputs:]
+        self.caches.clear()
         # Parameters first met in the failed attempt may have been laid out wrongly.
         with _disable_current_modes():
             self.shadows.forget(self._tensors)

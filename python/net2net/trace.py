@@ -158,7 +158,7 @@ def walk(model: nn.Module, inputs: Inputs, context: Context) -> None:
             context.returned(t, OUTPUT)
         else:
             context.outputs.append(seed(repr(t)).astype(np.int64))
-    for t in kept(model):
+    for t in kept(model, context.caches.dicts()):
         if not context.is_parameter(t):
             context.returned(t, "a module keeps them as an attribute, which other code may read")
     context.finished(model.training)

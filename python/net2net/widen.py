@@ -130,7 +130,7 @@ def _settle(
         segments = choose(found, blame.whole(found))
         planned = layouts(inference.units, found, segments)
         student = _empty(model, planned)
-        context = Student(student, planned, known, inference.returns)
+        context = Student(student, planned, known, inference.returns, inference.places)
         changes = repair.attach(student, context)
         try:
             if any(s.width > s.units for s in segments):
@@ -244,5 +244,6 @@ def _plan(model: nn.Module, settled: _Settled, choices: Choices) -> WidenPlan:
     ]
     skipped = [Skipped(g.layers, g.units, g.left_alone) for g in found.groups if g.left_alone]
     return WidenPlan(
-        Inventory.of(model), skipped, widened, axes, settled.changes, choices.noise, choices.scale, choices.seed
-    )
+        Inventory.of(model), skipped, widened, axes, settled.changes, settled.inference.places, choices.noise,
+        choices.scale, choices.seed,
+    )  # fmt: skip

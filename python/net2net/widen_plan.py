@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from n2n_kernels import tensor_moments
 from net2net import attributes, mapping
+from net2net.caches import Caches, Place
 from net2net.dynamics import GrownAxis
 from net2net.launches import Entry, Law
 from net2net.plan import GrowthPlan, Inventory, Skipped
@@ -62,6 +62,7 @@ class WidenPlan(GrowthPlan):
         widened: the groups that grow, with the old and new width of their first layer.
         axes: (tensor, axis) -> its map and shares, for every axis that grows.
         changes: attributes of the user's own modules that grow along.
+        caches: dicts in which modules keep what they have computed, which the student's fill anew.
         noise, noise_scale, seed: as given to `plan_widen`.
     """
 
@@ -74,6 +75,7 @@ class WidenPlan(GrowthPlan):
         widened: list[Widened],
         axes: dict[tuple[str, int], AxisPlan],
         changes: list[Change],
+        caches: list[Place],
         noise: str,
         noise_scale: float,
         seed: int,
@@ -82,6 +84,7 @@ class WidenPlan(GrowthPlan):
         self.widened = widened
         self.axes = axes
         self.changes = changes
+        self.caches = caches
         self.noise = noise
         self.noise_scale = noise_scale
         self.seed = self._seed = seed
@@ -152,23 +155,21 @@ class WidenPlan(GrowthPlan):
             GrownAxis(dim, t.index, t.split, self.axes[name, dim].split) for dim, t in zip(dims, tables, strict=True)
         ]
 
+    def _noise_of(self, name: str) -> float:
+        return self.noise_scale if self._noisy(name) else 0.0
+
     def _noise_stds(self, names: list[str], tensors: list[Tensor]) -> Tensor | float:
         """Absolute noise: `noise_scale` times the standard deviation of each noisy tensor, which stays on the
         device."""
-        chosen, scale = self._noisy(names)
-        if not chosen or tensors[0].is_meta:
+        noisy = [i for i, name in enumerate(names) if self._noisy(name)]
+        if not noisy or self.noise_scale == 0 or tensors[0].is_meta:
             return 0.0
-        place = {name: i for i, name in enumerate(names)}
-        noisy = [place[name] for name in chosen]
         device = tensors[0].device
         stds = torch.zeros(len(tensors), dtype=torch.float64, device=device)
-        stds[torch.tensor(noisy, device=device)] = _stds([tensors[i] for i in noisy]) * scale
+        stds[torch.tensor(noisy, device=device)] = _stds([tensors[i] for i in noisy]) * self.noise_scale
         return stds
 
-    def _noisy(self, names: Iterable[str]) -> tuple[list[str], float]:
-        return [name for name in names if self.noise_scale and self._is_noisy(name)], self.noise_scale
-
-    def _is_noisy(self, name: str) -> bool:
+    def _noisy(self, name: str) -> bool:
         """The paper's noise goes on the incoming weights of replicas, cancelling noise on their outgoing weights."""
         if self.noise == "none" or len(self.shapes[name]) < 2:
             return False
@@ -183,12 +184,10 @@ class WidenPlan(GrowthPlan):
             # A plan from a file has tuples for lists.
             listed = isinstance(getattr(module, change.name), list)
             setattr(module, change.name, list(change.after) if listed else change.after)
+        Caches(student, self.caches).clear()
 
     def _renamed(self, name: str) -> str:
         return name
-
-    def _new_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {}
 
     def _neighbours(self) -> dict[str, list[str]]:
         return {}
@@ -204,6 +203,7 @@ class WidenPlan(GrowthPlan):
             "seed": self.seed,
             "widened": [asdict(w) for w in self.widened],
             "changes": [asdict(c) for c in self.changes],
+            "caches": [list(place) for place in self.caches],
             "maps": [_map_to_json(a) for a in distinct.values()],
             "axes": [
                 {"tensor": name, "dim": dim, "split": a.split, "map": number[id(self._tables[name, dim])]}
@@ -225,7 +225,10 @@ class WidenPlan(GrowthPlan):
         check_noise(body["noise"], float(body["noise_scale"]))
         widened = [Widened(**w) for w in body["widened"]]
         changes = [_change(c) for c in body["changes"]]
-        return cls(inventory, skipped, widened, axes, changes, body["noise"], body["noise_scale"], int(body["seed"]))
+        caches = [Place(str(module), str(name)) for module, name in body["caches"]]
+        return cls(
+            inventory, skipped, widened, axes, changes, caches, body["noise"], body["noise_scale"], int(body["seed"])
+        )
 
 
 def _change(c: dict[str, Any]) -> Change:

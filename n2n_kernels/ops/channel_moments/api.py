@@ -1,16 +1,18 @@
 """channel_moments and tensor_moments: the public functions, their registration with torch.library, and the choice of a
 backend."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from n2n_kernels import dtypes
-from n2n_kernels.backends import check_name, implementation
+from n2n_kernels.backends import check_name, choose, implementation
 from n2n_kernels.library import LIBRARY
 from n2n_kernels.ops import checks
 from n2n_kernels.ops.channel_moments.channels import channels, run_of
+from n2n_kernels.ops.channel_moments.order import chunk_of
+from n2n_kernels.ops.channel_moments.tasks import chunks_per_block
 
 
 def channel_moments(x: Tensor, *, dim: int = 1, backend: str | None = None) -> tuple[Tensor, Tensor]:
@@ -65,6 +67,39 @@ def tensor_moments(tensors: Sequence[Tensor], *, backend: str | None = None) -> 
     check_name(backend)
     with torch.no_grad():
         mean, var = torch.ops.n2n.tensor_moments.default(given, backend)
+    return mean, var
+
+
+def moments_in_parts(
+    t: Tensor, after: Callable[[], None], *, part_bytes: int = 2**24, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """`tensor_moments([t])`, with the same bits, of a tensor that is read from a file a part at a time.
+
+    Args:
+        t: on the CPU, of any shape and in any layout, not empty; what has gaps is copied first, as a whole.
+        after: called whenever about `part_bytes` have been read, which are not read again: the caller may let go of
+            their pages.
+        part_bytes: at least 1; rounded up to what the kernel takes at once.
+        backend: `"cpu"`, `"reference"` or None for the best.
+
+    Returns:
+        (mean, var), each float64 `[1]`.
+
+    Raises:
+        ValueError, TypeError: naming the argument and its value.
+    """
+    checks.check_tensor("t", t, dims=range(65))
+    checks.check_memory("t", t)
+    checks.check_integer("part_bytes", part_bytes)
+    if t.device.type != "cpu" or t.numel() == 0 or part_bytes < 1:
+        raise ValueError(f"t ({tuple(t.shape)}, on {t.device}) must be on the CPU and not empty, in parts of bytes")
+    chosen = choose(backend, t.device)
+    if chosen == "triton":
+        raise ValueError(f"backend (={backend!r}) cannot take a tensor in parts")
+    unit = chunk_of(t.numel()) * chunks_per_block(t.dtype)
+    elements = -(-part_bytes // (unit * t.dtype.itemsize)) * unit
+    with torch.no_grad():
+        mean, var = implementation("channel_moments", chosen, t.device).run_in_parts(run_of(t), elements, after)
     return mean, var
 
 

@@ -1,11 +1,13 @@
 """channel_moments and tensor_moments on the compiled backends, `cpu` and `cuda`."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from n2n_kernels import dtypes, native
 from n2n_kernels.ops.channel_moments.channels import Channels
-from n2n_kernels.ops.channel_moments.tasks import pack
+from n2n_kernels.ops.channel_moments.tasks import Column, chunks_per_block, pack
 
 
 def run(c: Channels) -> tuple[Tensor, Tensor]:
@@ -60,4 +62,34 @@ def run_tensors(tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
         native.module().finish_tensor_moments(
             cuda, tasks, count, scratch.data_ptr(), mean.data_ptr(), var.data_ptr(), stream
         )
+    return mean, var
+
+
+def run_in_parts(t: Tensor, elements: int, after: Callable[[], None]) -> tuple[Tensor, Tensor]:
+    """`run_tensors` of one tensor on the CPU that is not empty, so many elements (whole blocks) at a time."""
+    table = pack([t], t.device)
+    tasks = table.tasks.clone()
+    (block_task,) = table.block_tasks.values()
+    scratch = torch.empty(1 + 2 * table.partials, dtype=torch.float64)
+    mean = torch.empty(1, dtype=torch.float64)
+    var = torch.empty_like(mean)
+    step = elements // (int(tasks[0, Column.CHUNK]) * chunks_per_block(t.dtype))
+    for begin in range(0, block_task.numel(), step):
+        part = block_task[begin : begin + step]
+        tasks[0, Column.FIRST_BLOCK] = -begin  # blocks are counted from the launch's first one
+        native.module().tensor_moments(
+            False,
+            dtypes.TABLE[t.dtype].code,
+            tasks.data_ptr(),
+            1,
+            part.data_ptr(),
+            part.numel(),
+            scratch.data_ptr(),
+            torch.get_num_threads(),
+            0,
+        )
+        after()
+    native.module().finish_tensor_moments(
+        False, tasks.data_ptr(), 1, scratch.data_ptr(), mean.data_ptr(), var.data_ptr(), 0
+    )
     return mean, var

@@ -1,6 +1,7 @@
 """channel_moments in plain torch, in the order of summation that `csrc/channel_moments.h` defines."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,35 +23,33 @@ def sum_in_lanes(x: Tensor, lanes: int) -> Tensor:
     return sums[:, 0]
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """float64 mean and variance of each row of `x`, which is not empty."""
-    pivot = pivots(x[:, 0])
-    n = x.shape[1]
-    return moments_of(pivot, *chunk_sums(x, pivot, chunk_of(n)), n)
+def chunk_sums(x: Tensor, pivots: Tensor, chunk: int) -> Tensor:
+    """float64 `[2, rows, chunks]`: the sums of d and of d*d over each chunk of each row of `x`."""
+    rows, n = x.shape
+    chunks = -(-n // chunk)
+    d = x.double() - pivots.unsqueeze(1)
+    d = torch.cat([d, d.new_zeros(rows, chunks * chunk - n)], 1).view(rows * chunks, chunk)
+    return torch.stack([sum_in_lanes(t, LANES).view(rows, chunks) for t in (d, d * d)])
 
 
-def pivots(first: Tensor) -> Tensor:
-    """float64: what is subtracted before summing, from the first element of each row."""
-    first = first.double()
+def pivots_of(x: Tensor) -> Tensor:
+    """The first element of each row, in float64; 0 where that is not finite."""
+    first = x[:, 0].double()
     return torch.where(first.isfinite(), first, torch.zeros_like(first))
 
 
-def chunk_sums(x: Tensor, pivot: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """float64 [rows, chunks]: the sums of d and of d * d over the chunks of each row of `x`, with d = x - pivot. The
-    last chunk may be short."""
-    rows, n = x.shape
-    chunks = -(-n // chunk)
-    d = x.double() - pivot.unsqueeze(1)
-    d = torch.cat([d, d.new_zeros(rows, chunks * chunk - n)], 1).view(rows * chunks, chunk)
-    return sum_in_lanes(d, LANES).view(rows, chunks), sum_in_lanes(d * d, LANES).view(rows, chunks)
-
-
-def moments_of(pivot: Tensor, d: Tensor, dd: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of rows of n elements, from the sums over their chunks."""
-    d, dd = sum_in_lanes(d, FOLD_LANES), sum_in_lanes(dd, FOLD_LANES)
+def finish(pivots: Tensor, sums: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """float64 mean and variance of rows of n elements, from what `chunk_sums` gives."""
+    d, dd = (sum_in_lanes(t, FOLD_LANES) for t in sums)
     # A tensor: torch on CUDA divides by a plain number by multiplying with its reciprocal, which rounds twice.
     count = torch.full_like(d, n)
-    return pivot + d / count, (dd - d * d / count).clamp(min=0) / count
+    return pivots + d / count, (dd - d * d / count).clamp(min=0) / count
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """float64 mean and variance of each row of `x`, which is not empty."""
+    pivots, n = pivots_of(x), x.shape[1]
+    return finish(pivots, chunk_sums(x, pivots, chunk_of(n)), n)
 
 
 def one_nan(x: Tensor) -> Tensor:
@@ -73,4 +72,15 @@ def run_tensors(tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
     for i, t in enumerate(tensors):
         if t.numel():
             mean[i : i + 1], var[i : i + 1] = moments(t.as_strided((1, t.numel()), (0, 1)))
+    return one_nan(mean), one_nan(var)
+
+
+def run_in_parts(t: Tensor, elements: int, after: Callable[[], None]) -> tuple[Tensor, Tensor]:
+    """`run_tensors` of one tensor that is not empty, so many elements (whole chunks) at a time."""
+    x = t.as_strided((1, t.numel()), (0, 1))
+    pivots, sums = pivots_of(x), []
+    for part in x.split(elements, 1):
+        sums.append(chunk_sums(part, pivots, chunk_of(t.numel())))
+        after()
+    mean, var = finish(pivots, torch.cat(sums, 2), t.numel())
     return one_nan(mean), one_nan(var)

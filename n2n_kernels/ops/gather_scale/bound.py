@@ -40,13 +40,20 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One tensor's part, for backends that do not read tables."""
+    """One tensor's part, for backends that do not read tables: of the student, the rows from `begin` to `end` (None: to
+    the last one)."""
 
     src: Tensor
     out: Tensor
     kind: Kind
     sigma: float
     tensor_id: int
+    begin: int = 0
+    end: int | None = None
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.begin, self.end)
 
 
 class BoundGatherScale:

@@ -13,6 +13,7 @@ from n2n_kernels import rng
 from n2n_kernels.backends import choose, implementation
 from n2n_kernels.ops import checks
 from n2n_kernels.ops.gather_scale import request as requests
+from n2n_kernels.ops.gather_scale import rows
 from n2n_kernels.ops.gather_scale.bound import BoundGatherScale, Prepared
 from n2n_kernels.ops.gather_scale.forms import Forms, KnownForms
 from n2n_kernels.ops.gather_scale.request import Axis, Kind
@@ -159,6 +160,25 @@ class GatherScalePlan:
         """`bind`, then `run`: the student tensors (`out`, if given)."""
         bound = self._bind(srcs, out, noise_std, seed)
         return bound.run() if out is not None else bound.first_run()
+
+    def rows(self, src: Tensor, begin: int, end: int, *, noise_std: Deviations = 0.0, seed: int = 0) -> Tensor:
+        """Rows `begin` to `end` (not included) of the student, with the bits that they have in the whole.
+
+        For a tensor that is read from a file, and whose student does not fit into memory. Only on the CPU.
+
+        Args:
+            src: the teacher's tensor, contiguous; the plan must be for this one alone. Only the teacher rows that are
+                copied are read.
+            begin, end: 0 <= begin <= end <= the student's first extent.
+            noise_std, seed: as for `bind`.
+
+        Returns:
+            `[end - begin, *rest of the student's shape]`.
+
+        Raises:
+            ValueError, TypeError: naming the argument and its value.
+        """
+        return rows.run(self, src, begin, end, noise_std, seed)
 
     def _bind(
         self, srcs: Sequence[Tensor], out: Sequence[Tensor] | None, noise_std: Deviations, seed: int

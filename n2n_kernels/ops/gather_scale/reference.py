@@ -13,41 +13,42 @@ from n2n_kernels.ops.gather_scale.request import NOISES, AxisMap
 
 def run(bound: BoundGatherScale) -> None:
     for item in bound.items():
-        item.out.copy_(grown(item, bound.noise, bound.seed))
+        run_item(item, bound.noise, bound.seed)
 
 
-def grown(item: Item, noise: str, seed: int, first_row: int = 0) -> Tensor:
-    """The student's tensor; or of a part of it the rows, of which the first one has this number in the whole."""
+def run_item(item: Item, noise: str, seed: int) -> None:
+    item.out.copy_(_grown(item, noise, seed))
+
+
+def _grown(item: Item, noise: str, seed: int) -> Tensor:
     w, kind = item.src, item.kind
-    if kind.out_map is not None:
-        w = w.index_select(0, _on(w, kind.out_map.index))
+    w = w[item.rows] if kind.out_map is None else w.index_select(0, _on(w, kind.out_map.index[item.rows]))
     if kind.in_map is not None:
         w = w.index_select(1, _on(w, kind.in_map.index))
     if item.sigma == 0 and kind.out_scale is None and kind.in_scale is None:
         return w
     if noise == "replicas" and item.sigma and kind.out_map is not None:
-        return _with_replica_noise(item, kind.out_map, w, seed, first_row)
+        return _with_replica_noise(item, kind.out_map, w, seed)
     if noise == "cancelling" and item.sigma and kind.in_map is not None:
-        return _with_cancelling_noise(item, kind.in_map, w, seed, first_row)
+        return _with_cancelling_noise(item, kind.in_map, w, seed)
     return _finish(w, _scaled(item, w))
 
 
-def _with_replica_noise(item: Item, out_map: AxisMap, w: Tensor, seed: int, first_row: int) -> Tensor:
+def _with_replica_noise(item: Item, out_map: AxisMap, w: Tensor, seed: int) -> Tensor:
     x = _scaled(item, w)
-    index = torch.arange(w.numel(), dtype=torch.int64, device=w.device).view(w.shape)
-    index += first_row * math.prod(w.shape[1:])
+    begin = item.begin * math.prod(w.shape[1:])
+    index = torch.arange(begin, begin + w.numel(), dtype=torch.int64, device=w.device).view(w.shape)
     z = rng.noise(rng.words(index, seed=seed, tensor_id=item.tensor_id, stream=NOISES["replicas"])).to(x.dtype)
-    noisy = _along(w, 0, _on(w, out_map.order > 0)) & w.isfinite()
+    noisy = _along(w, 0, _on(w, out_map.order[item.rows] > 0)) & w.isfinite()
     return _finish(w, torch.where(noisy, x + z * _number(x, item.sigma), x))
 
 
-def _with_cancelling_noise(item: Item, in_map: AxisMap, w: Tensor, seed: int, first_row: int) -> Tensor:
+def _with_cancelling_noise(item: Item, in_map: AxisMap, w: Tensor, seed: int) -> Tensor:
     """A unit's replicas take z[0] - z[1], z[1] - z[2], ..., z[r-1] - z[0], which sum to zero; the last one is made of
     what the others, as stored, leave of the whole."""
     following, here = in_map.next, np.arange(len(in_map.index))
     x = _scaled(item, w)
-    orders = in_map.order, in_map.order[following]
-    z, z_next = (_replica_noise(item, in_map, w, order, seed, first_row) for order in orders)
+    z, z_next = (_replica_noise(item, in_map, w, order, seed) for order in (in_map.order, in_map.order[following]))
     delta = (z - z_next).to(x.dtype)
     perturbed = _finish(w, torch.where(w.isfinite(), x + delta * _number(x, item.sigma), x))
 
@@ -66,10 +67,10 @@ def _with_cancelling_noise(item: Item, in_map: AxisMap, w: Tensor, seed: int, fi
     return torch.where(alone, _finish(w, x), result)
 
 
-def _replica_noise(item: Item, in_map: AxisMap, w: Tensor, order: np.ndarray, seed: int, first_row: int) -> Tensor:
+def _replica_noise(item: Item, in_map: AxisMap, w: Tensor, order: np.ndarray, seed: int) -> Tensor:
     """z of the replica number `order` of each column's unit: half a word of (student row, unit, kernel element)."""
     units, kernel = item.src.shape[1], math.prod(w.shape[2:])
-    rows = torch.arange(first_row, first_row + w.shape[0], device=w.device).view(-1, 1, 1)
+    rows = torch.arange(item.begin, item.begin + w.shape[0], device=w.device).view(-1, 1, 1)
     inside = torch.arange(kernel, device=w.device)
     index = ((rows * units + _on(w, in_map.index).view(-1, 1)) * kernel + inside).view(w.shape)
     z = torch.zeros_like(index)
@@ -88,7 +89,7 @@ def _scaled(item: Item, w: Tensor, in_scale: np.ndarray | None = None) -> Tensor
     if in_scale is not None:
         x = x * _along(w, 1, _on(w, in_scale).to(x.dtype))
     if item.kind.out_scale is not None:
-        x = x * _along(w, 0, _on(w, item.kind.out_scale.values).to(x.dtype))
+        x = x * _along(w, 0, _on(w, item.kind.out_scale.values[item.rows]).to(x.dtype))
     return x
 
 

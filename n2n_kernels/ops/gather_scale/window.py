@@ -1,10 +1,10 @@
 """A part of gather_scale's result without the rest: a range of positions on one axis, as a rank of a sharded network
-holds it.
+holds it, made of those of the teacher's positions that it copies.
 
 The part has the bits that it has in the whole. Where there is no noise that is a `gather_scale` of its own, with the
 maps and scales of the range. Noise depends on what is outside of a range of rows too: on which rows are first copies,
-and on the rows' numbers in the whole student, by which it is counted. The kernels take these numbers from a table, so a
-range of rows is a launch like any other, with addresses such that row 0 would lie before the range.
+and on the rows' numbers in the whole student, by which it is counted. So there the way of `rows` is taken, on any
+device: the table lists these rows alone, and the student's address is such that they fall on the memory that there is.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from n2n_kernels import dtypes
 from n2n_kernels.backends import choose
 from n2n_kernels.ops.gather_scale import reference, request
 from n2n_kernels.ops.gather_scale.bound import BoundGatherScale, Item, Part
@@ -28,15 +27,22 @@ _PIECE = 2**16
 
 @dataclass(frozen=True, eq=False)
 class RowRange(AxisMap):
-    """A map of a range of the student's rows, `index` being that of each row in what there is of the teacher."""
+    """A student's map of which only the rows from `begin` to `end` are made. `index` leads to the teacher's rows that
+    there are, and is of no account outside of the range."""
 
-    first: int  # the first row's number in the whole student
-    earlier: np.ndarray  # int64 [rows]: how many of the unit's replicas come before, in the whole student
+    begin: int
+    end: int
+    earlier: np.ndarray  # int64 [n']: how many of the unit's replicas come before, in the whole student
 
     @cached_property
     def by_unit(self) -> np.ndarray:
-        """int64 [rows]: the rows' numbers in the whole student, sorted by the unit that they copy."""
-        return np.argsort(self.index, kind="stable") + self.first
+        """int64 [end - begin]: the range's rows, sorted by the unit that they copy."""
+        return np.argsort(self.index[self.begin : self.end], kind="stable") + self.begin
+
+    @cached_property
+    def begins(self) -> np.ndarray:
+        """int64 [n + 1]: where each unit's replicas begin in `by_unit`."""
+        return np.concatenate([[0], np.cumsum(np.bincount(self.index[self.begin : self.end]))])
 
     @cached_property
     def order(self) -> np.ndarray:
@@ -94,7 +100,7 @@ class Whole:
         if out.numel() == 0:
             return
         src = src.contiguous()
-        kind = self._rows(src, out, begin)
+        kind = self._kind(src, out, begin)
         plan = object.__new__(GatherScalePlan)
         plan._set([kind], noise, [self.tensor_id], src.device, choose(self.backend, src.device), None)
         std = torch.tensor([noise_std], dtype=torch.float64, device=src.device)
@@ -103,27 +109,28 @@ class Whole:
             _move(bound, out, begin)
             bound.run()
             return
-        # Single elements are not numbered by a table.
-        rows = kind.out_map
-        assert rows is not None
-        sigma = bound.items()[0].sigma
+        # Single elements are not listed by a table.
         step = max(1, _PIECE // out[0].numel())
+        sigma = bound.items()[0].sigma
         for at in range(0, len(out), step):
             piece = out[at : at + step]
-            held = np.unique(rows.index[at : at + step])
-            teacher = src.index_select(0, torch.from_numpy(held).to(src.device))
-            item = Item(teacher, piece, self._rows(teacher, piece, begin + at), sigma, self.tensor_id)
-            piece.copy_(reference.grown(item, noise, seed, begin + at))
+            item = Item(src, piece, kind, sigma, self.tensor_id, begin + at, begin + at + len(piece))
+            reference.run_item(item, noise, seed)
 
-    def _rows(self, src: Tensor, out: Tensor, begin: int) -> Kind:
-        rows = slice(begin, begin + len(out))
+    def _kind(self, src: Tensor, out: Tensor, begin: int) -> Kind:
+        end = begin + len(out)
         if self.out_map is None:
-            index, earlier = np.arange(len(out)), np.zeros(len(out), dtype=np.int64)
+            index, earlier = np.zeros(end, dtype=np.int64), np.zeros(end, dtype=np.int64)
+            places = np.arange(len(out))
         else:
-            index, earlier = _places(self.out_map[rows].numpy()), AxisMap(self.out_map.numpy()).order[rows]
+            whole = AxisMap(self.out_map.numpy())
+            index, earlier = np.zeros_like(whole.index), whole.order
+            places = _places(whole.index[begin:end])
+        index[begin:end] = places
         kind = request.kinds(request.as_call([src], None, [self.in_map], None, [self.in_scale]))[0]
-        scale = None if self.out_scale is None else Scale(self.out_scale[rows].double().numpy())
-        return replace(kind, student_shape=out.shape, out_map=RowRange(index, begin, earlier), out_scale=scale)
+        scale = None if self.out_scale is None else Scale(self.out_scale.double().numpy())
+        rows = RowRange(index, begin, end, earlier)
+        return replace(kind, student_shape=out.shape, out_map=rows, out_scale=scale)
 
 
 def _places(index: np.ndarray) -> np.ndarray:
@@ -132,17 +139,8 @@ def _places(index: np.ndarray) -> np.ndarray:
 
 
 def _move(bound: BoundGatherScale, out: Tensor, begin: int) -> None:
-    """Moves what kernels find by a row's number to where row 0 would be."""
-    compute = dtypes.TABLE[out.dtype].compute
-    row = {
-        Column.DST: out.stride(0) * out.itemsize,
-        Column.OUT_MAP: 4,
-        Column.OUT_SEEN: 4,
-        Column.OUT_SCALE: compute.itemsize,
-    }
+    """Moves the student to where its first row would be."""
     for n, part in enumerate(bound.parts):
-        for column, size in row.items():
-            addresses = part.tasks[:, column]
-            addresses -= torch.where(addresses == 0, 0, begin * size)
+        part.tasks[:, Column.DST] -= begin * out.stride(0) * out.itemsize
         # Which would have the processor told about all of the student's memory.
         bound.parts[n] = Part(replace(part.prepared, streaming=False), part.tasks)

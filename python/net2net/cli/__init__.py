@@ -6,10 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from net2net.cli import bench, demo, doctor, inspect, reproduce, train
+from net2net.cli import bench, demo, doctor, grow, inspect, reproduce, train
 from net2net.cli.command import Command
 
-COMMANDS: tuple[Command, ...] = tuple(module.COMMAND for module in (demo, train, reproduce, inspect, bench, doctor))
+COMMANDS: tuple[Command, ...] = tuple(
+    module.COMMAND for module in (demo, train, grow, reproduce, inspect, bench, doctor)
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

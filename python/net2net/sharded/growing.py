@@ -168,6 +168,6 @@ def _check_student(student: nn.Module, plan: GrowthPlan, tensors: Tensors, sprea
 
 def _noise_stds(plan: GrowthPlan, tensors: Tensors) -> dict[str, float]:
     """The absolute standard deviation of the noise on the noisy tensors, by name."""
-    noisy, scale = plan._noisy([name for name, t in tensors.by_name.items() if movable(t)])
+    noisy = [name for name, t in tensors.by_name.items() if movable(t) and plan._noise_of(name)]
     found = stds(noisy, [tensors.by_name[name] for name in noisy])
-    return {name: std * scale for name, std in zip(noisy, found, strict=True)}
+    return {name: std * plan._noise_of(name) for name, std in zip(noisy, found, strict=True)}

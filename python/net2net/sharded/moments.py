@@ -47,7 +47,7 @@ def _variance(mine: Tensor, shape: torch.Size, spread: Spread) -> Tensor:
     chunks = -(-n // chunk)
     per_rank = -(-chunks // spread.ranks)
     pivot = _pivot(mine, spread)
-    sums = torch.zeros(2, per_rank, dtype=torch.float64, device=mine.device)
+    sums = torch.zeros(2, 1, per_rank, dtype=torch.float64, device=mine.device)
     step = max(1, _PIECE // chunk)
     for at in range(0, per_rank, step):
         # Of each rank the elements that it sums now, and the rows that have them.
@@ -61,18 +61,17 @@ def _variance(mine: Tensor, shape: torch.Size, spread: Spread) -> Tensor:
         if end > begin:
             skipped = begin - rows[spread.rank][0] * row
             x = held.reshape(1, -1)[:, skipped : skipped + end - begin]
-            d, dd = reference.chunk_sums(x, pivot, chunk)
-            sums[0, at : at + d.shape[1]], sums[1, at : at + d.shape[1]] = d[0], dd[0]
+            found = reference.chunk_sums(x, pivot, chunk)
+            sums[:, :, at : at + found.shape[2]] = found
     every = [torch.empty_like(sums) for _ in range(spread.ranks)]
     dist.all_gather(every, sums, group=spread.group)
-    d, dd = torch.cat(every, 1)[:, :chunks].unsqueeze(1)
-    return reference.one_nan(reference.moments_of(pivot, d, dd, n)[1])[0]
+    return reference.one_nan(reference.finish(pivot, torch.cat(every, 2)[:, :, :chunks], n)[1])[0]
 
 
 def _pivot(mine: Tensor, spread: Spread) -> Tensor:
     """float64 [1], from the whole tensor's first element, which the first rank has."""
     first = mine.flatten()[:1] if spread.rank == 0 else mine.new_zeros(1)
-    pivot = reference.pivots(first)
+    pivot = reference.pivots_of(first.unsqueeze(1))
     dist.broadcast(pivot, group=spread.group, group_src=0)
     return pivot
 

@@ -55,9 +55,9 @@ class OptimizerGrowth:
         values = []
         for m in self._moving:
             value = like(replaced[m.parameter], m.value.dtype)
-            grow_shard(plan, Entry(names[m.parameter], m.power), m.value, value, state=m)
+            grow_shard(plan, Entry(names[m.parameter], m.power), m.value, value, key=m.key)
             values.append(value)
-        fresh = plan._fresh(names, student.parameters)
+        fresh = plan._joining(names, student.parameters)
         grown = optim.rebuild(optimizer, replaced, self._moving, values, fresh, reset=self._state == "reset")
         if self._state == "replicas_reset":
             for m, value in zip(self._moving, values, strict=True):

@@ -9,8 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from n2n_kernels.ops.gather_scale.window import Whole
-from net2net.launches import Entry, flat
-from net2net.optimizer import StateTensor
+from net2net.launches import Entry, flattened
 from net2net.plan import GrowthPlan
 from net2net.sharded.exchange import fetch, give_back, whole_rows
 from net2net.shards import Spread, local
@@ -29,19 +28,19 @@ def grow_shard(
     target: Tensor,
     *,
     noise_std: float = 0.0,
-    state: StateTensor | None = None,
+    key: str | None = None,
 ) -> None:
     """Writes this rank's part of the student's tensor into `target`. To be called by all ranks alike.
 
     Args:
         source: the teacher's tensor, or state that an optimizer keeps of it, spread as `target` is.
         noise_std: absolute.
-        state: what `source` is of the optimizer.
+        key: of the optimizer's state.
     """
     law, shape, spread = plan._law(entry), plan.shapes[entry.name], Spread.of(entry.name, source)
     mine, out = local(source), local(target)
     if law.out_map is None and law.in_map is None:
-        made = plan._completed(entry.name, mine, state)
+        made = plan._completed(entry.name, mine, key)
         if made.shape != out.shape:
             raise ValueError(
                 f"{entry.name} grows along axis {spread.dim}, along which it is sharded: shard it along 0 or 1"
@@ -62,7 +61,7 @@ def grow_shard(
         return
     # The kernels know two axes.
     axis = {0: 0, law.late or 1: 1}.get(spread.dim) if spread.dim is not None else None
-    mine, out = flat([mine, out], [law.late, law.late])
+    mine, out = flattened([mine, out], [law.late, law.late])
     if axis is None:
         grow(mine, out, 0, 0)
     else:

@@ -1,0 +1,246 @@
+"""Folders of `torch.distributed.checkpoint` (DCP), as data-parallel and sharded runs save them.
+
+They are written by DCP itself, piece by piece. Their directory, `.metadata`, is a pickle, which DCP loads: read those
+that you trust.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import mmap
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
+
+from net2net.checkpoints import log
+from net2net.checkpoints.checkpoint import Checkpoint, Format
+from net2net.checkpoints.stored import MappedFile, Stored
+from net2net.checkpoints.streams import PIECE_BYTES, Stream
+from net2net.checkpoints.tally import Tally
+from net2net.checkpoints.trees import leaves, mapped
+
+#: The growth log, in the folder.
+LOG = f"{log.KEY}.json"
+
+
+class Dcp(Format):
+    """The growth log is a file in the folder. A tensor that was saved in several shards is first put together in a file
+    in `scratch`; one that was saved as a whole is read where it lies."""
+
+    name = "a folder of torch.distributed.checkpoint"
+
+    def read(self, path: Path, scratch: Path | None = None) -> Checkpoint:
+        try:
+            metadata = dcp.FileSystemReader(path).read_metadata()
+        except Exception as error:  # whatever unpickling raises
+            raise ValueError(f"{path} is no DCP checkpoint: {type(error).__name__}: {error}") from error
+        items = _Items(path, metadata.storage_data)
+        spool = _Spool(path, metadata.state_dict_metadata, scratch)
+        flat: dict[str, Any] = {}
+        for name, entry in metadata.state_dict_metadata.items():
+            if not isinstance(entry, TensorStorageMetadata):
+                flat[name] = items.value(name)
+            elif len(entry.chunks) == 1:
+                flat[name] = items.tensor(name, entry.chunks[0].offsets, entry.properties.dtype)
+            else:
+                flat[name] = spool.assembled(name, entry, items)
+        paths = metadata.planner_data or {}
+        tree = _nested({paths.get(name, (name,)): value for name, value in flat.items()})
+        text = (path / LOG).read_text(encoding="utf-8") if (path / LOG).is_file() else None
+        return Checkpoint(self, tree, log.read({log.KEY: text}, str(path / LOG)))
+
+    def write(self, checkpoint: Checkpoint, path: Path, tally: Tally) -> None:
+        path.mkdir()
+        streams: dict[int, tuple[str, Stream]] = {}
+        names = {id(stream): name for name, stream in leaves(checkpoint.tree)}
+
+        def hollow(stream: Stream) -> Tensor:
+            t = torch.empty(stream.shape, dtype=stream.dtype)  # memory that is asked for, and never touched
+            streams[id(t)] = names[id(stream)], stream
+            return t
+
+        tree = mapped(checkpoint.tree, Stream, hollow)
+        dcp.save(
+            tree,
+            storage_writer=dcp.FileSystemWriter(path, sync_files=False),
+            planner=_Planner(streams, tally),
+            no_dist=True,
+        )
+        (path / LOG).write_text(log.written(checkpoint.log), encoding="utf-8")
+
+
+class _Planner(DefaultSavePlanner):
+    """Saves tensors that do not exist yet: each piece of one is an item, and is made when it is asked for."""
+
+    def __init__(self, streams: dict[int, tuple[str, Stream]], tally: Tally) -> None:
+        super().__init__()
+        self._streams, self._tally = streams, tally
+
+    def create_local_plan(self) -> SavePlan:
+        plan = super().create_local_plan()
+        self.plan = replace(plan, items=[part for item in plan.items for part in self._cut(item)])
+        return self.plan
+
+    def _cut(self, item: WriteItem) -> list[WriteItem]:
+        data = item.tensor_data
+        if data is None or len(data.size) == 0 or math.prod(data.size) == 0:
+            return [item]
+        rows, rest = data.size[0], data.size[1:]
+        step = max(1, PIECE_BYTES // (math.prod(rest) * data.properties.dtype.itemsize))
+        if step >= rows:
+            return [item]
+        parts = []
+        for begin in range(0, rows, step):
+            offsets = torch.Size([begin, *[0] * len(rest)])
+            chunk = ChunkStorageMetadata(offsets, torch.Size([min(step, rows - begin), *rest]))
+            index = MetadataIndex(item.index.fqn, offsets)
+            parts.append(WriteItem(index, WriteItemType.SHARD, tensor_data=replace(data, chunk=chunk)))
+        return parts
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
+        hollow = self.state_dict[write_item.index.fqn]
+        if id(hollow) not in self._streams or write_item.tensor_data is None:
+            return super().resolve_data(write_item)
+        name, stream = self._streams[id(hollow)]
+        chunk = write_item.tensor_data.chunk
+        if not stream.shape or not stream.nbytes:
+            return stream.whole()
+        unit = stream.rows // stream.shape[0]  # a row here may be several of the stream
+        begin, end = chunk.offsets[0], chunk.offsets[0] + chunk.sizes[0]
+        made = stream.make(begin * unit, end * unit)
+        self._tally.count(name, made)
+        stream.release()
+        if end == stream.shape[0]:
+            stream.drop()
+        return made.clone(memory_format=torch.contiguous_format).view(chunk.sizes)
+
+
+class _Items:
+    """What is in the files of a folder."""
+
+    def __init__(self, path: Path, storage: Any) -> None:
+        self._path, self._storage = path, storage
+        self._files: dict[str, MappedFile] = {}
+
+    def _find(self, index: MetadataIndex) -> tuple[MappedFile, int, int]:
+        info = self._storage[index]
+        if getattr(info, "transform_descriptors", None):
+            raise ValueError(
+                f"{self._path} has {index.fqn} transformed ({info.transform_descriptors}), which is not read"
+            )
+        if info.relative_path not in self._files:
+            self._files[info.relative_path] = MappedFile(self._path / info.relative_path)
+        file = self._files[info.relative_path]
+        if info.offset + info.length > file.size:
+            raise ValueError(f"{file.path} is truncated: {index.fqn} ends behind its {file.size} bytes")
+        return file, info.offset, info.length
+
+    def value(self, name: str) -> Any:
+        file, offset, length = self._find(MetadataIndex(name))
+        try:
+            return torch.load(io.BytesIO(file.bytes(offset, offset + length)), weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{self._path} has {name}, which torch.load does not read: {error}") from error
+
+    def tensor(self, name: str, at: torch.Size, dtype: torch.dtype) -> Stored:
+        file, offset, length = self._find(MetadataIndex(name, at))
+        try:
+            t = torch.load(cast(IO[bytes], _View(file, offset, length)), map_location="meta", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{self._path} has {name}, which torch.load does not read: {error}") from error
+        begin = t.untyped_storage()._checkpoint_offset + t.storage_offset() * t.dtype.itemsize
+        return Stored(
+            file, t.dtype, tuple(t.shape), offset + begin, None if t.is_contiguous() else tuple(map(int, t.stride()))
+        )
+
+
+class _View(io.RawIOBase):
+    """Some bytes of a file as a file."""
+
+    def __init__(self, file: MappedFile, offset: int, length: int) -> None:
+        self._file, self._offset, self._length, self._at = file, offset, length, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._length)[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._at + len(buffer), self._length)
+        data = self._file.bytes(self._offset + self._at, self._offset + max(end, self._at))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+class _Spool:
+    """A file into which tensors are put together of their shards."""
+
+    def __init__(self, path: Path, entries: dict[str, Any], scratch: Path | None) -> None:
+        self._offsets: dict[str, int] = {}
+        size = 0
+        for name, entry in entries.items():
+            if isinstance(entry, TensorStorageMetadata) and len(entry.chunks) > 1:
+                self._offsets[name] = size
+                size += -(-math.prod(entry.size) * entry.properties.dtype.itemsize // 64) * 64
+        self._file: MappedFile | None = None
+        if size:
+            if scratch is None:
+                raise ValueError(f"{path} has tensors in several shards, which have to be put together on disk")
+            place = scratch / "assembled"
+            with place.open("xb") as file:
+                file.truncate(size)
+            self._target = place
+            self._file = MappedFile(place)
+
+    def assembled(self, name: str, entry: TensorStorageMetadata, items: _Items) -> Stored:
+        assert self._file is not None
+        dtype, shape, offset = entry.properties.dtype, tuple(entry.size), self._offsets[name]
+        count = math.prod(shape)
+        for chunk in entry.chunks:
+            shard = items.tensor(name, chunk.offsets, dtype)
+            if count and shard.numel:
+                with self._target.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+                    whole = torch.frombuffer(memory, dtype=dtype, count=count, offset=offset).view(shape)
+                    inside = tuple(slice(o, o + n) for o, n in zip(chunk.offsets, chunk.sizes, strict=True))
+                    whole[inside] = shard.tensor()
+                    del whole
+            shard.release()
+        return Stored(self._file, dtype, shape, offset)
+
+
+def _nested(flat: dict[tuple[Any, ...], Any]) -> Any:
+    """Dicts in dicts, and lists where keys are numbers."""
+    root: dict[Any, Any] = {}
+    for path, value in flat.items():
+        node = root
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = value
+    return _with_lists(root)
+
+
+def _with_lists(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    values = {key: _with_lists(value) for key, value in node.items()}
+    if values and all(isinstance(key, int) for key in values):  # DCP makes texts of a dict's keys
+        return [values[i] for i in sorted(values)]
+    return values

@@ -1,0 +1,109 @@
+"""One checkpoint grown into another, by one plan or several."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from net2net.checkpoints import formats, log
+from net2net.checkpoints.architecture import architecture
+from net2net.checkpoints.checkpoint import Checkpoint
+from net2net.checkpoints.tally import Progress, Tally
+from net2net.checkpoints.trees import Grown, leaves
+from net2net.files import workshop
+from net2net.optimizer import check_state
+from net2net.plan import GrowthPlan
+
+
+@dataclass(frozen=True)
+class CheckpointReport:
+    """What growing a checkpoint did.
+
+    Attributes:
+        source, target: the checkpoints.
+        models, optimizers: what in them was grown, by its name within the checkpoint (`""`: all of it).
+        tensors: in the target.
+        bytes_written: of tensors in the target.
+        seconds: what all of it took.
+        not_finite: tensors of the target that have NaN or infinities -> how many; their bits are the source's.
+    """
+
+    source: Path
+    target: Path
+    models: list[str]
+    optimizers: list[str]
+    tensors: int
+    bytes_written: int
+    seconds: float
+    not_finite: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        named = [f"{what} {name!r}" if name else f"the {what}" for what, names in
+                 (("model", self.models), ("optimizer", self.optimizers)) for name in names]  # fmt: skip
+        lines = [
+            f"{self.target}: {', '.join(named)} grown; {self.tensors} tensors, {self.bytes_written / 2**20:.1f} MiB in "
+            f"{self.seconds:.1f} s"
+        ]
+        lines += [f"  note: {name} has {n} numbers that are not finite" for name, n in self.not_finite.items()]
+        return "\n".join(lines)
+
+
+def grow_checkpoint(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    plans: Sequence[GrowthPlan],
+    *,
+    optimizer: str | None = None,
+    state: str = "exact",
+    model: nn.Module | None = None,
+    progress: Progress | None = None,
+) -> CheckpointReport:
+    """`GrowthPlan.grow_checkpoint` for several growths, one after the other.
+
+    Between two of them the checkpoint lies in a hidden folder beside `dst`. `model` is the one before the first.
+    """
+    started = time.perf_counter()
+    source, target = Path(src), Path(dst)
+    plans = list(plans)
+    if not plans:
+        raise ValueError("plans is empty: there is nothing to do")
+    check_state(state)
+    _check_target(source, target)
+    with workshop(target) as folder:
+        current = formats.read(source, folder)
+        for number, plan in enumerate(plans):
+            grown = Grown(plan, current.tree, optimizer=optimizer, state=state, model=model, what=str(source))
+            done = [*current.log, log.entry(plan, source.name)]
+            new = Checkpoint(current.format, grown.tree, done, current.rest)
+            place = folder / f"{number}{source.suffix}"
+            if number == len(plans) - 1:
+                new, place = formats.written_as(new, target), folder / target.name
+            streams = [stream for _, stream in leaves(new.tree)]
+            tally = Tally(progress, sum(stream.nbytes for stream in streams))
+            try:
+                new.format.write(new, place, tally)
+            except OSError as error:
+                raise OSError(
+                    error.errno, f"{target} cannot be written: {error.strerror}; {source} is as it was"
+                ) from error
+            if place.name != target.name:
+                current = new.format.read(place, folder)
+                model = None if model is None else architecture(plan, model)
+    return CheckpointReport(
+        source, target, grown.models, grown.optimizers, len(streams), tally.written, time.perf_counter() - started,
+        tally.not_finite,
+    )  # fmt: skip
+
+
+def _check_target(source: Path, target: Path) -> None:
+    """Everything that can be told before anything is read."""
+    formats.format_of(source)  # there is something
+    if target.exists() and target.samefile(source):
+        raise ValueError(f"dst (={str(target)!r}) is src: a checkpoint is never overwritten")
+    if source.is_dir() and source.resolve() in target.resolve().parents:
+        raise ValueError(f"dst (={str(target)!r}) is inside of src (={str(source)!r}), which stays as it is")

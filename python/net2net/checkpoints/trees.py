@@ -1,0 +1,118 @@
+"""Checkpoints as nested dicts and lists: which of them are state dicts of the model, which of its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from net2net.checkpoints.optimizers import grown_optimizer
+from net2net.checkpoints.stored import Stored
+from net2net.checkpoints.streams import Stream, unchanged
+from net2net.checkpoints.weights import grown_weights
+from net2net.plan import GrowthPlan
+
+#: What wrappers put before the names of the model that they wrap (averages, data parallelism, torch.compile).
+PREFIXES = ("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.")
+
+
+class Grown:
+    """A checkpoint's tree with streams for tensors, and what has been found in it on the way.
+
+    Attributes:
+        tree: all of it.
+        models: what the state dicts of the model's kind are called (`""`: the whole tree).
+        optimizers: likewise.
+    """
+
+    def __init__(
+        self, plan: GrowthPlan, tree: Any, *, optimizer: str | None, state: str, model: nn.Module | None, what: str
+    ) -> None:
+        self.models: list[str] = []
+        self.optimizers: list[str] = []
+        self._plan, self._optimizer, self._state, self._model, self._what = plan, optimizer, state, model, what
+        self.tree = self._node(tree, "")
+        if not self.models:
+            self._complain(tree)
+
+    def _node(self, node: Any, where: str) -> Any:
+        if isinstance(node, Stored):
+            return unchanged(node)
+        if isinstance(node, Mapping):
+            if is_optimizer(node):
+                self.optimizers.append(where)
+                return grown_optimizer(self._plan, node, self._optimizer, self._state, self._model, where or self._what)
+            prefix = prefix_of(node, self._plan.inventory.aliases, self._plan.shapes)
+            if prefix is not None:
+                self.models.append(where)
+                return self._weights(node, prefix, where)
+            return {key: self._node(value, f"{where}.{key}" if where else str(key)) for key, value in node.items()}
+        if isinstance(node, list | tuple):
+            return type(node)(self._node(value, f"{where}.{i}") for i, value in enumerate(node))
+        return node
+
+    def _weights(self, node: Mapping[str, Any], prefix: str, where: str) -> dict[str, Any]:
+        own = {key: value for key, value in node.items() if key.startswith(prefix)}
+        others = {key: self._node(value, key) for key, value in node.items() if key not in own or not _is_tensor(value)}
+        stored = {key.removeprefix(prefix): value for key, value in own.items() if _is_tensor(value)}
+        try:
+            grown = grown_weights(self._plan, stored)
+        except ValueError as error:
+            raise ValueError(f"{self._what}{f' ({where})' if where else ''} does not fit the plan: {error}") from error
+        return {**{prefix + key: stream for key, stream in grown.items()}, **others}
+
+    def _complain(self, tree: Any) -> None:
+        """ValueError: nothing in it is of the model's kind."""
+        raise ValueError(
+            f"{self._what} does not fit the plan: it has none of the tensors that the plan was made for, such as "
+            f"{next(iter(self._plan.shapes), 'any')}, but {', '.join(sorted(map(str, tree))[:3])}"
+        )
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Stored)
+
+
+def is_optimizer(node: Mapping[Any, Any]) -> bool:
+    """Whether it is what `Optimizer.state_dict` returns."""
+    groups = node.get("param_groups")
+    if not isinstance(groups, list) or not isinstance(node.get("state", {}), Mapping):
+        return False
+    return all(isinstance(group, Mapping) and "params" in group for group in groups)
+
+
+def prefix_of(node: Mapping[Any, Any], aliases: Mapping[str, str], names: Mapping[str, Any]) -> str | None:
+    """What stands before the names of a model of which this is a state dict, with the most names; None: it has none of
+    them."""
+    keys = [key for key, value in node.items() if isinstance(key, str) and _is_tensor(value)]
+    found = {
+        prefix: sum(key.startswith(prefix) and aliases.get(key[len(prefix) :], key[len(prefix) :]) in names
+                    for key in keys)
+        for prefix in PREFIXES
+    }  # fmt: skip
+    best = max(PREFIXES, key=lambda prefix: found[prefix])
+    return best if found[best] else None
+
+
+def leaves(node: Any, where: str = "") -> Iterator[tuple[str, Stream]]:
+    """All streams, by what they are called."""
+    if isinstance(node, Stream):
+        yield where, node
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from leaves(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(node, list | tuple):
+        for i, value in enumerate(node):
+            yield from leaves(value, f"{where}.{i}")
+
+
+def mapped(node: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    """The tree with `function` of each leaf that is of this kind."""
+    if isinstance(node, kind):
+        return function(node)
+    if isinstance(node, Mapping):
+        return {key: mapped(value, kind, function) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return type(node)(mapped(value, kind, function) for value in node)
+    return node

@@ -1,0 +1,62 @@
+"""A student's state dict as streams, from that of a teacher that lies in files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from net2net.checkpoints.moving import Moved, check_movable
+from net2net.checkpoints.stored import Stored
+from net2net.checkpoints.streams import Stream, known, unchanged, zeros
+from net2net.launches import Entry
+from net2net.plan import Fresh, GrowthPlan
+
+
+def grown_weights(plan: GrowthPlan, stored: Mapping[str, Stored]) -> dict[str, Stream]:
+    """The streams of the student's state dict; what there is in the teacher's comes first, in its order.
+
+    Each name that the teacher has is there, be it another one of a tied weight.
+
+    Raises:
+        ValueError: if keys or shapes do not fit the plan, or a tensor that is to grow has a dtype that cannot.
+    """
+    plan.inventory.check_state_dict({name: s.meta() for name, s in stored.items()})
+    student = {}
+    for name, s in stored.items():
+        first = plan.inventory.aliases.get(name, name)
+        moves = check_movable(name, s, plan.student_shape(first))
+        student[plan._renamed(name)] = Moved(plan, Entry(first, None), s).stream() if moves else unchanged(s)
+    everything = dict(stored)  # with all names of tied weights, of which a file may have one alone
+    for name, first in plan.inventory.aliases.items():
+        if (known_as := name if name in stored else first) in stored:
+            everything |= {name: stored[known_as], first: stored[known_as]}
+    for name, copied in plan._copies(everything).items():
+        again = (zeros if copied.zero else unchanged)(everything[copied.of])
+        student[name] = replace(again, tied=None)  # alike today, and another one tomorrow
+    together = _Together()
+    for fresh in plan._fresh({name: torch.empty((), dtype=s.dtype) for name, s in stored.items()}):
+        for name, like in fresh.like.items():
+            student[name] = together.stream(fresh, name, like)
+    return student
+
+
+class _Together:
+    """Tensors that are made together: the last ones are kept, until others are wanted."""
+
+    def __init__(self) -> None:
+        self._of: Fresh | None = None
+        self._made: dict[str, Stream] = {}
+
+    def stream(self, fresh: Fresh, name: str, like: Tensor) -> Stream:
+        return Stream(like.dtype, tuple(like.shape), like.numel(), partial(self._make, fresh, name))
+
+    def _make(self, fresh: Fresh, name: str, begin: int, end: int) -> Tensor:
+        if self._of is not fresh:
+            self._made.clear()
+            self._made = {key: known(t) for key, t in fresh.make().items()}
+            self._of = fresh
+        return self._made[name].make(begin, end)
