@@ -11,6 +11,7 @@ from net2net.growth_schedule import GrowthSchedule
 from net2net.kernel_size import enlarge_kernels, plan_kernels
 from net2net.picture import picture
 from net2net.plan import GrowthPlan
+from net2net.sharded import grow_sharded
 from net2net.verify import verify
 from net2net.widen import groups, plan_widen, widen
 
@@ -25,6 +26,7 @@ __all__ = [
     "groups",
     "grow",
     "grow_checkpoint",
+    "grow_sharded",
     "growth_log",
     "keep_dynamics",
     "load",

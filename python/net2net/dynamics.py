@@ -49,12 +49,23 @@ ELEMENTWISE = (SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSpro
 @dataclass(frozen=True, eq=False)
 class GrownAxis:
     """An axis of a parameter that grows: for each position of the student's the teacher's position (int64) and its
-    share of the unit (float64), and whether sums run over it."""
+    share of the unit (float64), and whether sums run over it. Of a sharded axis, the positions that are here; `several`
+    then says which of them have replicas, here or elsewhere."""
 
     dim: int
     index: Tensor
     share: Tensor
     split: bool
+    several: Tensor | None = None
+
+    def replicated(self) -> Tensor:
+        """bool: whether the unit of each position has several replicas."""
+        return torch.bincount(self.index)[self.index] > 1 if self.several is None else self.several
+
+    def part(self, begin: int, end: int) -> GrownAxis:
+        """The positions [begin, end)."""
+        index, share, several = (t[begin:end] for t in (self.index, self.share, self.replicated()))
+        return GrownAxis(self.dim, index, share, self.split, several)
 
 
 def check_dynamics(optimizer: Optimizer) -> None:

@@ -31,6 +31,7 @@ from torch.optim import (
 
 from net2net.dynamics import GrownAxis, factor_of
 from net2net.rmsprop import RMSpropTF
+from net2net.shards import local
 from net2net.tree import deepcopy
 
 #: For each optimizer, the power of the output split that each state tensor takes. A subclass may do anything with its
@@ -109,8 +110,7 @@ def reset_replicas(state: StateTensor, value: Tensor, axes: Sequence[GrownAxis])
     if state.key not in MOMENTA:
         return
     for axis in axes:
-        copies = torch.bincount(axis.index)[axis.index]
-        value.index_fill_(axis.dim, (copies > 1).nonzero().flatten().to(value.device), 0)
+        value.index_fill_(axis.dim, axis.replicated().nonzero().flatten().to(value.device), 0)
 
 
 #: Optimizers whose momentum is of gradients that have been divided, and by what: the root of second moments `v` and the
@@ -135,7 +135,7 @@ def mend_normalised(
 
     Args:
         replaced: old parameters -> those of `grown`.
-        axes: of an old parameter, those that have grown.
+        axes: of an old parameter, those that have grown (of what is here, if it is sharded).
     """
     if type(grown) not in NORMALISED:
         return
@@ -148,12 +148,12 @@ def mend_normalised(
             units = [axis for axis in axes(olds[p]) if not axis.split]
             if not units:
                 continue
-            momentum = state["momentum_buffer"]
+            momentum = local(state["momentum_buffer"])
             share: Tensor | float = 1.0
             for axis in units:
                 share = share * factor_of(axis, momentum, torch.promote_types(momentum.dtype, torch.float32))
-            mean = state["grad_avg"] if group.get("centered") else None
-            mend(type(grown), momentum, state["square_avg"], mean, share, group["eps"])
+            mean = local(state["grad_avg"]) if group.get("centered") else None
+            mend(type(grown), momentum, local(state["square_avg"]), mean, share, group["eps"])
 
 
 def mend(
