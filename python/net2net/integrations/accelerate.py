@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
 from torch import nn
-from torch.optim import Optimizer
 
 import net2net
 from net2net.grow import GrowthReport
@@ -40,7 +39,7 @@ def grow(
     accelerator: Accelerator,
     model: nn.Module,
     example_inputs: Inputs,
-    optimizer: Optimizer,
+    optimizer: AcceleratedOptimizer,
     scheduler: Any = None,
     **how: Any,
 ) -> Prepared:
