@@ -43,7 +43,9 @@ Factors = dict[str, list[Tensor]]
 _NONE: Factors = {"gradient": [], "value": []}
 
 #: Those whose step treats every element alike and by itself.
-ELEMENTWISE = (SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop, RMSpropTF)
+ELEMENTWISE: set[type[Optimizer]] = {
+    SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop, RMSpropTF
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,7 @@ class GrownAxis:
 def check_dynamics(optimizer: Optimizer) -> None:
     """TypeError if the steps of `optimizer` cannot be taken in other coordinates."""
     if type(optimizer) not in ELEMENTWISE:
-        known = ", ".join(c.__name__ for c in ELEMENTWISE)
+        known = ", ".join(sorted(c.__name__ for c in ELEMENTWISE))
         raise TypeError(
             f"optimizer (={type(optimizer).__name__}) cannot keep the teacher's dynamics; those that work element by "
             f"element can: {known}"
