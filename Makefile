@@ -8,12 +8,13 @@ JOBS   ?= 2
 SOURCES := $(wildcard csrc/*) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
 EXAMPLES ?= 500
-.PHONY: help demo test fuzz test-slow test-big lint format bench clean
+.PHONY: help demo test fuzz test-slow test-integrations test-big lint format bench clean
 help:
 	@echo "make demo       train, grow and train on: the main job, on the CPU, in a few minutes"
 	@echo "make test       the test suite (CI runs this); JOBS=8 for eight processes instead of two"
 	@echo "make fuzz       random networks and random lists of tensors, others every time; EXAMPLES=5000 for more of each"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make test-integrations  installs Lightning and Accelerate, and tests growth inside their loops"
 	@echo "make test-big   the tests that need tens of gigabytes of memory"
 	@echo "make bench      the kernel benchmarks, small sizes on a machine without a GPU"
 	@echo "make lint       ruff and mypy"
@@ -35,6 +36,10 @@ fuzz: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+test-integrations: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lightning,accelerate]"
+	$(BIN)/python -m pytest tests/test_integrations.py
 
 test-big: $(STAMP)
 	$(BIN)/python -m pytest -m big

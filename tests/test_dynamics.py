@@ -218,14 +218,35 @@ def test_a_parameter_that_joins_later_steps_as_usual() -> None:
     assert torch.equal(later, torch.zeros(3))
 
 
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_closure_runs_the_model_in_its_own_coordinates(kind: str, by_name: bool) -> None:
+    teacher, optimizer, x = trained("gated", kind)
+    plan = net2net.plan_widen(teacher, x, 1.5, noise="none")
+    student, other = plan.apply(teacher), plan.apply(teacher)
+    stepped = plan.grow_optimizer(optimizer, student, dynamics=True)
+    closing = plan.grow_optimizer(optimizer, other, dynamics=True)
+
+    def closure() -> Tensor:
+        closing.zero_grad()
+        value = loss(other, x)
+        value.backward()
+        return value
+
+    for _ in range(3):
+        expected = loss(student, x).detach()
+        value = closing.step(closure=closure) if by_name else closing.step(closure)
+        assert torch.equal(value.detach(), expected)
+        train(student, stepped, x, 1)
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), other.parameters(), strict=True))
+
+
 def test_what_cannot_be_is_refused() -> None:
     teacher, optimizer, x = trained("gated")
     plan = net2net.plan_widen(teacher, x, 2, noise="none")
     student = plan.apply(teacher)
     grown = plan.grow_optimizer(optimizer, student, dynamics=True)
     before = copy.deepcopy(student)
-    with pytest.raises(TypeError, match="closure"):
-        grown.step(lambda: loss(student, x))
     p = grown.param_groups[0]["params"][2]
     p.grad = torch.ones_like(p).to_sparse()
     with pytest.raises(TypeError, match="sparse"):

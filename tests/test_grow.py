@@ -359,7 +359,7 @@ def test_live_parallel_models_are_refused() -> None:
     from torch.distributed.fsdp import fully_shard
 
     sharded = fully_shard(EXAMPLES["mlp"].build()[0], mesh=torch.distributed.init_device_mesh("cpu", (1,)))
-    with pytest.raises(ValueError, match="sharded by FSDP: grow it before that; of a live one, gather"):
+    with pytest.raises(ValueError, match=r"sharded by FSDP: grow a live one by net2net\.grow_sharded"):
         net2net.grow(sharded, old.x, widen=2)
 
 

@@ -213,3 +213,58 @@ def test_an_optimizer_made_anew_can_load_the_state_of_a_deepened_one() -> None:
     backwards = plan.grow_optimizer(SGD(reversed(list(teacher.parameters())), lr=0.1), student)
     theirs, mine = list(reversed(list(teacher.parameters()))), backwards.param_groups[0]["params"]
     assert [p.shape for p in mine[: len(theirs)]] == [p.shape for p in theirs]  # an order of one's own is kept
+
+
+class Lion(Optimizer):
+    """The sign of an average of gradients (Chen et al., 2023)."""
+
+    def __init__(self, params: object, lr: float = 0.0, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                mean = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                p.sub_(torch.sign(0.9 * mean + 0.1 * p.grad), alpha=group["lr"])
+                mean.lerp_(p.grad, 0.01)
+
+
+def test_laws_of_other_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, x = EXAMPLES["residual"].build()
+    plan = net2net.plan_widen(teacher, x, 1.7, noise="none")
+    student = plan.apply(teacher)
+    optimizer, fresh = make(Lion, teacher), make(Lion, student)
+    with pytest.raises(TypeError, match=r"Lion.* not known.*register_optimizer"):
+        plan.grow_optimizer(optimizer, student)
+    for name in ("LAWS", "MOMENTA", "ELEMENTWISE"):
+        monkeypatch.setattr(net2net.optimizer, name, copy.copy(getattr(net2net.optimizer, name)))
+    net2net.register_optimizer(Lion, {"exp_avg": 1}, momenta=["exp_avg"])
+    for each, model in ((optimizer, teacher), (fresh, student)):
+        loss(model, x).backward()
+        each.step()
+    grown = plan.grow_optimizer(optimizer, student)
+    for p in student.parameters():
+        expected = fresh.state[p]["exp_avg"]
+        assert (grown.state[p]["exp_avg"] - expected).abs().max() <= 1e-10 * expected.abs().max()
+    reset = plan.grow_optimizer(optimizer, student, state="replicas_reset")
+    assert any(not reset.state[p]["exp_avg"].all() for p in student.parameters())
+    with pytest.raises(TypeError, match=r"Lion.* cannot keep the teacher's dynamics"):
+        plan.grow_optimizer(optimizer, student, dynamics=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((nn.Linear, {}), {}, "kind"),
+        ((SGD, {}), {}, r"kind \(=SGD\) has laws already"),
+        ((Lion, {"exp_avg": 0.5}), {}, r"laws\['exp_avg'\] \(=0.5\)"),
+        ((Lion, {"exp_avg": 1}), {"momenta": ["other"]}, r"momenta \(=\['other'\]\)"),
+        ((Lion, {"exp_avg": 1}), {}, "'exp_avg' is a momentum of other optimizers"),
+        ((Lion, {"exp_avg_sq": 2}), {"momenta": ["exp_avg_sq"]}, "'exp_avg_sq' is a scale of other optimizers"),
+    ],
+)
+def test_wrong_laws(arguments: tuple[object, ...], options: dict[str, object], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        net2net.register_optimizer(*arguments, **options)  # type: ignore[arg-type]
+    assert Lion not in net2net.optimizer.LAWS

@@ -9,8 +9,10 @@ from net2net.feature_prediction import FeaturePrediction
 from net2net.grow import Grown, GrowthReport, grow
 from net2net.growth_schedule import GrowthSchedule
 from net2net.kernel_size import enlarge_kernels, plan_kernels
+from net2net.optimizer import register_optimizer
 from net2net.picture import picture
 from net2net.plan import GrowthPlan
+from net2net.sharded import grow_sharded
 from net2net.verify import verify
 from net2net.widen import groups, plan_widen, widen
 
@@ -25,6 +27,7 @@ __all__ = [
     "groups",
     "grow",
     "grow_checkpoint",
+    "grow_sharded",
     "growth_log",
     "keep_dynamics",
     "load",
@@ -34,6 +37,7 @@ __all__ = [
     "plan_kernels",
     "plan_widen",
     "random_pad",
+    "register_optimizer",
     "rules",
     "verify",
     "widen",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from net2net import activations, new_layers
+from net2net import activations, new_layer_shards, new_layers
 from net2net.activations import Activation
 from net2net.blocks import Repetition
 from net2net.launches import Entry, Law
@@ -96,6 +96,12 @@ class DeepenPlan(GrowthPlan):
             setattr(owner, child, box)
 
     def _fill(self, student: nn.Module) -> None:
+        self._fill_places(student, new_layers.fill)
+
+    def _fill_shards(self, student: nn.Module) -> None:
+        self._fill_places(student, new_layer_shards.fill)
+
+    def _fill_places(self, student: nn.Module, fill: Callable[[list[tuple[Insertion, int, nn.Module]]], None]) -> None:
         new: list[tuple[Insertion, int, nn.Module]] = []
         # Inner blocks first, for outer ones are copied with them.
         for place in sorted(self._places, key=lambda p: p.module.count("."), reverse=True):
@@ -106,7 +112,7 @@ class DeepenPlan(GrowthPlan):
             else:
                 for layer in layers:
                     place.fill(layer, box.get_submodule(LAYER))
-        new_layers.fill(new)
+        fill(new)
 
     def _renamed(self, name: str, own: bool = False) -> str:
         """A teacher name in the student; `own`: the name of the module that takes a wrapped module's place."""

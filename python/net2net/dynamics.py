@@ -43,24 +43,37 @@ Factors = dict[str, list[Tensor]]
 _NONE: Factors = {"gradient": [], "value": []}
 
 #: Those whose step treats every element alike and by itself.
-ELEMENTWISE = (SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop, RMSpropTF)
+ELEMENTWISE: set[type[Optimizer]] = {
+    SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop, RMSpropTF
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class GrownAxis:
     """An axis of a parameter that grows: for each position of the student's the teacher's position (int64) and its
-    share of the unit (float64), and whether sums run over it."""
+    share of the unit (float64), and whether sums run over it. Of a sharded axis, the positions that are here; `several`
+    then says which of them have replicas, here or elsewhere."""
 
     dim: int
     index: Tensor
     share: Tensor
     split: bool
+    several: Tensor | None = None
+
+    def replicated(self) -> Tensor:
+        """bool: whether the unit of each position has several replicas."""
+        return torch.bincount(self.index)[self.index] > 1 if self.several is None else self.several
+
+    def part(self, begin: int, end: int) -> GrownAxis:
+        """The positions [begin, end)."""
+        index, share, several = (t[begin:end] for t in (self.index, self.share, self.replicated()))
+        return GrownAxis(self.dim, index, share, self.split, several)
 
 
 def check_dynamics(optimizer: Optimizer) -> None:
     """TypeError if the steps of `optimizer` cannot be taken in other coordinates."""
     if type(optimizer) not in ELEMENTWISE:
-        known = ", ".join(c.__name__ for c in ELEMENTWISE)
+        known = ", ".join(sorted(c.__name__ for c in ELEMENTWISE))
         raise TypeError(
             f"optimizer (={type(optimizer).__name__}) cannot keep the teacher's dynamics; those that work element by "
             f"element can: {known}"
@@ -148,10 +161,23 @@ class _Coordinates:
     def __init__(self) -> None:
         self._divided: list[tuple[Tensor, Tensor]] = []
 
+    def enter(self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        closure = arguments[1] if len(arguments) > 1 else options.get("closure")
+        if closure is None:
+            self._divide(optimizer)
+            return None
+
+        # A closure runs the model, whose coordinates are its own; all of these optimizers call it once, before anything
+        # else.
+        def and_then_divide() -> Any:
+            loss = closure()
+            self._divide(optimizer)
+            return loss
+
+        return (arguments[:1], {**options, "closure": and_then_divide})
+
     @torch.no_grad()
-    def enter(self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        if (len(arguments) > 1 and arguments[1] is not None) or options.get("closure") is not None:
-            raise TypeError("an optimizer that keeps its teacher's dynamics cannot step with a closure")
+    def _divide(self, optimizer: Optimizer) -> None:
         self._undo()  # if the last step failed midway
         found = []
         for group in optimizer.param_groups:

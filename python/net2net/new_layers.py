@@ -136,13 +136,24 @@ def fill(layers: Iterable[tuple[Insertion, int, nn.Module]]) -> None:
         else:
             weight = cast(Tensor, parts["conv" if "conv" in parts else "linear"].weight)
             identities.setdefault(insertion.groups, []).append(weight)
-        if "norm" in parts:
-            _undo(insertion, i, cast(_BatchNorm, parts["norm"]))
-        for name, p in layer.named_parameters():
-            if name.endswith(".bias") and not name.startswith("norm."):
-                p.detach().zero_()
+        _fill_vectors(insertion, i, layer)
     for groups, weights in identities.items():
         identity_(weights, groups=groups)
+
+
+def vectors(insertion: Insertion, i: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """All tensors of the i-th new layer but its weights, by name, on the CPU."""
+    layer = _layer(insertion, i, {"dtype": dtype, "device": torch.device("cpu")})  # nothing touches its weights' memory
+    _fill_vectors(insertion, i, layer)
+    tensors = [*layer.named_parameters(), *layer.named_buffers()]
+    return {name: t.detach() for name, t in tensors if t.dim() < 2}
+
+
+def identity_columns(insertion: Insertion) -> Tensor:
+    """int64: for each row of the weight of an identity or maxout layer the column of its one."""
+    pieces = insertion.pieces if insertion.method == "maxout" else 1
+    rows = torch.arange(insertion.channels).repeat_interleave(pieces)
+    return rows % (insertion.channels // insertion.groups)
 
 
 def expansion(insertion: Insertion, i: int, example: Tensor) -> nn.Module:
@@ -189,6 +200,15 @@ def _norm(insertion: Insertion, kind: type[_BatchNorm], place: dict[str, Any]) -
     return kind(insertion.normed, eps=insertion.eps, momentum=insertion.momentum, **place)
 
 
+def _fill_vectors(insertion: Insertion, i: int, layer: nn.Module) -> None:
+    parts = dict(layer.named_children())
+    if "norm" in parts:
+        _undo(insertion, i, cast(_BatchNorm, parts["norm"]))
+    for name, p in layer.named_parameters():
+        if name.endswith(".bias") and not name.startswith("norm."):
+            p.detach().zero_()
+
+
 def _undo(insertion: Insertion, i: int, norm: _BatchNorm) -> None:
     """Makes batch normalisation the identity: weight sqrt(var + eps), bias mean (DESIGN, section 2.3).
 
@@ -203,27 +223,37 @@ def _undo(insertion: Insertion, i: int, norm: _BatchNorm) -> None:
     assert norm.running_var is not None
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(var)
+    if norm.running_var.is_meta:
+        return
     norm.weight.data.copy_((norm.running_var.double().cpu() + insertion.eps).sqrt())
     norm.bias.data.copy_(norm.running_mean)
 
 
 def _factorise(insertion: Insertion, i: int, expand: nn.Module, contract: nn.Module) -> None:
     """[Q; -Q] into the middle of `expand`, [Q^-1, -Q^-1] / kappa into `contract`, for each group."""
-    assert insertion.activation is not None
-    assert insertion.activation.kappa is not None
     first, last = cast(Tensor, expand.weight).detach(), cast(Tensor, contract.weight).detach()
-    groups = insertion.groups
     if first.is_meta:
         return
-    c = insertion.channels // groups
+    factor, inverse = factors(insertion, i, first.dtype)
+    middle_of(first.zero_()).copy_(factor)
+    middle_of(last).copy_(inverse)
+
+
+def middle_of(weight: Tensor) -> Tensor:
+    """The matrix at the middle of a kernel: a view."""
+    for k in weight.shape[2:]:
+        weight = weight.select(2, k // 2)
+    return weight
+
+
+def factors(insertion: Insertion, i: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """float64 matrices: [Q; -Q] and [Q^-1, -Q^-1] / kappa of each group, one below the other."""
+    assert insertion.activation is not None
+    assert insertion.activation.kappa is not None
     # Q is rounded to the layer's dtype first, and the rounded one inverted: so only the inverse's rounding is left.
-    q = _factors(insertion, i, groups, c).to(first.dtype).double()
+    q = _factors(insertion, i, insertion.groups, insertion.channels // insertion.groups).to(dtype).double()
     inverse = torch.linalg.inv(q) / insertion.activation.kappa
-    middle = first.zero_()
-    for k in insertion.kernel_sizes[i]:
-        middle = middle.select(2, k // 2)
-    middle.copy_(torch.cat([q, -q], 1).flatten(0, 1))
-    last.copy_(torch.cat([inverse, -inverse], 2).flatten(0, 1).reshape(last.shape))
+    return torch.cat([q, -q], 1).flatten(0, 1), torch.cat([inverse, -inverse], 2).flatten(0, 1)
 
 
 def _factors(insertion: Insertion, i: int, groups: int, c: int) -> Tensor:

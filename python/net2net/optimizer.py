@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +29,9 @@ from torch.optim import (
     RMSprop,
 )
 
-from net2net.dynamics import GrownAxis, factor_of
+from net2net.dynamics import ELEMENTWISE, GrownAxis, factor_of
 from net2net.rmsprop import RMSpropTF
+from net2net.shards import local
 from net2net.tree import deepcopy
 
 #: For each optimizer, the power of the output split that each state tensor takes. A subclass may do anything with its
@@ -67,6 +68,47 @@ class StateTensor:
     power: int
 
 
+def register_optimizer(
+    kind: type[Optimizer], laws: Mapping[str, int], *, momenta: Iterable[str] = (), elementwise: bool = False
+) -> None:
+    """Says how the state of another optimizer grows, such as one of your own.
+
+        net2net.register_optimizer(Lion, {"exp_avg": 1}, momenta=["exp_avg"], elementwise=True)
+
+    Args:
+        kind: its class; subclasses are not meant, they may do anything with their state.
+        laws: for each state tensor of its parameter's shape the power of the output split `c_o` (the share of its unit
+            that a replica has) with which it grows: 1 for what is linear in gradients, 2 for what is quadratic, 0 for
+            what has been divided by a root of such. Scalars, such as step counts, stay as they are.
+        momenta: which of these remember directions, and are zeroed for replicas where the state is
+            `"replicas_reset"`. The others are scales, and stay.
+        elementwise: whether a step does to every element of a parameter what it would do to it alone. Only such
+            optimizers can keep the teacher's dynamics (`lr="dynamics"`); LAMB and LARS, with norms of layers, cannot.
+
+    Raises:
+        TypeError, ValueError: naming the argument; also if `kind` is known already.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
+        raise TypeError(f"kind (={kind!r}) must be a class of torch.optim.Optimizer")
+    if kind in LAWS:
+        raise ValueError(f"kind (={kind.__name__}) has laws already: {LAWS[kind]}")
+    for key, power in laws.items():
+        if not isinstance(key, str) or isinstance(power, bool) or not isinstance(power, int):
+            raise ValueError(f"laws[{key!r}] (={power!r}) must be a whole number, by the name of the state")
+    named = set(momenta)
+    if unknown := named - set(laws):
+        raise ValueError(f"momenta (={sorted(unknown)}) must be among the laws: {sorted(laws)}")
+    scales = {key for each in LAWS.values() for key in each} - MOMENTA
+    for key in sorted(laws):
+        if (key in named and key in scales) or (key not in named and key in MOMENTA):
+            what = "a scale" if key in named else "a momentum"
+            raise ValueError(f"momenta (={sorted(named)}): {key!r} is {what} of other optimizers; call it otherwise")
+    LAWS[kind] = dict(laws)
+    MOMENTA.update(named)
+    if elementwise:
+        ELEMENTWISE.add(kind)
+
+
 def laws_for(optimizer: Optimizer) -> dict[str, int]:
     """The laws for `optimizer`; TypeError, by name, if there are none."""
     laws = LAWS.get(type(optimizer))
@@ -74,7 +116,7 @@ def laws_for(optimizer: Optimizer) -> dict[str, int]:
         known = ", ".join(c.__name__ for c in LAWS)
         raise TypeError(
             f"optimizer (={type(optimizer).__module__}.{type(optimizer).__name__}) has state whose law under growth is "
-            f"not known; known are {known}"
+            f"not known; known are {known}; net2net.register_optimizer makes others known"
         )
     return laws
 
@@ -109,8 +151,7 @@ def reset_replicas(state: StateTensor, value: Tensor, axes: Sequence[GrownAxis])
     if state.key not in MOMENTA:
         return
     for axis in axes:
-        copies = torch.bincount(axis.index)[axis.index]
-        value.index_fill_(axis.dim, (copies > 1).nonzero().flatten().to(value.device), 0)
+        value.index_fill_(axis.dim, axis.replicated().nonzero().flatten().to(value.device), 0)
 
 
 #: Optimizers whose momentum is of gradients that have been divided, and by what: the root of second moments `v` and the
@@ -135,7 +176,7 @@ def mend_normalised(
 
     Args:
         replaced: old parameters -> those of `grown`.
-        axes: of an old parameter, those that have grown.
+        axes: of an old parameter, those that have grown (of what is here, if it is sharded).
     """
     if type(grown) not in NORMALISED:
         return
@@ -148,12 +189,12 @@ def mend_normalised(
             units = [axis for axis in axes(olds[p]) if not axis.split]
             if not units:
                 continue
-            momentum = state["momentum_buffer"]
+            momentum = local(state["momentum_buffer"])
             share: Tensor | float = 1.0
             for axis in units:
                 share = share * factor_of(axis, momentum, torch.promote_types(momentum.dtype, torch.float32))
-            mean = state["grad_avg"] if group.get("centered") else None
-            mend(type(grown), momentum, state["square_avg"], mean, share, group["eps"])
+            mean = local(state["grad_avg"]) if group.get("centered") else None
+            mend(type(grown), momentum, local(state["square_avg"]), mean, share, group["eps"])
 
 
 def mend(

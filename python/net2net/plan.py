@@ -188,6 +188,9 @@ class GrowthPlan(ABC):
     def _fill(self, student: nn.Module) -> None:  # noqa: B027  (most plans have nothing left to do)
         """What is left to do when the grown tensors have their values."""
 
+    def _fill_shards(self, student: nn.Module) -> None:  # noqa: B027
+        """The same for a student whose parameters are sharded; each rank does it for its shards."""
+
     def _fill_state(self, name: str, state: optim.StateTensor, value: Tensor) -> None:  # noqa: B027
         """The same for `value`, grown from an optimizer's `state` of the teacher's parameter `name`."""
 
@@ -388,12 +391,7 @@ class GrowthPlan(ABC):
         old = [m.value for m in moving]
         parameters = Tensors.of(student).parameters
         replaced = {p: parameters[self._renamed(name)] for p, name in names.items()}
-        held = {name: p for p, name in names.items()}
-        fresh = []
-        for new, neighbours in self._neighbours().items():
-            near = next((name for name in neighbours if name in held), None)
-            if new in parameters and near is not None:
-                fresh.append((parameters[new], held[near]))
+        fresh = self._joining(names, parameters)
         with torch.no_grad():
             if not consume:
                 values = run(self._launch(entries, old), old) if old else []
@@ -411,12 +409,35 @@ class GrowthPlan(ABC):
                     optim.reset_replicas(m, value, self._grown_axes(names[m.parameter]))
             if not dynamics:
                 optim.mend_normalised(grown, replaced, lambda p: self._grown_axes(names[p]))
-            places: dict[Tensor, tuple[int, str]] = {}
-            for place, (name, p) in enumerate(parameters.items()):
-                places.setdefault(p, (place, name))
-            optim.put_in_order(optimizer, grown, {p: self._ids[name] for p, name in names.items()}, places)
+            self._put_in_order(optimizer, grown, names, parameters)
             carry(optimizer, grown, replaced, lambda p: self._grown_axes(names[p]), start=dynamics)
         return grown
+
+    def _joining(
+        self, names: Mapping[Tensor, str], parameters: Mapping[str, nn.Parameter]
+    ) -> list[tuple[nn.Parameter, Tensor]]:
+        """Those of the student's parameters that only it has, each with the teacher's parameter (of those in `names`)
+        whose options in the optimizer it takes."""
+        held = {name: p for p, name in names.items()}
+        fresh = []
+        for new, neighbours in self._neighbours().items():
+            near = next((name for name in neighbours if name in held), None)
+            if new in parameters and near is not None:
+                fresh.append((parameters[new], held[near]))
+        return fresh
+
+    def _put_in_order(
+        self,
+        optimizer: torch.optim.Optimizer,
+        grown: torch.optim.Optimizer,
+        names: Mapping[Tensor, str],
+        parameters: Mapping[str, nn.Parameter],
+    ) -> None:
+        """Has the parameters in `grown` follow each other as in the student, where they did so in the teacher."""
+        places: dict[Tensor, tuple[int, str]] = {}
+        for place, (name, p) in enumerate(parameters.items()):
+            places.setdefault(p, (place, name))
+        optim.put_in_order(optimizer, grown, {p: self._ids[name] for p, name in names.items()}, places)
 
     def grow_checkpoint(
         self,

@@ -123,9 +123,8 @@ def check_model(model: object) -> Tensors:
             )
         if _is_sharded(module):
             raise ValueError(
-                f"model (={type(model).__name__}) is sharded by FSDP: grow it before that; of a live one, "
-                "gather the full state dict (torch.distributed.checkpoint.state_dict, full_state_dict=True), load it "
-                "into an unsharded model, grow that, and shard the student"
+                f"model (={type(model).__name__}) is sharded by FSDP: grow a live one by net2net.grow_sharded (FSDP2; "
+                "its plan is made for the unsharded model, which may be on the meta device), or grow before sharding"
             )
     check_not_spent("model", model)
     tensors = Tensors.of(model)
