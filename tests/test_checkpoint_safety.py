@@ -319,14 +319,23 @@ def test_one_at_a_time(grown: tuple[net2net.GrowthPlan, Path, Path]) -> None:
     assert left_in(source.parent) == ["a.safetensors", "b.safetensors"]
 
 
-def work(source: Path, plans: list[Path], target: Path, seconds: float) -> None:
-    """Grow, slowly; killed so many seconds after the beginning."""
+def work(source: Path, plans: list[Path], target: Path, seconds: float, pieces: int) -> None:
+    """Grow, slowly; killed so many seconds after the beginning, or when so many pieces have been written; 0: never."""
     for module in (streams, tally):
         module.PIECE_BYTES = 1024  # type: ignore[attr-defined]
     loaded = [net2net.GrowthPlan.load(plan) for plan in plans]
     if seconds:
         threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
-    net2net.grow_checkpoint(source, target, loaded, progress=lambda *_: time.sleep(1e-3))
+    written = 0
+
+    def on_piece(*_: Any) -> None:
+        nonlocal written
+        time.sleep(1e-3)
+        written += 1
+        if written == pieces:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    net2net.grow_checkpoint(source, target, loaded, progress=on_piece)
 
 
 @pytest.fixture(scope="module")
@@ -357,8 +366,8 @@ def kill_and_complete(processes: ForkServerContext, tmp_path: Path, times: int, 
     plans, target = [tmp_path / "wide.json", tmp_path / "deep.json"], tmp_path / "target"
     quiet = sorted([*left_in(tmp_path)])
 
-    def run(seconds: float) -> int | None:
-        process = processes.Process(target=work, args=(source, plans, target, seconds))
+    def run(seconds: float = 0, pieces: int = 0) -> int | None:
+        process = processes.Process(target=work, args=(source, plans, target, seconds, pieces))
         process.start()
         process.join(timeout=60)
         if process.is_alive():
@@ -368,13 +377,14 @@ def kill_and_complete(processes: ForkServerContext, tmp_path: Path, times: int, 
     whole = 0.0
     for _ in range(2):  # the first one starts the server of processes
         started = time.perf_counter()
-        assert run(0) == 0
+        assert run() == 0
         whole = time.perf_counter() - started
         shutil.rmtree(target)
     rng, killed, half = random.Random(seed), 0, 0
-    for _ in range(times):
-        if run(rng.uniform(0, whole) or 1e-3) == -signal.SIGKILL:
-            killed += 1
+    for number in range(times):
+        # At any moment, and while files are being written.
+        how = {"pieces": rng.randint(1, 100)} if number % 2 else {"seconds": rng.uniform(1e-3, whole)}
+        killed += run(**how) == -signal.SIGKILL  # type: ignore[arg-type]
         half += any(name.endswith(".unfinished") for name in left_in(tmp_path))
         if target.exists():
             assert_whole(target, expected)
@@ -382,7 +392,7 @@ def kill_and_complete(processes: ForkServerContext, tmp_path: Path, times: int, 
     assert killed > times // 3
     assert half
     assert {p.name: p.read_bytes() for p in source.iterdir()} == before
-    assert run(0) == 0  # the next one completes it, and removes what the others left
+    assert run() == 0  # the next one completes it, and removes what the others left
     assert_whole(target, expected)
     assert left_in(tmp_path) == sorted([*quiet, "target"])
 
