@@ -81,3 +81,30 @@ def test_differences_in_any_output_are_seen(one: Callable[..., Any], other: Call
 def test_nothing_to_compare_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing to compare"):
         net2net.verify(Returns(lambda x: 3), Returns(lambda x: 3), torch.randn(2))
+
+
+class Narrowing(nn.Module):
+    """A norm that computes in float32, whatever it is given, as those of many language models do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x.float()
+        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def test_steps_in_a_narrower_dtype_are_allowed_their_rounding() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 37), Narrowing(), nn.Linear(37, 3)).double().eval()
+    x = torch.randn(4, 6, dtype=torch.float64)
+    student = net2net.widen(model, x, 3)
+    report = net2net.verify(model, student, x)
+    assert report.ok
+    assert 1e-9 < report.max_rel < 1e-6
+    with torch.no_grad():
+        student[2].weight[0, 0] += 1e-3
+    assert not net2net.verify(model, student, x).ok
+    plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double().eval()
+    other = net2net.widen(plain, x, 2)
+    with torch.no_grad():
+        other[2].weight += 1e-7
+    assert net2net.verify(plain, other, x).tolerance == 1e-9
+    assert not net2net.verify(plain, other, x).ok
