@@ -18,7 +18,7 @@ from net2net.deepen_plan import DeepenPlan
 from net2net.moments import site_moments
 from net2net.new_layers import FACTORS, Insertion
 from net2net.operations import operations
-from net2net.plan import Inventory, Skipped
+from net2net.plan_parts import Inventory, Skipped
 from net2net.running import Inputs, call
 from net2net.sites import Site, find_sites
 from net2net.skeleton import own_random_state, skeleton

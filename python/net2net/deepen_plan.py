@@ -17,7 +17,8 @@ from net2net.blocks import Repetition
 from net2net.launches import Entry, Law
 from net2net.modules import Chain
 from net2net.new_layers import Insertion
-from net2net.plan import Copy, Fresh, GrowthPlan, Inventory, Skipped
+from net2net.plan import GrowthPlan
+from net2net.plan_parts import Copy, Fresh, Inventory, Skipped
 
 #: The wrapped module's name within the module that takes its place.
 LAYER = "layer"

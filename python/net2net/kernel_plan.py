@@ -11,7 +11,8 @@ from torch.nn.modules.conv import _ConvNd
 from n2n_kernels.layout import memory_format
 from net2net.launches import Entry, Law
 from net2net.optimizer import MOMENTA, StateTensor
-from net2net.plan import GrowthPlan, Inventory, Skipped
+from net2net.plan import GrowthPlan
+from net2net.plan_parts import Inventory, Skipped
 
 
 class KernelPlan(GrowthPlan):

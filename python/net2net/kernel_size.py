@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from net2net.kernel_plan import KernelPlan, check_size
-from net2net.plan import Inventory
+from net2net.plan_parts import Inventory
 from net2net.running import Inputs
 from net2net.skeleton import check_model
 from net2net.verify import check_growth

@@ -13,7 +13,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 from weakref import WeakKeyDictionary, ref
@@ -26,6 +26,7 @@ from net2net.chunks import Part, cut, hand_over, placeholder
 from net2net.dynamics import GrownAxis, carry, check_dynamics
 from net2net.files import write_atomically
 from net2net.launches import Entry, Launches, Law, Prepared, run
+from net2net.plan_parts import Copy, Fresh, Inventory, Skipped
 from net2net.skeleton import Tensors, check_model, in_place_of, movable, rebuild
 from net2net.spent import check_not_spent, one_consumer_at_a_time, spend
 from net2net.tree import no_collections
@@ -35,87 +36,6 @@ if TYPE_CHECKING:
 
 FORMAT = "net2net.GrowthPlan"
 VERSION = 1
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A group of layers that stays as wide as it is, and why."""
-
-    layers: list[str]
-    units: int
-    reason: str
-
-    def __str__(self) -> str:
-        more = f" (+{len(self.layers) - 1} more)" if len(self.layers) > 1 else ""
-        return f"{self.layers[0]}{more}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class Inventory:
-    """What tensors a teacher has, so that a plan can tell whether it fits a model or a state dict.
-
-    Attributes:
-        shapes: name -> shape of every parameter and buffer, each tensor once, under the first of its names.
-        aliases: the other names of tensors that are shared -> the first.
-        saved: the names that a state dict has.
-        parameters: so many of `shapes`, the first ones, are parameters, in the model's order; None: not known (plans
-            of before).
-    """
-
-    shapes: dict[str, tuple[int, ...]]
-    aliases: dict[str, str]
-    saved: frozenset[str]
-    parameters: int | None = None
-
-    @staticmethod
-    def of(model: nn.Module) -> Inventory:
-        tensors = Tensors.of(model)
-        return Inventory(
-            {name: tuple(t.shape) for name, t in tensors.by_name.items()},
-            tensors.aliases,
-            frozenset(k for k, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)),
-            len({id(p) for p in tensors.parameters.values()}),
-        )
-
-    def check_tensors(self, tensors: Tensors) -> None:
-        """ValueError if the tensors of a model are not these."""
-        shapes = {name: t.shape for name, t in tensors.by_name.items()}
-        if shapes != self.shapes:
-            self._check_shapes({name: tuple(s) for name, s in shapes.items()}, "model", set(self.shapes))
-        if tensors.aliases != self.aliases:
-            raise ValueError("model shares other parameters among its modules than the one this plan was made for")
-
-    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """ValueError if keys or shapes are not those of this model's state dict."""
-        shapes = {self.aliases.get(k, k): tuple(t.shape) for k, t in state_dict.items() if isinstance(t, Tensor)}
-        self._check_shapes(shapes, "state_dict", {self.aliases.get(k, k) for k in self.saved})
-
-    def _check_shapes(self, shapes: dict[str, tuple[int, ...]], what: str, needed: set[str]) -> None:
-        for name in sorted(needed):
-            if name not in shapes:
-                raise ValueError(f"{what} has no {name}, for which this plan was made")
-        for name, shape in shapes.items():
-            if name not in self.shapes:
-                raise ValueError(f"{what} has {name}, which this plan does not know")
-            if shape != self.shapes[name]:
-                raise ValueError(f"{what}'s {name} has shape {shape}, but this plan was made for {self.shapes[name]}")
-
-
-@dataclass(frozen=True)
-class Copy:
-    """A student's tensor that is once more the teacher's tensor `of`, or `zero` and like it."""
-
-    of: str
-    zero: bool
-
-
-@dataclass(frozen=True)
-class Fresh:
-    """Tensors that only the student has: their names, shapes and dtypes (on the meta device), and what makes them, all
-    at once."""
-
-    like: dict[str, Tensor]
-    make: Callable[[], dict[str, Tensor]]
 
 
 class _Students(WeakKeyDictionary[nn.Module, dict[int, tuple["ref[Tensor]", str]]]):

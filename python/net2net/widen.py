@@ -17,7 +17,7 @@ from net2net.groups import Group, Structure, infer, structure
 from net2net.importance import IMPORTANCE, scores
 from net2net.inference import Inference
 from net2net.layout import Segment, Shares, layouts
-from net2net.plan import Inventory, Skipped
+from net2net.plan_parts import Inventory, Skipped
 from net2net.running import Inputs
 from net2net.skeleton import in_mode, skeleton
 from net2net.student import Laid, Layouts, Student

@@ -15,7 +15,8 @@ from net2net import attributes, mapping
 from net2net.caches import Caches, Place
 from net2net.dynamics import GrownAxis
 from net2net.launches import Entry, Law
-from net2net.plan import GrowthPlan, Inventory, Skipped
+from net2net.plan import GrowthPlan
+from net2net.plan_parts import Inventory, Skipped
 from net2net.repair import Change
 
 #: The kinds of noise, and the default noise_scale of each.
@@ -225,7 +226,7 @@ class WidenPlan(GrowthPlan):
         check_noise(body["noise"], float(body["noise_scale"]))
         widened = [Widened(**w) for w in body["widened"]]
         changes = [_change(c) for c in body["changes"]]
-        caches = [Place(str(module), str(name)) for module, name in body["caches"]]
+        caches = [Place(str(module), str(name)) for module, name in body.get("caches", [])]
         return cls(
             inventory, skipped, widened, axes, changes, caches, body["noise"], body["noise_scale"], int(body["seed"])
         )

@@ -13,7 +13,8 @@ from net2net.checkpoints.moving import Moved, check_movable
 from net2net.checkpoints.stored import Stored
 from net2net.checkpoints.streams import Stream, known, unchanged, zeros
 from net2net.launches import Entry
-from net2net.plan import Fresh, GrowthPlan
+from net2net.plan import GrowthPlan
+from net2net.plan_parts import Fresh
 
 
 def grown_weights(plan: GrowthPlan, stored: Mapping[str, Stored]) -> dict[str, Stream]:
