@@ -463,3 +463,72 @@ def test_shards_of_any_form_are_put_together(tmp_path: Path) -> None:
     }
     got = dcp_format.assembled(given, tmp_path)
     assert_same({name: s.tensor() for name, s in got.items()}, tensors)
+
+
+class Words(nn.Module):
+    """A table and an output layer that are not tied, though a file may have them in one place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.norm, self.head = nn.Embedding(9, 4), nn.LayerNorm(4), nn.Linear(4, 9, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.norm(self.words(x)))
+        return out
+
+
+def test_what_lies_in_one_place_may_grow_apart(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Words().eval()
+    plan = net2net.plan_widen(model, torch.arange(3)[None], 2)
+    state = model.state_dict()
+    state["head.weight"] = state["words.weight"]
+    torch.save(state, tmp_path / "a.pt")
+    plan.grow_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert_same(dict(torch.load(tmp_path / "b.pt", weights_only=True)), plan.grow_state_dict(state))
+    for order in (1, -1):
+        both = dict([("part", {"table": state["words.weight"]}), ("model", state)][::order])
+        torch.save(both, tmp_path / f"both{order}.pt")
+        plan.grow_checkpoint(tmp_path / f"both{order}.pt", tmp_path / f"grown{order}.pt")
+        grown = torch.load(tmp_path / f"grown{order}.pt", weights_only=True)
+        assert_same(grown["part"], both["part"])
+        assert_same(grown["model"], plan.grow_state_dict(state))
+
+
+@pytest.mark.parametrize("prefix", ["module.module.", "module.module._orig_mod.", "ema_model.", "net."])
+def test_averages_under_other_names_grow_too(prefix: str, tmp_path: Path) -> None:
+    model, x = EXAMPLES["gated"].build()
+    plan = net2net.plan_widen(model, x, 1.5)
+    state = model.state_dict()
+    average = {prefix + name: t.clone() for name, t in state.items()} | {"n_averaged": torch.tensor(3)}
+    torch.save({"model": state, "ema": average}, tmp_path / "a.pt")
+    report = plan.grow_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert report.models == ["model", "ema"]
+    grown = torch.load(tmp_path / "b.pt", weights_only=True)["ema"]
+    assert grown.pop("n_averaged") == 3
+    assert_same({name.removeprefix(prefix): t for name, t in grown.items()}, plan.grow_state_dict(state))
+
+
+def test_averages_without_names_are_refused(tmp_path: Path) -> None:
+    model, x = EXAMPLES["gated"].build()
+    plan = net2net.plan_widen(model, x, 1.5)
+    torch.save({"model": model.state_dict(), "shadow": [p.detach() for p in model.parameters()]}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"\(shadow\) lists tensors of the shapes of the model's parameters"):
+        plan.grow_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert not (tmp_path / "b.pt").exists()
+
+
+def test_files_in_torchs_old_format_are_refused(tmp_path: Path) -> None:
+    model, x = EXAMPLES["gated"].build()
+    torch.save(model.state_dict(), tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match="old format"):
+        net2net.plan_widen(model, x, 1.5).grow_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt")
+
+
+def test_a_link_that_leads_nowhere_is_not_overwritten(tmp_path: Path) -> None:
+    model, x = EXAMPLES["gated"].build()
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    (tmp_path / "b.pt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError):
+        net2net.plan_widen(model, x, 1.5).grow_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert (tmp_path / "b.pt").is_symlink()

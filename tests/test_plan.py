@@ -119,3 +119,33 @@ def test_summaries_read_well() -> None:
     assert "6 -> 9" in wide
     assert "3 new layers" in deep
     assert "eval and train" in deep
+
+
+class Cut(nn.Module):
+    """Keeps a width, as code in the wild does."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.width, self.unlike = width, 3
+        self.a, self.b = nn.Linear(5, 2 * width), nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.a(x).split([self.width, self.width], dim=1)
+        out: torch.Tensor = self.b(left * right.sigmoid())
+        return out
+
+
+def test_attributes_are_changed_only_where_they_are_what_the_plan_says() -> None:
+    torch.manual_seed(0)
+    model, x = Cut(), torch.randn(2, 5)
+    plan = net2net.plan_widen(model, x, 2)
+    assert [str(change) for change in plan.changes] == ["width: 8 -> 16"]
+    other = Cut()
+    other.width = 7
+    with pytest.raises(ValueError, match="another than the plan was made for: it has 7 where the plan says width: 8"):
+        plan.apply(other)
+    assert other.width == 7
+    for name in ("unlike", "training", "forward", "__class__", "_modules", "nothing"):
+        plan.changes = [type(plan.changes[0])("", name, 8, 16)]
+        with pytest.raises(ValueError, match="another than the plan was made for"):
+            plan.apply(model)

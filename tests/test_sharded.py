@@ -47,6 +47,18 @@ def make_plan(kind: str, model: nn.Module, x: Tensor, options: dict[str, Any]) -
     return net2net.plan_kernels(model, x, **options)
 
 
+def test_other_plans_on_other_ranks_are_refused(processes: ForkServerContext) -> None:
+    ranks.run(processes, 2, grow_differently)
+
+
+def grow_differently(rank: int) -> None:
+    model, x = MODELS["residual"].build(torch.float64)
+    shard = sharder(mesh_of())
+    mine, plan = sharded_copy(model, shard), net2net.plan_widen(model, x, 1.5, seed=rank)
+    with pytest.raises(ValueError, match=r"plan is not the same on all ranks: that of rank \[1\]"):
+        net2net.grow_sharded(mine, plan, build=MODELS["residual"].make, wrap=shard)
+
+
 def grow_both(
     rank: int,
     name: str,

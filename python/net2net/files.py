@@ -41,7 +41,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: there is something at `path` already; it is never overwritten.
     """
-    if path.exists():
+    if os.path.lexists(path):  # a link that leads nowhere, too
         raise FileExistsError(f"{path} exists already")
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
@@ -94,7 +94,7 @@ UNFINISHED = ".unfinished"
 
 
 def _check_absent(path: Path) -> None:
-    if path.exists():
+    if os.path.lexists(path):  # a link that leads nowhere, too
         raise FileExistsError(f"{path} exists already")
 
 

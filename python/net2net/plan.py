@@ -415,7 +415,7 @@ class GrowthPlan(ABC):
         """
         try:
             document = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
         return GrowthPlan.from_document(document, str(path))
 
@@ -455,7 +455,7 @@ class GrowthPlan(ABC):
             )
             skipped = [Skipped(**s) for s in document["skipped"]]
             plan = kind._from_body(document, inventory, skipped)
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError, OverflowError, RuntimeError, MemoryError) as error:
             raise ValueError(f"{what} is damaged: {type(error).__name__}: {error}") from error
         if document.get("digest") != _digest(document):
             raise ValueError(f"{what} was changed after it was written: its parts may no longer fit each other")

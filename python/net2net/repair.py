@@ -40,6 +40,15 @@ class Change:
     before: Any
     after: Any
 
+    def check(self, module: nn.Module) -> None:
+        """ValueError unless the attribute of `module` is what it was, or (of torch's own) already what it becomes: a
+        plan may come from a file, and be applied to another architecture of the same shapes."""
+        numbers = _attributes(module)
+        found = numbers.get(self.name)
+        if found is None or tuple(_listed(found)) not in (tuple(_listed(self.before)), tuple(_listed(self.after))):
+            held = vars(module).get(self.name, "nothing")
+            raise ValueError(f"model is another than the plan was made for: it has {held!r} where the plan says {self}")
+
     def __str__(self) -> str:
         return f"{self.module + '.' if self.module else ''}{self.name}: {self.before} -> {self.after}"
 
@@ -181,6 +190,10 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
         if name not in OWN
         and (_is_int(value) or (isinstance(value, tuple | list) and value and all(map(_is_int, value))))
     }
+
+
+def _listed(value: Any) -> list[int]:
+    return list(value) if isinstance(value, tuple | list) else [value]
 
 
 def _is_int(value: Any) -> bool:

@@ -182,6 +182,7 @@ class WidenPlan(GrowthPlan):
         attributes.update(student)
         for change in self.changes:
             module = student.get_submodule(change.module)
+            change.check(module)
             # A plan from a file has tuples for lists.
             listed = isinstance(getattr(module, change.name), list)
             setattr(module, change.name, list(change.after) if listed else change.after)

@@ -86,7 +86,7 @@ def _find(node: Any, names: Mapping[str, Any]) -> dict[str, Stored] | None:
         node = dict(enumerate(node))
     if not isinstance(node, Mapping):
         return None
-    prefix = prefix_of(node, {}, names)
+    prefix = prefix_of(node, {}, names, names)
     if prefix is not None:
         return {
             name.removeprefix(prefix): value

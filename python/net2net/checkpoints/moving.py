@@ -84,7 +84,9 @@ class Moved:
         if self.stays and make is None:
             return unchanged(self.stored)
         stored = self.stored
-        return Stream(stored.dtype, self.shape, self.rows, make or self.make, stored.release, self.drop, stored.place)
+        # Where two tensors of the teacher lie in one place, what becomes of them may still be different.
+        tied = *stored.place, self.entry.name, self.key
+        return Stream(stored.dtype, self.shape, self.rows, make or self.make, stored.release, self.drop, tied)
 
 
 def check_movable(name: str, stored: Stored, shape: tuple[int, ...]) -> bool:

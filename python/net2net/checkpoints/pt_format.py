@@ -34,7 +34,7 @@ class TorchFile(Format):
         file = MappedFile(path)
         try:
             loaded = torch.load(path, map_location="meta", weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError) as error:
+        except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError, OSError) as error:
             raise ValueError(f"{path} is no file that torch.load reads with weights_only=True: {error}") from error
         if not isinstance(loaded, dict):
             raise ValueError(f"{path} has a {type(loaded).__name__}, not a dict")
@@ -83,7 +83,11 @@ class TorchFile(Format):
 def _offset(t: Tensor) -> int:
     """Where in the file the tensor's storage begins, as torch.load tells of those on the meta device."""
     offset = t.untyped_storage()._checkpoint_offset
-    assert offset is not None
+    if offset is None:
+        raise ValueError(
+            "a file of torch.save in its old format, without zip, cannot be grown where it lies: "
+            "torch.save(torch.load(file, weights_only=True), file) gives one that can"
+        )
     return int(offset)
 
 

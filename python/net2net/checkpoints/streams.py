@@ -31,7 +31,8 @@ class Stream:
         make: from the first row and the one behind the last to a tensor with their bytes, in the tensor's own dtype.
         release: called when a piece has been used, and nothing that it was made of is needed any more.
         drop: called when the last one has been.
-        tied: where it comes from, file first; equal for streams of one and the same tensor. None: it is new.
+        tied: where it comes from, file first, and what becomes of it; equal for streams of one and the same tensor.
+            None: it is new.
     """
 
     dtype: torch.dtype

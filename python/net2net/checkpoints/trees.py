@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -40,17 +40,29 @@ class Grown:
         if isinstance(node, Stored):
             return unchanged(node)
         if isinstance(node, Mapping):
+            inventory = self._plan.inventory
             if is_optimizer(node):
                 self.optimizers.append(where)
                 return grown_optimizer(self._plan, node, self._optimizer, self._state, self._model, where or self._what)
-            prefix = prefix_of(node, self._plan.inventory.aliases, self._plan.shapes)
+            prefix = prefix_of(node, inventory.aliases, inventory.shapes, inventory.saved)
             if prefix is not None:
                 self.models.append(where)
                 return self._weights(node, prefix, where)
             return {key: self._node(value, f"{where}.{key}" if where else str(key)) for key, value in node.items()}
         if isinstance(node, list | tuple):
+            self._refuse_nameless(node, where)
             return type(node)(self._node(value, f"{where}.{i}") for i, value in enumerate(node))
         return node
+
+    def _refuse_nameless(self, node: Any, where: str) -> None:
+        """ValueError if it lists tensors of the shapes of the model's parameters, in their order."""
+        count = self._plan.inventory.parameters
+        shapes = [value.shape for value in node if _is_tensor(value)]
+        if count and len(shapes) >= count and shapes[:count] == list(self._plan.shapes.values())[:count]:
+            raise ValueError(
+                f"{self._what} ({where}) lists tensors of the shapes of the model's parameters, without their names: a "
+                "moving average must be a state dict to be grown"
+            )
 
     def _weights(self, node: Mapping[str, Any], prefix: str, where: str) -> dict[str, Any]:
         own = {key: value for key, value in node.items() if key.startswith(prefix)}
@@ -82,7 +94,9 @@ def is_optimizer(node: Mapping[Any, Any]) -> bool:
     return all(isinstance(group, Mapping) and "params" in group for group in groups)
 
 
-def prefix_of(node: Mapping[Any, Any], aliases: Mapping[str, str], names: Mapping[str, Any]) -> str | None:
+def prefix_of(
+    node: Mapping[Any, Any], aliases: Mapping[str, str], names: Mapping[str, Any], saved: Collection[str]
+) -> str | None:
     """What stands before the names of a model of which this is a state dict, with the most names; None: it has none of
     them."""
     keys = [key for key, value in node.items() if isinstance(key, str) and _is_tensor(value)]
@@ -92,7 +106,12 @@ def prefix_of(node: Mapping[Any, Any], aliases: Mapping[str, str], names: Mappin
         for prefix in PREFIXES
     }  # fmt: skip
     best = max(PREFIXES, key=lambda prefix: found[prefix])
-    return best if found[best] else None
+    if found[best]:
+        return best
+    # Other wrappers, nested ones, and attributes that hold the model: what is before its first name, if all are there.
+    one = min(saved, default="")
+    others = {key.removesuffix(one) for key in keys if one and key.endswith(one)}
+    return next((prefix for prefix in sorted(others) if all(prefix + name in node for name in saved)), None)
 
 
 def leaves(node: Any, where: str = "") -> Iterator[tuple[str, Stream]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -69,6 +70,7 @@ def grow_sharded(
     plan.inventory.check_tensors(tensors)
     if not any(map(is_sharded, tensors.by_name.values())):
         raise ValueError(f"model (={type(model).__name__}) is not sharded: use plan.apply, and shard the student")
+    _check_same_plan(plan, tensors)
     spreads = {name: Spread.of(name, t) for name, t in tensors.by_name.items()}
     carried = None if optimizer is None else OptimizerGrowth(plan, optimizer, tensors, state)
     student = _student(model, plan, build)
@@ -99,6 +101,18 @@ def _check_types(model: Any, plan: Any, optimizer: Any) -> None:
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer (={type(optimizer).__name__}) must be a torch.optim.Optimizer")
     check_not_spent("model", model)
+
+
+def _check_same_plan(plan: GrowthPlan, tensors: Tensors) -> None:
+    """ValueError, on all ranks, if they have different plans: what each sends would not be what others wait for."""
+    mine = plan.document()["digest"]
+    mesh: Any = next(t for t in tensors.by_name.values() if is_sharded(t)).device_mesh  # type: ignore[attr-defined]
+    for group in mesh.get_all_groups():
+        theirs: list[Any] = [None] * group.size()
+        dist.all_gather_object(theirs, mine, group=group)
+        if len(set(theirs)) > 1:
+            different = [i for i, digest in enumerate(theirs) if digest != theirs[0]]
+            raise ValueError(f"plan is not the same on all ranks: that of rank {different} of their group is another")
 
 
 def _reshard(model: nn.Module) -> None:
