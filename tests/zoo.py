@@ -64,6 +64,23 @@ class VisionTransformer(nn.Module):
         return self.head(self.norm(x)[:, 0])
 
 
+class Registers(VisionTransformer):
+    """Several tokens of its own beside those of the image, which have no positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.registers = nn.Parameter(torch.randn(1, 3, 12))
+        self.blocks = nn.ModuleList(Block(12, 3, 8, True) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2) + self.positions[:, 1:]
+        own = [self.token.expand(len(x), -1, -1), self.registers.expand(len(x), -1, -1)]
+        x = torch.cat([*own, x], 1)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x)[:, 0])
+
+
 class LanguageModel(nn.Module):
     """A table of tokens, torch's own attention under a mask, a gated feed-forward part."""
 
@@ -495,6 +512,7 @@ class Network(NamedTuple):
 NETWORKS = {
     "vision_transformer": Network(VisionTransformer, (3, 3, 8, 8)),
     "vision_transformer_by_hand": Network(lambda: VisionTransformer(False), (3, 3, 8, 8)),
+    "registers": Network(Registers, (3, 3, 8, 8)),
     "decomposed_positions": Network(lambda: Decomposed(8, 2, 2), (2, 4, 5)),
     "language_model": Network(LanguageModel, (2, 6), tokens=True),
     "tied_language_model": Network(TiedLanguageModel, (2, 6), tokens=True),

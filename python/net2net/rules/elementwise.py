@@ -8,7 +8,20 @@ import numpy as np
 from torch import Tensor
 
 from net2net.context import Context
-from net2net.rules.table import POINTWISE, ambiguous, array, name_of, numbers, register, spelled, tensors, unknown
+from net2net.rules.table import (
+    POINTWISE,
+    aligned_codes,
+    ambiguous,
+    array,
+    is_long,
+    name_of,
+    numbers,
+    register,
+    spelled,
+    tensors,
+    unknown,
+    varies,
+)  # fmt: skip
 from net2net.shadows import compact
 from net2net.units import FIXED
 
@@ -30,11 +43,11 @@ def pointwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
         return unknown(context, func, args, kwargs, out)
     dims = results[0].dim()
     operands = tensors((args, kwargs))
-    aligned = _codes(context, func, operands, dims)
+    aligned = aligned_codes(context, name_of(func), operands, dims)
     tied = []
     for t, mine in zip(operands, aligned, strict=True):
         sizes = (1,) * (dims - t.dim()) + tuple(t.shape)
-        over = [d for d, n in enumerate(sizes) if n == 1 and any(_varies(context, a, d) for a in aligned)]
+        over = [d for d, n in enumerate(sizes) if n == 1 and any(varies(context, a, d) for a in aligned)]
         if over and not _of_its_own_blocks(context, mine, aligned):
             context.pin(mine, f"{func} broadcasts it over other units")
         tied.append(not over)
@@ -59,42 +72,6 @@ def _of_its_own_blocks(context: Context, mine: np.ndarray, others: list[np.ndarr
     return True
 
 
-def _varies(context: Context, codes: np.ndarray, dim: int) -> bool:
-    """Whether there are units along a dimension."""
-    return codes.shape[dim] > 1 and context.has_units(codes)
-
-
-def _codes(context: Context, func: Any, operands: list[Tensor], dims: int) -> list[np.ndarray]:
-    """Each operand's codes, with dimensions of size 1 in front so that all have as many.
-
-    Parameters of which nothing is known yet come last: the other operands tell which of their dimensions has units.
-    """
-    new = [context.shadows.get(t) is None and context.is_parameter(t) for t in operands]
-    found: dict[int, np.ndarray] = {}
-    for i in sorted(range(len(operands)), key=lambda i: new[i]):
-        t = operands[i]
-        along, met = None, None
-        if new[i]:
-            for other in found.values():
-                varying = [d for d in range(dims) if _varies(context, other, d) and _long(t, d - (dims - t.dim()))]
-                if len(varying) == 1 and not _crossing_rows(context, other, varying[0], name_of(func)):
-                    d = varying[0]
-                    along = d - (dims - t.dim())
-                    met = np.moveaxis(other, d, -1).reshape(-1, other.shape[d])
-                    break
-        codes = array(context, t, along, met)
-        found[i] = codes.reshape((1,) * (dims - codes.ndim) + codes.shape)
-    return [found[i] for i in range(len(operands))]
-
-
-def _crossing_rows(context: Context, codes: np.ndarray, dim: int, what: str) -> bool:
-    return context.crossing(np.moveaxis(codes, dim, -1).reshape(-1, codes.shape[dim]), what)
-
-
-def _long(t: Tensor, d: int) -> bool:
-    return d >= 0 and t.shape[d] > 1 and t.stride(d) != 0
-
-
 def _pin_to_fixed(
     context: Context, func: Any, operands: list[Tensor], aligned: list[np.ndarray], tied: list[bool], dims: int
 ) -> None:
@@ -103,8 +80,8 @@ def _pin_to_fixed(
         if not counts or not (context.roots(mine) == FIXED).any():
             continue
         for other in aligned:
-            along = [d for d in range(dims) if _varies(context, other, d)]
-            if other is mine or not any(_long(t, d - (dims - t.dim())) for d in along):
+            along = [d for d in range(dims) if varies(context, other, d)]
+            if other is mine or not any(is_long(t, d - (dims - t.dim())) for d in along):
                 continue
             met, at = np.broadcast_arrays(other, mine)
             context.pin(met[context.roots(at) == FIXED], f"{func} joins it to a tensor whose width is fixed")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from net2net.context import Context
-from net2net.rules.table import ambiguous, array, extent, name_of, numbers, register, tensors, unknown
+from net2net.rules.table import aligned_codes, ambiguous, array, extent, name_of, numbers, register, tensors, unknown
 from net2net.shadows import compact, compressed, ids_of
 from net2net.units import CONSTANT, FIXED
 
@@ -23,7 +23,8 @@ def concatenate(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
     if not given:
         return
     sizes = [1 if stacked else t.shape[dim] for t in given]
-    parts = [array(context, t) for t in given]
+    # A table of tokens that is joined to others has its units where theirs are.
+    parts = aligned_codes(context, name_of(func), given, given[0].dim(), None if stacked else dim)
     if stacked:
         parts = [np.expand_dims(p, dim) for p in parts]
     context.set(out, _side_by_side(context, parts, sizes, dim))

@@ -253,6 +253,51 @@ def extent(codes: np.ndarray, t: Tensor) -> tuple[int, ...]:
     return tuple(n for n, c in zip(t.shape, codes.shape, strict=True) if c == 1)
 
 
+def varies(context: Context, codes: np.ndarray, dim: int) -> bool:
+    """Whether there are units along a dimension."""
+    return codes.shape[dim] > 1 and context.has_units(codes)
+
+
+def aligned_codes(
+    context: Context, what: str, operands: list[Tensor], dims: int, but: int | None = None
+) -> list[np.ndarray]:
+    """Each operand's codes, with dimensions of size 1 in front so that all have as many.
+
+    Parameters of which nothing is known yet come last: the other operands tell which of their dimensions has units.
+
+    Args:
+        what: the operation's name.
+        but: a dimension in which they do not meet.
+    """
+    new = [context.shadows.get(t) is None and context.is_parameter(t) for t in operands]
+    found: dict[int, np.ndarray] = {}
+    for i in sorted(range(len(operands)), key=lambda i: new[i]):
+        t = operands[i]
+        along, met = None, None
+        if new[i]:
+            for other in found.values():
+                varying = [
+                    d for d in range(dims)
+                    if d != but and varies(context, other, d) and is_long(t, d - (dims - t.dim()))
+                ]  # fmt: skip
+                if len(varying) == 1 and not _crossing_rows(context, other, varying[0], what):
+                    d = varying[0]
+                    along = d - (dims - t.dim())
+                    met = np.moveaxis(other, d, -1).reshape(-1, other.shape[d])
+                    break
+        codes = array(context, t, along, met)
+        found[i] = codes.reshape((1,) * (dims - codes.ndim) + codes.shape)
+    return [found[i] for i in range(len(operands))]
+
+
+def _crossing_rows(context: Context, codes: np.ndarray, dim: int, what: str) -> bool:
+    return context.crossing(np.moveaxis(codes, dim, -1).reshape(-1, codes.shape[dim]), what)
+
+
+def is_long(t: Tensor, d: int) -> bool:
+    return d >= 0 and t.shape[d] > 1 and t.stride(d) != 0
+
+
 def rows_along(codes: np.ndarray, dim: int, size: int) -> np.ndarray:
     """[rows, size]: the codes with `dim` last and the other dimensions as rows."""
     moved = np.moveaxis(codes, dim, -1)
