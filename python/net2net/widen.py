@@ -61,7 +61,9 @@ def plan_widen(
             yet replicas learn apart; `"paper"` perturbs the incoming weights of all copies but the first (the function
             changes slightly); `"none"`.
         noise_scale: standard deviation of the noise in units of the teacher tensor's; None: 0.5 for cancelling noise
-            (each replica then moves by 0.7 of it), 0.05 for the paper's.
+            (each replica then moves by 0.7 of it), 0.05 for the paper's. Cancelling noise magnifies what replicas
+            differ by through rounding: above about 0.7 (each moves by its tensor's standard deviation) the more, the
+            deeper the network, until it is no longer the same function in float32.
         multiple_of: new numbers of units are rounded up to a multiple of this.
         seed: of maps and noise.
         strict: raise instead of leaving a part alone that cannot be widened.

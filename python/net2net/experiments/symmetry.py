@@ -25,7 +25,8 @@ NOISES: dict[str, dict[str, Any]] = {
     "cancelling 0.1": {"noise": "cancelling", "noise_scale": 0.1},
     "cancelling 0.25": {"noise": "cancelling", "noise_scale": 0.25},
     "cancelling 0.5": {"noise": "cancelling", "noise_scale": 0.5},
-    "cancelling 1": {"noise": "cancelling", "noise_scale": 1.0},
+    # With more, what replicas differ by through rounding grows from layer to layer (see `plan_widen`).
+    "cancelling 0.7": {"noise": "cancelling", "noise_scale": 0.7},
 }
 #: Arguments of `grow`.
 STATES = {"exact state": "exact", "replicas' momentum reset": "replicas_reset", "no state": "reset"}
