@@ -2,12 +2,16 @@
 reason, on what it has not."""
 
 import functools
+import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from folders import raw_digits, write_image_folder
 
 # Triton reads this when it is imported. Without a GPU its kernels run under its interpreter, on the CPU.
 if not torch.cuda.is_available():
@@ -82,3 +86,31 @@ def any_device(request: pytest.FixtureRequest) -> torch.device:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Layers as small as these are slower on several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def processes() -> ForkServerContext:
+    """New processes that need not import torch anew; what is not installed is left out."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            "net2net.training", "torchvision.transforms.v2", "safetensors.torch", "sharding",
+            "torch.distributed.fsdp", "torch.distributed.tensor",
+        ]
+    )  # fmt: skip
+    return context
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of handwritten digits."""
+    return write_image_folder(tmp_path_factory.mktemp("images"), raw_digits())

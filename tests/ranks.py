@@ -1,6 +1,5 @@
 """Running a function in several processes at once, as the ranks of a gloo group."""
 
-import multiprocessing
 import pickle
 import socket
 import traceback
@@ -11,13 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-
-
-def servers() -> ForkServerContext:
-    """Processes that start with everything imported."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["net2net", "sharding", "torch.distributed.fsdp", "torch.distributed.tensor"])
-    return context
 
 
 def run(processes: ForkServerContext, ranks: int, work: Callable[..., Any], *arguments: Any, seconds: int = 120) -> Any:

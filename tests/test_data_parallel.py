@@ -1,6 +1,5 @@
 """Training in two processes, as `torchrun` starts them: the same gradients as in one, and the same state in both."""
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from folders import raw_digits, write_image_folder
 from net2net import options
 from net2net.training import TrainConfig, checkpoint, logs, runs
 from test_resume import outcome
@@ -50,18 +48,6 @@ def normalised(num_classes: int, in_channels: int) -> nn.Module:
 def deeper(num_classes: int, in_channels: int) -> nn.Module:
     first, norm, *rest = normalised(num_classes, in_channels)
     return nn.Sequential(first, norm, nn.ReLU(), *rest)
-
-
-@pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["net2net.training", "torchvision.transforms.v2", "safetensors.torch"])
-    return context
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_image_folder(tmp_path_factory.mktemp("images"), raw_digits())
 
 
 def config_of(images: Path, tmp_path: Path, name: str, model: str, **changes: Any) -> TrainConfig:

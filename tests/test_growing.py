@@ -4,7 +4,6 @@ import dataclasses
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import net2net
 import pytest
 import torch
-from folders import raw_digits, write_image_folder
 from net2net.data import Dataset, MemoryFeed, digits
 from net2net.growth_text import parse
 from net2net.training import LoopConfig, Schedule, State, TrainConfig, attach, growing, moving_average, runs, train
@@ -26,31 +24,13 @@ from torch import nn
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ENTRIES = "step 7: widen 1.5; step 10: deepen 1; step 10: kernel 5 layers=0; plateau patience=2 delta=9: widen 1.25"
 CASES: dict[str, dict[str, Any]] = {
     "a tenth": {"ema": 0.9, "optimizer": "rmsprop", "schedule": "cosine", "augment": "inception"},
     "dynamics": {"growth_lr": "dynamics", "optimizer": "adamw", "channels_last": True, "in_memory": True},
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["net2net.training", "torchvision.transforms.v2", "safetensors.torch"])
-    return context
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_image_folder(tmp_path_factory.mktemp("images"), raw_digits())
 
 
 @pytest.fixture(scope="module")

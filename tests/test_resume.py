@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from folders import raw_digits, write_image_folder
 from net2net import options
 from net2net.training import TrainConfig, checkpoint, logs, runs
 from torch import nn
@@ -37,19 +36,6 @@ def tiny(num_classes: int, in_channels: int) -> nn.Module:
         nn.Dropout(0.3),
         nn.Linear(32, num_classes),
     )
-
-
-@pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    """New processes that need not import torch anew."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["net2net.training", "torchvision.transforms.v2", "safetensors.torch"])
-    return context
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_image_folder(tmp_path_factory.mktemp("images"), raw_digits())
 
 
 def config_of(images: Path, tmp_path: Path, name: str, steps: int = 40, **changes: Any) -> TrainConfig:

@@ -34,11 +34,6 @@ from sharding import (
 )
 
 
-@pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    return ranks.servers()
-
-
 def make_plan(kind: str, model: nn.Module, x: Tensor, options: dict[str, Any]) -> net2net.GrowthPlan:
     if kind == "widen":
         return net2net.plan_widen(model, x, options.pop("width", 1.5), **options)

@@ -36,11 +36,6 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.fsdp import fully_shard
 
 
-@pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    return ranks.servers()
-
-
 def refusals(rank: int) -> None:
     shard = sharder(mesh_of())
     teacher, x = EXAMPLES["plain_2d"].build()

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
 from itertools import islice
 
 import net2net
@@ -20,14 +19,7 @@ from torch import nn
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Layers as small as these are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,9 @@ class GrowthCallback(pl.Callback):
     def _grow(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, arguments: dict[str, Any]) -> None:
         optimizers, schedulers = trainer.optimizers, trainer.lr_scheduler_configs
         if len(optimizers) != 1 or len(schedulers) > 1:
-            raise ValueError(f"one optimizer can be grown, with one schedule; there are {len(optimizers)}")
+            raise ValueError(
+                f"one optimizer can be grown, with one schedule; there are {len(optimizers)} with {len(schedulers)}"
+            )
         grown = grow(
             pl_module.get_submodule(self.attribute),
             self.inputs(batch),
@@ -137,7 +139,7 @@ class GrowthCallback(pl.Callback):
             self._plans.append(plan)
         own(checkpoint)
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         vars(pl_module).pop("on_load_checkpoint", None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
