@@ -105,10 +105,11 @@ def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
 
 def _pin_unread(units: Units) -> None:
     """What is made and then not used may be what the network returns for other inputs (an early exit)."""
+    read = units.were_read()
     for (name, _dim), axis in units.axes.items():
         if "out" in axis.roles:
             ids = axis.ids()
-            units.pin(ids[~units.was_read(ids)], f"nothing that was run reads what {layer_of(name)} makes")
+            units.pin(ids[~read[units.blocks.roots(ids)]], f"nothing that was run reads what {layer_of(name)} makes")
 
 
 #: How often a teacher is walked until nothing would be decided otherwise than it was.

@@ -12,10 +12,10 @@ _29, _32 = np.uint64(29), np.uint64(32)
 
 def mix(state: Any, x: np.ndarray) -> np.ndarray:
     """uint64: `state` (uint64) with the integers `x` stirred in; neither commutative nor associative."""
-    with np.errstate(over="ignore"):
-        h = (state ^ x.view(np.uint64)) * _FIRST
-        h = (h ^ (h >> _29)) * _SECOND
-        return np.asarray(h ^ (h >> _32))
+    # `np.multiply`, since `*` complains of single numbers that go round, which is what they are meant to do.
+    h = np.multiply(state ^ x.view(np.uint64), _FIRST)
+    h = np.multiply(h ^ (h >> _29), _SECOND)
+    return np.asarray(h ^ (h >> _32))
 
 
 def seed(key: object) -> np.ndarray:
@@ -48,44 +48,53 @@ def total(terms: np.ndarray) -> np.ndarray:
 
 
 class Table:
-    """Numbers by hash, for whole arrays at once: open addressing, in place of a dictionary that is asked in a loop."""
+    """Numbers by hash, for whole arrays at once: open addressing, in place of a dictionary that is asked in a loop.
+
+    Hashes and numbers are kept in the order in which they came, in which they are most often asked for; only the slots,
+    which are small, are read at random.
+    """
 
     def __init__(self) -> None:
         self._size = 0
-        self._hashes = np.zeros(1 << 14, dtype=np.uint64)
-        self._numbers = np.full(1 << 14, -1)
+        self._hashes = np.empty(1 << 13, dtype=np.uint64)
+        self._numbers = np.empty(1 << 13, dtype=np.int64)
+        self._slots = np.full(1 << 14, -1, dtype=np.int32)  # where in the two others
 
     def get(self, hashes: np.ndarray) -> np.ndarray:
         """int64, of the shape of `hashes`: the number of each, or -1."""
-        at = self._slots(hashes)
-        found = np.asarray(self._numbers[at])
-        other = np.flatnonzero((found >= 0) & (self._hashes[at] != hashes))
+        at = self._first(hashes)
+        found = self._slots[at]
+        other = np.flatnonzero((found >= 0) & (self._hashes[found] != hashes))
         while len(other):
-            at[other] = self._slots(at[other] + 1)
-            found[other] = self._numbers[at[other]]
-            other = other[(found[other] >= 0) & (self._hashes[at[other]] != hashes[other])]
-        return found
+            at[other] = self._next(at[other])
+            found[other] = self._slots[at[other]]
+            other = other[(found[other] >= 0) & (self._hashes[found[other]] != hashes[other])]
+        return np.where(found >= 0, self._numbers[found], -1)
 
     def add(self, hashes: np.ndarray, numbers: np.ndarray) -> None:
         """Adds hashes that are distinct and not there yet."""
-        self._size += len(hashes)
-        if 3 * self._size > len(self._numbers):
-            taken = self._numbers >= 0
-            before = self._hashes[taken], self._numbers[taken]
-            size = 1 << (6 * self._size - 1).bit_length()
-            self._hashes, self._numbers = np.zeros(size, dtype=np.uint64), np.full(size, -1)
-            self._put(*before)
-        self._put(hashes, numbers)
+        before, self._size = self._size, self._size + len(hashes)
+        if self._size > len(self._hashes):
+            room = (1 << (self._size - 1).bit_length()) - len(self._hashes)
+            self._hashes = np.concatenate([self._hashes, np.empty(room, dtype=np.uint64)])
+            self._numbers = np.concatenate([self._numbers, np.empty(room, dtype=np.int64)])
+            self._slots = np.full(2 * len(self._hashes), -1, dtype=np.int32)
+            self._put(0, before)
+        self._hashes[before : self._size], self._numbers[before : self._size] = hashes, numbers
+        self._put(before, self._size)
 
-    def _put(self, hashes: np.ndarray, numbers: np.ndarray) -> None:
-        at = self._slots(hashes)
+    def _put(self, start: int, stop: int) -> None:
+        which = np.arange(start, stop, dtype=np.int32)
+        at = self._first(self._hashes[start:stop])
         while len(at):
-            free = self._numbers[at] < 0
-            self._hashes[at[free]] = hashes[free]
+            free = self._slots[at] < 0
+            self._slots[at[free]] = which[free]
             # Of several that want one slot, one has got it.
-            got = free & (self._hashes[at] == hashes)
-            self._numbers[at[got]] = numbers[got]
-            at, hashes, numbers = self._slots(at[~got] + 1), hashes[~got], numbers[~got]
+            got = self._slots[at] == which
+            at, which = self._next(at[~got]), which[~got]
 
-    def _slots(self, at: np.ndarray) -> np.ndarray:
-        return (at & at.dtype.type(len(self._numbers) - 1)).astype(np.int64)
+    def _first(self, hashes: np.ndarray) -> np.ndarray:
+        return (hashes & np.uint64(len(self._slots) - 1)).astype(np.int64)
+
+    def _next(self, at: np.ndarray) -> np.ndarray:
+        return np.asarray((at + 1) & (len(self._slots) - 1))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import math
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from net2net.skeleton import lazy_zeros
 
@@ -34,32 +37,101 @@ def computed(func: Any, args: Any, kwargs: Any) -> Any:
     return _zeros(_shapes(func, args, kwargs), args)
 
 
+#: Normalisations: only the first of their results is read by anything but a backward pass. (The others' shapes on the
+#: meta device may not be those on another one.)
+_NORMS = {"aten::native_batch_norm", "aten::native_layer_norm", "aten::native_group_norm"}
+
+
 def of_no_value(func: Any, args: Any, kwargs: Any) -> Any:
-    """The result of an operation whose operands hold no values that matter: new floating-point tensors are zeros, which
-    take neither time nor memory; anything else is computed."""
-    if any(r.alias_info is not None for r in func._schema.returns):  # it has another name for what it was given
-        return func(*args, **kwargs)
-    try:
-        out = _shapes(func, args, kwargs)
-        # Of several results, the lesser ones may have other shapes than on a real device.
-        if isinstance(out, Tensor) and out.is_floating_point():
-            return _zeros(out, args)
-    except Exception:  # it may have no implementation for shapes alone; if it is wrong, it will raise again
-        pass
-    return func(*args, **kwargs)
+    """The result of an operation whose operands hold no values that matter: a floating-point tensor in memory of its
+    own is zeros, which take neither time nor memory; what is written in place stays as it is; anything else is
+    computed."""
+    returns = func._schema.returns
+    if len(returns) == 1 or func._schema.name in _NORMS:
+        alias = returns[0].alias_info
+        try:
+            out = _shapes(func, args, kwargs)
+            if alias is None and all(t.dtype.is_floating_point for t in _each(out)):
+                return _zeros(out, args)
+            if alias is not None and _written(func) == [0] and _described(args[0]) == out:
+                return args[0]
+        except Exception:  # it may have no implementation for shapes alone; if it is wrong, it will raise again
+            pass
+    return computed(func, args, kwargs)
+
+
+class _Shape(NamedTuple):
+    """All of a tensor but its values, its device and its place in memory."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class _Items(NamedTuple):
+    """Arguments in a list, a tuple or a dict."""
+
+    kind: type
+    names: tuple[str, ...]
+    items: tuple[Any, ...]
+
+
+class _Value(NamedTuple):
+    """An argument of another kind. Its type counts: 1, 1.0 and True are equal."""
+
+    kind: type
+    value: Any
 
 
 def _shapes(func: Any, args: Any, kwargs: Any) -> Any:
-    args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
-    return func(*args, **kwargs)
+    """The `_Shape` of an operation's result, or a tuple of them."""
+    return _shapes_of(func, _described(args), _described(kwargs))
+
+
+@functools.lru_cache(maxsize=4096)
+def _shapes_of(func: Any, args: _Items, kwargs: _Items) -> Any:
+    """Networks repeat their blocks, and it takes a millisecond to ask."""
+    out = func(*_meta(args), **_meta(kwargs))
+    return tuple(map(_described, out)) if isinstance(out, tuple) else _described(out)
+
+
+def _described(given: Any) -> Any:
+    if isinstance(given, Tensor):
+        return _Shape(tuple(given.shape), given.stride(), given.dtype)
+    if isinstance(given, dict):
+        return _Items(dict, tuple(given), tuple(map(_described, given.values())))
+    if isinstance(given, (list, tuple)):
+        return _Items(type(given), (), tuple(map(_described, given)))
+    return _Value(type(given), given)
+
+
+def _meta(described: Any) -> Any:
+    """What was described, with tensors on the meta device."""
+    if isinstance(described, _Shape):
+        return torch.empty_strided(described.size, described.stride, dtype=described.dtype, device="meta")
+    if isinstance(described, _Value):
+        return described.value
+    items = map(_meta, described.items)
+    return dict(zip(described.names, items, strict=True)) if described.kind is dict else described.kind(list(items))
+
+
+def _written(func: Any) -> list[int]:
+    """Which of its arguments an operation writes to."""
+    aliases = [a.alias_info for a in func._schema.arguments]
+    return [i for i, alias in enumerate(aliases) if alias is not None and alias.is_write]
+
+
+def _each(out: Any) -> tuple[Any, ...]:
+    return out if isinstance(out, tuple) and not isinstance(out, _Shape) else (out,)
 
 
 def _zeros(out: Any, args: Any) -> Any:
     device = next(a.device for a in tree_leaves(args) if isinstance(a, Tensor))
 
-    def zeros(t: Any) -> Any:  # they are dense, in whatever memory format
-        if not isinstance(t, Tensor):
-            return t
-        return lazy_zeros((t.numel(),), t.dtype, device).as_strided(t.shape, t.stride())
+    def zeros(shape: Any) -> Any:  # they are dense, in whatever memory format
+        if not isinstance(shape, _Shape):
+            return shape.value
+        return lazy_zeros((math.prod(shape.size),), shape.dtype, device).as_strided(shape.size, shape.stride)
 
-    return tuple(map(zeros, out)) if isinstance(out, tuple) else zeros(out)
+    made = tuple(map(zeros, _each(out)))
+    return made[0] if isinstance(out, _Shape) else made

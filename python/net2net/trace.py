@@ -27,7 +27,7 @@ OPAQUE: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.RNNCellBase)
 
 
 #: Of tensors with so many elements it is quicker to find out the shape of an operation's result than the values.
-_LARGE = 2**18
+_LARGE = 2**14
 
 _RESHAPING = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, torch.ops.aten.reshape.default}
 

@@ -57,8 +57,11 @@ class DisjointSets:
     def add(self, count: int) -> int:
         """Adds `count` elements, each a set of its own; returns the first."""
         first, self._size = self._size, self._size + count
-        if self._size > len(self._parents):
-            self._parents = np.concatenate([self._parents, np.arange(len(self._parents), 2 * self._size)])
+        if self._size > (have := len(self._parents)):
+            parents = np.empty(2 * self._size, dtype=np.int64)
+            parents[:have] = self._parents
+            parents[have:] = np.arange(have, len(parents))
+            self._parents = parents
         return first
 
     def roots(self, ids: np.ndarray) -> np.ndarray:
@@ -207,9 +210,12 @@ class Units:
         """Something is made of these that does not have their units any more: a weighted sum, a reduction."""
         self._read.append(np.unique(ids))
 
-    def was_read(self, ids: np.ndarray) -> np.ndarray:
-        """bool: whether something was made of the unit of each of `ids`."""
-        return np.isin(self.blocks.roots(ids), self.blocks.roots(np.concatenate([np.zeros(0, np.int64), *self._read])))
+    def were_read(self) -> np.ndarray:
+        """bool [len(self)]: of each root, whether something was made of its unit."""
+        found = np.zeros(len(self), dtype=bool)
+        for ids in self._read:
+            found[self.blocks.roots(ids)] = True
+        return found
 
     def heads(self) -> set[int]:
         """The ids of such units."""

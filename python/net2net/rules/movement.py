@@ -44,11 +44,15 @@ def _side_by_side(context: Context, parts: list[np.ndarray], sizes: list[int], d
 def _told_apart(context: Context, parts: list[np.ndarray]) -> list[np.ndarray]:
     """The parts with other ids for values that an earlier part has: places of one image side by side, perhaps, which
     are not the same value. What cuts and shuffles the result is then known by what it moves."""
-    seen = np.zeros(0, dtype=np.int64)
+    ids = [ids_of(part) for part in parts]
+    number = np.repeat(np.arange(len(parts)), [i.size for i in ids])
+    unique, which = np.unique(np.concatenate([i.ravel() for i in ids]), return_inverse=True)
+    first = np.full(len(unique), len(parts))
+    np.minimum.at(first, which, number)
+    seen = np.split(first[which] < number, np.cumsum([i.size for i in ids])[:-1])
     apart = []
-    for i, part in enumerate(parts):
-        again = np.isin(ids_of(part), seen) & (context.roots(part) != CONSTANT)
-        seen = np.union1d(seen, ids_of(part))
+    for i, (part, before) in enumerate(zip(parts, seen, strict=True)):
+        again = before.reshape(part.shape) & (context.roots(part) != CONSTANT)
         if again.any():
             part = part.copy()
             part[again] = context.make(("part", i), [part[again]])
