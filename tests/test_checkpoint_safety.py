@@ -94,6 +94,12 @@ def with_header(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], 
     return damage
 
 
+def without(path: Path, name: str) -> None:
+    tensors = safetensors_torch.load_file(path)
+    del tensors[name]
+    safetensors_torch.save_file(tensors, path)
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda p: p.write_bytes(b""), "truncated"),
     "a few bytes": (lambda p: p.write_bytes(b"123"), "truncated"),
@@ -106,7 +112,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an unknown dtype": (with_header(lambda h: h["1.bias"].update(dtype="F4")), "dtype F4"),
     "a shape that does not fit": (with_header(lambda h: h["1.bias"].update(shape=[7])), r"1\.bias has the shape"),
     "offsets before the file": (with_header(lambda h: h["1.bias"].update(data_offsets=[-24, 0])), r"1\.bias"),
-    "a missing tensor": (with_header(lambda h: h.pop("1.bias")), r"has no 1\.bias"),
+    "half a number": (with_header(lambda h: h["1.bias"].update(shape=[6.5])), r"1\.bias has the size 6\.5"),
+    "true": (with_header(lambda h: h["1.bias"].update(shape=[6, True])), r"1\.bias has the size True"),
+    "an absurd size": (with_header(lambda h: h["1.bias"].update(shape=[0, 10**30])), r"1\.bias has the size 10000"),
+    "one tensor in the other's place": (
+        with_header(lambda h: h["1.bias"].update(data_offsets=h["1.weight"]["data_offsets"])), "damaged header"
+    ),
+    "a hole": (with_header(lambda h: h.pop("1.bias")), "damaged header"),
+    "too deep": (lambda p: p.write_bytes((40_000).to_bytes(8, "little") + b"[" * 40_000), "damaged header"),
+    "a missing tensor": (lambda p: without(p, "1.bias"), r"has no 1\.bias"),
     "an unknown tensor": (with_header(lambda h: h.update(more=h.pop("1.bias"))), r"has no 1\.bias|has more"),
     "none of the tensors": (
         with_header(lambda h: [h.update({f"x{i}": h.pop(k)}) for i, k in enumerate(list(h)) if k != "__metadata__"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import shutil
 import tempfile
@@ -69,20 +70,19 @@ def workshop(path: Path) -> Iterator[Path]:
         FileExistsError: there is something at `path` already; it is never overwritten.
         BlockingIOError: another process is at work on `path`.
     """
-    _check_absent(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} for {path.name}")
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*{UNFINISHED}"):
+    check_new(path)
+    # `mkdtemp` puts eight characters in the middle; `*` would find the folders of longer names too.
+    for left in path.parent.glob(f".{glob.escape(_short(path.name))}.{8 * '?'}{UNFINISHED}"):
         with _alone(left, path):
             shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED))
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{_short(path.name)}.", suffix=UNFINISHED))
     try:
         with _alone(folder, path):
             yield folder
             made = folder / path.name
             for part in (*sorted(made.rglob("*")), made):
                 _sync(part)
-            _check_absent(path)
+            check_new(path)
             made.rename(path)
             _sync(path.parent)
     finally:
@@ -93,9 +93,24 @@ def workshop(path: Path) -> Iterator[Path]:
 UNFINISHED = ".unfinished"
 
 
-def _check_absent(path: Path) -> None:
+#: Of this many bytes may the name of a file be, on all common systems.
+_LONGEST = 255
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for what is put before and behind it."""
+    room = _LONGEST - len(f"..{8 * '?'}{UNFINISHED}")
+    if len(os.fsencode(name)) <= room:
+        return name
+    return hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()
+
+
+def check_new(path: Path) -> None:
+    """FileExistsError if there is something at `path`, FileNotFoundError if there is no folder for it."""
     if os.path.lexists(path):  # a link that leads nowhere, too
         raise FileExistsError(f"{path} exists already")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} for {path.name}")
 
 
 @contextmanager

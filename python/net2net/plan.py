@@ -380,7 +380,9 @@ class GrowthPlan(ABC):
             src: a safetensors file; a folder of several with an index (or the index); a checkpoint of `net2net train`;
                 a file of `torch.save`, read with `weights_only=True`; or a folder of `torch.distributed.checkpoint`. In
                 the last two, state dicts of the model and of its optimizer are found wherever they are in nested dicts,
-                also behind the prefixes of averages and data parallelism; all else stays.
+                also behind the prefixes of averages and data parallelism; all else stays. An optimizer that knows its
+                parameters by their positions is taken to have them, in each group, in the model's order; where several
+                groups share them, the shapes of their state must tell which group has which.
             dst: of the same kind, and not there yet; a state dict of `torch.save` may become a safetensors file.
             optimizer: the class of the optimizer whose state is in `src`, where it does not say: `"AdamW"`.
             state: what becomes of it, see `grow_optimizer`.

@@ -13,8 +13,8 @@ from torch import nn
 
 from net2net.checkpoints import formats, log
 from net2net.checkpoints.architecture import architecture
+from net2net.checkpoints.prefixes import prefix_of
 from net2net.checkpoints.stored import Stored
-from net2net.checkpoints.trees import prefix_of
 from net2net.skeleton import Tensors, rebuild
 
 

@@ -11,17 +11,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from net2net import dynamics
-from net2net.checkpoints.architecture import architecture
 from net2net.checkpoints.moving import Moved, check_movable
+from net2net.checkpoints.positions import State, by_position, names_of
 from net2net.checkpoints.stored import Stored
 from net2net.checkpoints.streams import Stream, unchanged
 from net2net.launches import Entry
 from net2net.optimizer import LAWS, MOMENTA, NORMALISED, check_state, mend
 from net2net.plan import GrowthPlan
-from net2net.skeleton import Tensors
-
-#: A state dict: `state` by parameter, and `param_groups` with the parameters of each, as names or positions.
-State = Mapping[str, Any]
 
 #: The optimizer's class, where a state dict says it.
 CLASS = "class"
@@ -58,12 +54,14 @@ def grown_optimizer(
         raise ValueError(f"{where} does not say of which optimizer it is: give optimizer=, such as 'AdamW'")
     if kind is not None and kind != given.get(CLASS, kind):
         raise ValueError(f"optimizer (={name!r}) contradicts {where}, which is of {given[CLASS]!r}")
-    names = _names(plan, given, model, where)
-    groups = []
+    names, prefix = names_of(plan, given, model, where)
+    groups: list[dict[str, Any]] = []
     for group in given["param_groups"]:
         if dynamics.KEY in group:
             raise ValueError(f"{where} keeps its teacher's dynamics, which only `grow_optimizer` carries along")
-        groups.append({**group, "params": [names[p] for p in group["params"]]})
+        # Learning rates may be tensors.
+        options = {key: unchanged(value) if isinstance(value, Stored) else value for key, value in group.items()}
+        groups.append({**options, "params": [names[p] for p in group["params"]]})
     group_of = {first: group for group in groups for first in group["params"]}
     states: dict[str, dict[str, Any]] = {}
     for place, kept in given.get("state", {}).items() if not reset else ():
@@ -76,32 +74,11 @@ def grown_optimizer(
     _add_new(plan, groups, group_of)
     positional = any(not isinstance(p, str) for group in given["param_groups"] for p in group["params"])
     result = {**given, "state": states, "param_groups": groups}
-    return _by_position(plan, result, given, model, where) if positional else result
-
-
-def _names(plan: GrowthPlan, given: State, model: nn.Module | None, where: str) -> dict[Any, str]:
-    """For each parameter of the groups its name in the plan."""
-    groups = given["param_groups"]
-    listed = [p for group in groups for p in group["params"]]
-    if all(isinstance(p, str) for p in listed):
-        names = list(listed)
-    elif all("param_names" in group for group in groups):
-        names = [name for group in groups for name in group["param_names"]]
-    else:
-        own = list(Tensors.of(model).by_name) if model is not None else list(plan.shapes)
-        count = len({id(p) for p in model.parameters()}) if model is not None else plan.inventory.parameters
-        if len(groups) > 1 or listed != list(range(len(listed))) or len(listed) != count:
-            raise ValueError(
-                f"{where} knows parameters by their positions, and they are not those of the model in its order "
-                f"({len(listed)} in {len(groups)} groups): make the optimizer of model.named_parameters(), so that its "
-                "state dict has names"
-            )
-        names = own[: len(listed)]
-    found = dict(zip(listed, (plan.inventory.aliases.get(name, name) for name in names), strict=True))
-    for name in found.values():
-        if name not in plan.shapes:
-            raise ValueError(f"{where} has {name}, which this plan does not know")
-    return found
+    if positional:
+        return by_position(plan, result, model, prefix, where)
+    for group in groups:
+        group["params"] = [prefix + name for name in group["params"]]
+    return {**result, "state": {prefix + name: kept for name, kept in states.items()}}
 
 
 class _Parameter:
@@ -197,33 +174,3 @@ def _add_new(plan: GrowthPlan, groups: list[dict[str, Any]], group_of: dict[str,
             more.setdefault(id(near), []).append(new)
     for group in groups:
         group["params"] = [plan._renamed(name) for name in group["params"]] + more.get(id(group), [])
-
-
-def _by_position(
-    plan: GrowthPlan, student: dict[str, Any], given: State, model: nn.Module | None, where: str
-) -> dict[str, Any]:
-    """The same with positions for names; groups that were in the model's order are so again."""
-    if plan._neighbours():
-        if model is None:
-            raise ValueError(
-                f"{where} knows parameters by their positions, and the plan adds some: only the model knows where; "
-                "give model= (on the meta device will do)"
-            )
-        order = {name: i for i, name in enumerate(Tensors.of(architecture(plan, model)).parameters)}
-    else:
-        order = {plan._renamed(name): i for i, name in enumerate(plan.shapes)}
-    before = {plan._renamed(name): i for i, name in enumerate(plan.shapes)}
-    groups = []
-    number: dict[str, int] = {}
-    for group in student["param_groups"]:
-        names = group["params"]
-        old = [before[name] for name in names if name in before]
-        if old == sorted(old):
-            names = sorted(names, key=order.__getitem__)
-        number.update({name: len(number) + i for i, name in enumerate(names)})
-        group = {**group, "params": [number[name] for name in names]}
-        if "param_names" in group:
-            group["param_names"] = names
-        groups.append(group)
-    state = {number[name]: kept for name, kept in student["state"].items()}
-    return {**student, "state": dict(sorted(state.items())), "param_groups": groups}

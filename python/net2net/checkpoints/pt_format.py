@@ -58,8 +58,9 @@ class TorchFile(Format):
         names = {id(stream): where for where, stream in leaves(checkpoint.tree)}
         tree: Any = mapped(checkpoint.tree, Stream, lambda stream: hollow(names[id(stream)], stream))
         if all(isinstance(value, Tensor) for value in tree.values()):
+            metadata = {name: entry for name, entry in getattr(tree, "_metadata", {}).items() if name != log.KEY}
             tree = OrderedDict(tree)
-            tree._metadata = {log.KEY: text}
+            tree._metadata = OrderedDict(metadata, **{log.KEY: text})
         else:
             tree[log.KEY] = text
         with path.open("xb") as file:
@@ -94,6 +95,8 @@ def _offset(t: Tensor) -> int:
 def _stored(file: MappedFile, t: Tensor) -> Stored:
     if t.layout is not torch.strided:
         raise ValueError(f"{file.path} has a tensor of the layout {t.layout}, which cannot be read here")
+    if t.is_conj() or t.is_neg():
+        raise ValueError(f"{file.path} has a tensor that is to be conjugated or negated: save it with resolve_conj()")
     offset = _offset(t) + int(t.storage_offset()) * t.dtype.itemsize
     reach = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
     if offset + reach * t.dtype.itemsize > file.size:

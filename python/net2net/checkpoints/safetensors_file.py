@@ -46,9 +46,13 @@ def read(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
         header = json.loads(file.bytes(8, begin))
         metadata = {str(k): str(v) for k, v in (header.pop(METADATA, None) or {}).items()}
         tensors = {str(name): _stored(file, name, begin, entry) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} has a damaged header: {type(error).__name__}: {error}") from error
-    end = max((s.offset + s.nbytes for s in tensors.values()), default=begin)
+    end = begin
+    for name, stored in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if stored.offset != end:
+            raise ValueError(f"{path} has a damaged header: {name} begins at {stored.offset}, not {end}")
+        end += stored.nbytes
     if end != file.size:
         how = "is truncated" if end > file.size else "has bytes behind its tensors"
         raise ValueError(f"{path} {how}: it has {file.size} bytes, and by its header {end}")
@@ -59,11 +63,18 @@ def _stored(file: MappedFile, name: str, begin: int, entry: Mapping[str, object]
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"{name} has the dtype {entry['dtype']}, which is not known here")
     dtype = DTYPES[str(entry["dtype"])]
-    shape = tuple(int(n) for n in entry["shape"])  # type: ignore[attr-defined]
-    first, last = (int(n) for n in entry["data_offsets"])  # type: ignore[attr-defined]
-    if min(shape, default=0) < 0 or first < 0 or last - first != math.prod(shape) * dtype.itemsize:
+    shape = tuple(_size(name, n) for n in entry["shape"])  # type: ignore[attr-defined]
+    first, last = (_size(name, n) for n in entry["data_offsets"])  # type: ignore[attr-defined]
+    if last - first != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{name} has the shape {shape}, but the bytes {first} to {last}")
     return Stored(file, dtype, shape, begin + first)
+
+
+def _size(name: str, n: object) -> int:
+    """ValueError unless it is a size that there may be."""
+    if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n < 2**63:
+        raise ValueError(f"{name} has the size {n!r}")
+    return n
 
 
 def size(streams: Mapping[str, Stream]) -> int:

@@ -15,7 +15,7 @@ from net2net.checkpoints.architecture import architecture
 from net2net.checkpoints.checkpoint import Checkpoint
 from net2net.checkpoints.tally import Progress, Tally
 from net2net.checkpoints.trees import Grown, leaves
-from net2net.files import workshop
+from net2net.files import check_new, workshop
 from net2net.optimizer import check_state
 from net2net.plan import GrowthPlan
 
@@ -73,7 +73,7 @@ def grow_checkpoint(
     if not plans:
         raise ValueError("plans is empty: there is nothing to do")
     check_state(state)
-    _check_target(source, target)
+    check_paths(source, target)
     with workshop(target) as folder:
         current = formats.read(source, folder)
         for number, plan in enumerate(plans):
@@ -100,10 +100,11 @@ def grow_checkpoint(
     )  # fmt: skip
 
 
-def _check_target(source: Path, target: Path) -> None:
-    """Everything that can be told before anything is read."""
+def check_paths(source: Path, target: Path) -> None:
+    """Raises what `grow_checkpoint` does about its paths, before anything is read."""
     formats.format_of(source)  # there is something
     if target.exists() and target.samefile(source):
         raise ValueError(f"dst (={str(target)!r}) is src: a checkpoint is never overwritten")
     if source.is_dir() and source.resolve() in target.resolve().parents:
         raise ValueError(f"dst (={str(target)!r}) is inside of src (={str(source)!r}), which stays as it is")
+    check_new(target)

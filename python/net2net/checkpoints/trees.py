@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
 from net2net.checkpoints.optimizers import grown_optimizer
+from net2net.checkpoints.prefixes import prefix_of
 from net2net.checkpoints.stored import Stored
 from net2net.checkpoints.streams import Stream, unchanged
 from net2net.checkpoints.weights import grown_weights
 from net2net.plan import GrowthPlan
-
-#: What wrappers put before the names of the model that they wrap (averages, data parallelism, torch.compile).
-PREFIXES = ("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.")
 
 
 class Grown:
@@ -24,6 +23,9 @@ class Grown:
         tree: all of it.
         models: what the state dicts of the model's kind are called (`""`: the whole tree).
         optimizers: likewise.
+
+    Raises:
+        ValueError: there are neither, or what there is does not fit the plan.
     """
 
     def __init__(
@@ -33,7 +35,7 @@ class Grown:
         self.optimizers: list[str] = []
         self._plan, self._optimizer, self._state, self._model, self._what = plan, optimizer, state, model, what
         self.tree = self._node(tree, "")
-        if not self.models:
+        if not self.models and not self.optimizers:
             self._complain(tree)
 
     def _node(self, node: Any, where: str) -> Any:
@@ -48,7 +50,8 @@ class Grown:
             if prefix is not None:
                 self.models.append(where)
                 return self._weights(node, prefix, where)
-            return {key: self._node(value, f"{where}.{key}" if where else str(key)) for key, value in node.items()}
+            return like(node, {key: self._node(value, f"{where}.{key}" if where else str(key))
+                               for key, value in node.items()})  # fmt: skip
         if isinstance(node, list | tuple):
             self._refuse_nameless(node, where)
             return type(node)(self._node(value, f"{where}.{i}") for i, value in enumerate(node))
@@ -72,7 +75,7 @@ class Grown:
             grown = grown_weights(self._plan, stored)
         except ValueError as error:
             raise ValueError(f"{self._what}{f' ({where})' if where else ''} does not fit the plan: {error}") from error
-        return {**{prefix + key: stream for key, stream in grown.items()}, **others}
+        return like(node, {**{prefix + key: stream for key, stream in grown.items()}, **others})
 
     def _complain(self, tree: Any) -> None:
         """ValueError: nothing in it is of the model's kind."""
@@ -94,24 +97,14 @@ def is_optimizer(node: Mapping[Any, Any]) -> bool:
     return all(isinstance(group, Mapping) and "params" in group for group in groups)
 
 
-def prefix_of(
-    node: Mapping[Any, Any], aliases: Mapping[str, str], names: Mapping[str, Any], saved: Collection[str]
-) -> str | None:
-    """What stands before the names of a model of which this is a state dict, with the most names; None: it has none of
-    them."""
-    keys = [key for key, value in node.items() if isinstance(key, str) and _is_tensor(value)]
-    found = {
-        prefix: sum(key.startswith(prefix) and aliases.get(key[len(prefix) :], key[len(prefix) :]) in names
-                    for key in keys)
-        for prefix in PREFIXES
-    }  # fmt: skip
-    best = max(PREFIXES, key=lambda prefix: found[prefix])
-    if found[best]:
-        return best
-    # Other wrappers, nested ones, and attributes that hold the model: what is before its first name, if all are there.
-    one = min(saved, default="")
-    others = {key.removesuffix(one) for key in keys if one and key.endswith(one)}
-    return next((prefix for prefix in sorted(others) if all(prefix + name in node for name in saved)), None)
+def like(node: Mapping[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
+    """`items` as the same kind of dict as `node`: an ordered one may have `_metadata`, the versions of modules."""
+    if not isinstance(node, OrderedDict):
+        return items
+    made = OrderedDict(items)
+    if hasattr(node, "_metadata"):
+        made._metadata = node._metadata  # type: ignore[attr-defined]
+    return made
 
 
 def leaves(node: Any, where: str = "") -> Iterator[tuple[str, Stream]]:
@@ -131,7 +124,7 @@ def mapped(node: Any, kind: type, function: Callable[[Any], Any]) -> Any:
     if isinstance(node, kind):
         return function(node)
     if isinstance(node, Mapping):
-        return {key: mapped(value, kind, function) for key, value in node.items()}
+        return like(node, {key: mapped(value, kind, function) for key, value in node.items()})
     if isinstance(node, list | tuple):
         return type(node)(mapped(value, kind, function) for value in node)
     return node

@@ -17,6 +17,7 @@ from net2net import console, inspection
 from net2net.checkpoints import grow_checkpoint, load
 from net2net.checkpoints.architecture import architecture, with_zeros
 from net2net.checkpoints.load import network
+from net2net.checkpoints.steps import check_paths
 from net2net.cli import arguments
 from net2net.cli.command import Command
 from net2net.deepen import plan_deepen
@@ -79,6 +80,7 @@ def _run(args: argparse.Namespace) -> int:
     steps: list[Step] = args.steps or []
     if not steps:
         raise ValueError("nothing to do: give --widen, --deepen, --kernel or --plan")
+    check_paths(args.src, args.dst)
     planned = all(isinstance(step, Path) for step in steps)
     if not planned or args.verify:
         for name in ("model", "input"):

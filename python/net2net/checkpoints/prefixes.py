@@ -1,0 +1,41 @@
+"""What wrappers put before the names of the model that they wrap (averages, data parallelism, torch.compile)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from net2net.checkpoints.stored import Stored
+
+PREFIXES = ("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.")
+
+
+def common_prefix(names: Iterable[str], aliases: Mapping[str, str], known: Collection[str]) -> str | None:
+    """The one before all of these names, which are of the model then; None if there is none."""
+    names = list(names)
+
+    def fits(prefix: str, name: str) -> bool:
+        own = name.removeprefix(prefix)
+        return name.startswith(prefix) and aliases.get(own, own) in known
+
+    return next((prefix for prefix in PREFIXES if all(fits(prefix, name) for name in names)), None)
+
+
+def prefix_of(
+    node: Mapping[Any, Any], aliases: Mapping[str, str], names: Mapping[str, Any], saved: Collection[str]
+) -> str | None:
+    """What stands before the names of a model of which this is a state dict, with the most names; None: it has none of
+    them."""
+    keys = [key for key, value in node.items() if isinstance(key, str) and isinstance(value, Stored)]
+    found = {
+        prefix: sum(key.startswith(prefix) and aliases.get(key[len(prefix) :], key[len(prefix) :]) in names
+                    for key in keys)
+        for prefix in PREFIXES
+    }  # fmt: skip
+    best = max(PREFIXES, key=lambda prefix: found[prefix])
+    if found[best]:
+        return best
+    # Other wrappers, nested ones, and attributes that hold the model: what is before its first name, if all are there.
+    one = min(saved, default="")
+    others = {key.removesuffix(one) for key in keys if one and key.endswith(one)}
+    return next((prefix for prefix in sorted(others) if all(prefix + name in node for name in saved)), None)
