@@ -393,6 +393,9 @@ class Worker {
     const Task& t = element.t;
     const S* const src = reinterpret_cast<const S*>(t.src);
     S* const dst = reinterpret_cast<S*>(t.dst);
+    if (element.plain && t.out_map && t.src_stride_o == 1 && t.dst_stride_o == 1) {
+      return copy_runs<1>(dst + begin, src, reinterpret_cast<const i32*>(t.out_map) + begin, end - begin, 1);
+    }
     for (i64 o = begin; o < end; ++o) {
       const S s = src[element.teacher_row(o) * t.src_stride_o];
       dst[o * t.dst_stride_o] = element.plain ? s : finish<S>(s, element.share(Scalar<S>::load(s), o, 0));

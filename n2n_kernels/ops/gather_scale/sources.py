@@ -34,7 +34,8 @@ class Expected:
         self._columns = {
             "dtype": [kind.dtype for kind in kinds],
             "shape": [kind.shape for kind in kinds],
-            "device": [device] * len(kinds),
+            # Whether a tensor is on the CPU takes half of the time that its device does.
+            **({"is_cpu": [True] * len(kinds)} if device.type == "cpu" else {"device": [device] * len(kinds)}),
         }
         self._itemsizes = np.array([kind.dtype.itemsize for kind in kinds], dtype=np.int64)
 
