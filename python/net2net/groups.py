@@ -149,7 +149,7 @@ def structure(units: Units) -> Structure:
     together = DisjointSets(len(units))
     for key, axis in units.axes.items():
         if "out" in axis.roles and axis.size > 1:
-            together.join(root_of[key][:-1], root_of[key][1:])
+            together.join(root_of[key][1:], np.broadcast_to(root_of[key][:1], axis.size - 1))
     free = _free_roots(units, root_of, together, pinned)
     heads = np.zeros(len(units), dtype=bool)
     heads[units.blocks.roots(np.array(sorted(units.heads()), dtype=np.int64))] = True
@@ -220,28 +220,29 @@ def _segments(
     if not pairs:
         return []
     links = np.concatenate(pairs)
-    following = _only(links[:, 0], links[:, 2], end)
-    preceding = _only(links[:, 0], links[:, 1], end)
-    units, first_seen = np.unique(links[:, 0], return_index=True)
-    units = units[np.argsort(first_seen)]
-    follows = {int(u): following[u] for u in units if following[u] != end and preceding[following[u]] == u}
+    units, first_seen, number = np.unique(links[:, 0], return_index=True, return_inverse=True)
+    following = _only(number, links[:, 2], end)
+    preceding = dict(zip(units.tolist(), _only(number, links[:, 1], end).tolist(), strict=True))
+    pairs_of_units = zip(units.tolist(), following.tolist(), strict=True)
+    follows = {unit: after for unit, after in pairs_of_units if after != end and preceding[after] == unit}
     inner = set(follows.values())
     segments = []
-    for unit in units.tolist():
+    for unit in units[np.argsort(first_seen)].tolist():
         if unit in inner:
             continue
         chain = [unit]
         while chain[-1] in follows:
-            chain.append(int(follows[chain[-1]]))
+            chain.append(follows[chain[-1]])
         segments.append(np.array(chain))
     return segments
 
 
-def _only(unit: np.ndarray, neighbour: np.ndarray, end: int) -> np.ndarray:
-    """For each unit its neighbour, if it has the same one everywhere; else `end`. Indexed by unit."""
-    least, most = np.full(end + 1, end), np.full(end + 1, -1)
-    np.minimum.at(least, unit, neighbour)
-    np.maximum.at(most, unit, neighbour)
+def _only(number: np.ndarray, neighbour: np.ndarray, end: int) -> np.ndarray:
+    """For each of the units 0, 1, ... its neighbour, if it has the same one everywhere; else `end`."""
+    count = int(number.max(initial=-1)) + 1
+    least, most = np.full(count, end), np.full(count, -1)
+    np.minimum.at(least, number, neighbour)
+    np.maximum.at(most, number, neighbour)
     return np.where(least == most, least, end)
 
 

@@ -22,6 +22,7 @@ from net2net.running import Inputs
 from net2net.skeleton import in_mode, skeleton
 from net2net.student import Laid, Layouts, Student
 from net2net.trace import walk
+from net2net.tree import no_collections
 from net2net.verify import check_growth
 from net2net.widen_plan import AxisPlan, Widened, WidenPlan
 from net2net.widths import Widths
@@ -119,6 +120,7 @@ class _Settled:
     changes: list[repair.Change]
 
 
+@no_collections()
 def _settle(
     model: nn.Module, example_inputs: Inputs, choose: Callable[[Structure, set[int]], list[Segment]]
 ) -> _Settled:
