@@ -4,6 +4,7 @@ has."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -25,10 +26,11 @@ class Segment:
     def width(self) -> int:
         return len(self.index)
 
-    @property
+    @cached_property
     def replica(self) -> np.ndarray:
         """int64 [width]: how many earlier entries copy the same unit."""
-        return ranks(self.index)
+        # Of a single unit, as after a shuffle there are thousands, it is plain.
+        return ranks(self.index) if self.units > 1 else np.arange(self.width)
 
 
 def lay_out(pieces: tuple[Piece, ...], segments: list[Segment]) -> Laid:
