@@ -123,6 +123,39 @@ ALL_STEPS = [
 ]
 
 
+def test_what_fails_on_one_rank_fails_on_all(processes: ForkServerContext) -> None:
+    """Nobody waits for a rank that has given up."""
+    ranks.run(processes, 2, fail_alone)
+
+
+def fail_alone(rank: int) -> None:
+    model, x = MODELS["residual"].build(torch.float64)
+    base, shard = MODELS["residual"].make, sharder(mesh_of())
+    mine, plan = sharded_copy(model, shard), net2net.plan_widen(model, x, 1.5)
+
+    def no_memory() -> nn.Module:
+        raise MemoryError("too large")
+
+    def no_wrapper(student: nn.Module) -> nn.Module:
+        raise RuntimeError("cannot be sharded")
+
+    for build, wrap, error, told in (
+        (no_memory, shard, MemoryError, "too large"),
+        (base, no_wrapper, RuntimeError, "cannot be sharded"),
+        (lambda: nn.Linear(2, 2), shard, ValueError, "not the unsharded teacher"),
+    ):
+        if rank == 1:
+            with pytest.raises(error, match=told):
+                net2net.grow_sharded(mine, plan, build=build, wrap=wrap)
+        else:
+            with pytest.raises(ValueError, match=rf"rank 1 cannot grow its part: {error.__name__}: .*{told}"):
+                net2net.grow_sharded(mine, plan, build=base, wrap=shard)
+    if rank == 1:
+        plan = net2net.plan_widen(nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 2)), torch.ones(1, 2), 1.5)
+    with pytest.raises(ValueError, match="model has no" if rank == 1 else "rank 1 cannot grow its part"):
+        net2net.grow_sharded(mine, plan, build=base, wrap=shard)
+
+
 def test_two_ranks_do_what_one_does(processes: ForkServerContext) -> None:
     ranks.run(processes, 2, grow_both, "residual", ALL_STEPS, ["sgd", "adam", "rmsprop-tf"])
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from net2net import optimizer as optim
 from net2net.launches import Entry
 from net2net.plan import GrowthPlan
+from net2net.sharded.agreement import all_or_none, check_equal
 from net2net.sharded.moments import stds
 from net2net.sharded.optimizer import OptimizerGrowth
 from net2net.sharded.shard_growth import grow_shard
@@ -60,26 +60,30 @@ def grow_sharded(
         rate and a moving average of the model are grown by `net2net.scheduler.rebind` and by this function.)
 
     Raises:
-        ValueError, TypeError: naming the argument, before anything is made; on all ranks alike. `dynamics` of an
-            optimizer (see `net2net.dynamics`) cannot be carried along.
+        ValueError, TypeError: naming the argument, before anything is made; also on the other ranks, if it is wrong, or
+            `build` or `wrap` fails, on one of them alone. `dynamics` of an optimizer (see `net2net.dynamics`) cannot be
+            carried along.
     """
     _check_types(model, plan, optimizer)
-    optim.check_state(state)
     _reshard(model)
     tensors = Tensors.of(model)
-    plan.inventory.check_tensors(tensors)
-    if not any(map(is_sharded, tensors.by_name.values())):
+    sharded = next(filter(is_sharded, tensors.by_name.values()), None)
+    if sharded is None:
         raise ValueError(f"model (={type(model).__name__}) is not sharded: use plan.apply, and shard the student")
-    _check_same_plan(plan, tensors)
-    spreads = {name: Spread.of(name, t) for name, t in tensors.by_name.items()}
-    carried = None if optimizer is None else OptimizerGrowth(plan, optimizer, tensors, state)
-    student = _student(model, plan, build)
-    wrapped = wrap(student)
-    student = student if wrapped is None else wrapped
-    _check_student(student, plan, tensors, spreads)
-    student.to_empty(device=_device(tensors))
-    targets = Tensors.of(student)
-    places = _by_name(targets)
+    with all_or_none(sharded):
+        optim.check_state(state)
+        plan.inventory.check_tensors(tensors)
+    check_equal("plan", plan.document()["digest"], sharded)
+    with all_or_none(sharded):
+        spreads = {name: Spread.of(name, t) for name, t in tensors.by_name.items()}
+        carried = None if optimizer is None else OptimizerGrowth(plan, optimizer, tensors, state)
+        student = _student(model, plan, build)
+        wrapped = wrap(student)
+        student = student if wrapped is None else wrapped
+        _check_student(student, plan, tensors, spreads)
+        student.to_empty(device=_device(tensors))
+        targets = Tensors.of(student)
+        places = _by_name(targets)
     with torch.no_grad():
         noise_stds = _noise_stds(plan, tensors)
         for name, t in tensors.by_name.items():
@@ -101,18 +105,6 @@ def _check_types(model: Any, plan: Any, optimizer: Any) -> None:
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer (={type(optimizer).__name__}) must be a torch.optim.Optimizer")
     check_not_spent("model", model)
-
-
-def _check_same_plan(plan: GrowthPlan, tensors: Tensors) -> None:
-    """ValueError, on all ranks, if they have different plans: what each sends would not be what others wait for."""
-    mine = plan.document()["digest"]
-    mesh: Any = next(t for t in tensors.by_name.values() if is_sharded(t)).device_mesh  # type: ignore[attr-defined]
-    for group in mesh.get_all_groups():
-        theirs: list[Any] = [None] * group.size()
-        dist.all_gather_object(theirs, mine, group=group)
-        if len(set(theirs)) > 1:
-            different = [i for i, digest in enumerate(theirs) if digest != theirs[0]]
-            raise ValueError(f"plan is not the same on all ranks: that of rank {different} of their group is another")
 
 
 def _reshard(model: nn.Module) -> None:
