@@ -58,10 +58,15 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def each_module(model: nn.Module) -> Iterator[nn.Module]:
     """`modules`, with none twice."""
     seen: set[int] = set()
-    for _, module in _walk(model):
-        if id(module) not in seen:
-            seen.add(id(module))
-            yield module
+    stack = [model]
+    while stack:
+        module = stack.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield module
+        if children := module._modules:
+            stack += [child for child in reversed(children.values()) if child is not None]
 
 
 def _members(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[tuple[str, Tensor]]]:
@@ -100,32 +105,44 @@ def own_random_state(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _is_sharded(module: nn.Module) -> bool:
+_WRAPPERS = nn.parallel.DistributedDataParallel, nn.DataParallel
+
+
+def _is_sharded(kind: type) -> bool:
     # Where nobody has imported FSDP, nothing is sharded by it; to import it takes a while.
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    return fsdp is not None and isinstance(module, fsdp.FSDPModule | fsdp.FullyShardedDataParallel)
+    return fsdp is not None and issubclass(kind, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel))
+
+
+def _refused(kind: type) -> bool:
+    """Whether modules of this class cannot be grown."""
+    return issubclass(kind, (torch.jit.ScriptModule, *_WRAPPERS)) or _is_sharded(kind)
+
+
+def _error(where: str, module: nn.Module) -> Exception:
+    """Why `module` cannot be grown, and what to do instead."""
+    kind = type(module)
+    if issubclass(kind, torch.jit.ScriptModule):
+        return TypeError(
+            f"{where} is a ScriptModule, whose classes cannot be rebuilt; grow the module it was made from"
+        )
+    if issubclass(kind, _WRAPPERS):
+        return ValueError(f"{where} (={kind.__name__}) is a wrapper: grow model.module, then wrap the student again")
+    return ValueError(
+        f"{where} (={kind.__name__}) is sharded by FSDP: grow a live one by net2net.grow_sharded (FSDP2; its plan is "
+        "made for the unsharded model, which may be on the meta device), or grow before sharding"
+    )
 
 
 def check_model(model: object) -> Tensors:
     """Raises if `model` is not a module that can be grown, before anything is done with it. Its tensors."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model (={type(model).__name__}) must be a torch.nn.Module")
-    for prefix, module in _walk(model):
-        if isinstance(module, torch.jit.ScriptModule):
-            where = f"{prefix[:-1]} in model" if prefix else "model"
-            raise TypeError(
-                f"{where} is a ScriptModule, whose classes cannot be rebuilt; grow the module it was made from"
-            )
-        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            where = f"{prefix[:-1]} in model" if prefix else "model"
-            raise ValueError(
-                f"{where} (={type(module).__name__}) is a wrapper: grow model.module, then wrap the student again"
-            )
-        if _is_sharded(module):
-            raise ValueError(
-                f"model (={type(model).__name__}) is sharded by FSDP: grow a live one by net2net.grow_sharded (FSDP2; "
-                "its plan is made for the unsharded model, which may be on the meta device), or grow before sharding"
-            )
+    # Of the many modules, their few classes tell.
+    if any(map(_refused, set(map(type, each_module(model))))):
+        prefix, module = next((prefix, module) for prefix, module in _walk(model) if _refused(type(module)))
+        where = f"{prefix[:-1]} in model" if prefix else "model"
+        raise _error(where, module)
     check_not_spent("model", model)
     tensors = Tensors.of(model)
     for name, t in tensors.by_name.items():

@@ -104,21 +104,22 @@ class _Copier:
     def _module(self, x: nn.Module) -> nn.Module:
         if not x.__dict__.keys().isdisjoint(_ALL_HOOKS):
             return self._other(x)
-        state = x.__getstate__() if _HAS_STATE else x.__dict__
+        # Its own dict, or a copy of it, which is no copy of what is in it.
+        new = x.__getstate__() if _HAS_STATE else x.__dict__.copy()
         memo, shared, empty = self._memo, _SHARED, _CONTAINERS
         y = type(x).__new__(type(x))
         self._remember(x, y)
-        new = state.copy()
-        self._remember(state, new)  # which keeps all of it alive
-        for name, value in state.items():
+        for name, value in new.items():  # none is added or removed meanwhile
             kind = type(value)
-            if kind in shared or (kind is tuple and shared.issuperset(map(type, value))):
-                continue
             if kind in empty and not value:  # a module has more than a dozen, for its hooks
                 new[name] = memo.setdefault(id(value), kind())
-            else:
+            elif kind not in shared and not (kind is tuple and shared.issuperset(map(type, value))):
                 new[name] = self.copy(value)
-        y.__setstate__(new)
+        if type(x).__setstate__ is nn.Module.__setstate__:
+            # That would add what modules of older versions of torch lack.
+            y.__dict__ = new
+        else:
+            y.__setstate__(new)
         return y
 
     def _dict(self, x: dict[Any, Any]) -> dict[Any, Any]:
