@@ -19,7 +19,7 @@ from net2net.training.growing import Growing, grow_state, plans
 from net2net.training.growth_record import Record
 from net2net.training.loop import COLUMNS
 from net2net.training.optimizers import make
-from test_resume import config_of, outcome
+from test_resume import config_of, outcome, tiny
 from torch import nn
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
@@ -90,7 +90,7 @@ def train_in(processes: ForkServerContext, config: TrainConfig, where: str = "",
 def untimed(config: TrainConfig) -> Any:
     files, state, rows = outcome(config)
     for record in state["notes"]["growth"]["done"]:
-        del record["seconds"]
+        record.pop("seconds", None)
     for row in rows:
         row.pop("growth_seconds", None)
     return files, state, rows
@@ -120,12 +120,45 @@ def test_killed_and_resumed(processes: ForkServerContext, images: Path, tmp_path
     assert [row["step"] for row in ours[2] if "grown" in row] == [7, 10, 10, 16]  # patience begins anew at 10
 
 
+def test_a_run_starts_from_a_grown_checkpoint(processes: ForkServerContext, images: Path, tmp_path: Path) -> None:
+    """One that grew while it ran, and whose checkpoint grew afterwards; killed before it has saved anything, it starts
+    again, and later it goes on from its own."""
+    first = grown_config(images, tmp_path, "first", grow="step 7: widen 1.5")
+    runs.run(first)
+    saved = runs.folder_of(first) / "checkpoints" / "step-00000020"
+    teacher = net2net.load(saved, lambda: tiny(10, 3))
+    images_ = torch.randn(2, 3, 8, 8)
+    wider = net2net.plan_widen(teacher, images_, 1.5, seed=3)
+    wider.grow_checkpoint(saved, tmp_path / "grown")
+    student = net2net.load(tmp_path / "grown", lambda: tiny(10, 3))
+    assert [e["source"] for e in net2net.growth_log(tmp_path / "grown")] == ["step-00000007", "step-00000020"]
+    assert net2net.verify(teacher.eval(), student.eval(), images_).ok
+
+    def config(name: str) -> TrainConfig:
+        entries = "step 22: deepen 1"
+        made = grown_config(images, tmp_path, name, grow=entries, start=str(tmp_path / "grown"), save_every=4)
+        return dataclasses.replace(made, loop=dataclasses.replace(made.loop, steps=28))
+
+    state = runs.run(config("whole"))
+    assert state.step == 28
+    assert [record["plans"] for record in state.notes["growth"]["done"]] == [
+        ["01-widen-step-00000020.json", "01-widen-step-00000020-2.json"], ["02-deepen-step-00000022.json"],
+    ]  # fmt: skip
+    assert train_in(processes, config("killed"), "step", 21) == -signal.SIGKILL
+    assert train_in(processes, config("killed"), "step", 25) == -signal.SIGKILL
+    assert train_in(processes, config("killed")) == 0
+    assert untimed(config("killed")) == untimed(config("whole"))
+    with pytest.raises(ValueError, match=r"grow \(='step 7: widen 1\.5'\) was due before the run starts, after 20"):
+        runs.run(grown_config(images, tmp_path, "late", grow="step 7: widen 1.5", start=str(tmp_path / "grown")))
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        runs.run(grown_config(images, tmp_path, "none", start=str(tmp_path / "nowhere")))
+    assert not (tmp_path / "runs" / "none").exists()
+
+
 def test_a_checkpoint_is_replayed_by_hand(images: Path, tmp_path: Path) -> None:
     config = grown_config(images, tmp_path, "run", in_memory=True)
     state = runs.run(config)
     path = runs.folder_of(config) / "checkpoints" / "step-00000024"
-    from test_resume import tiny
-
     model = tiny(10, 3)
     for plan in plans(path):
         model = plan.apply(model)

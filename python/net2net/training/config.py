@@ -126,6 +126,9 @@ class RunConfig(Section):
 
     name: str = option("train", "of the run; its folder is RUNS/NAME")
     runs: str = option("runs", "folder of all runs", changeable=True)
+    start: str = option(
+        "", "checkpoint to begin with, and to go on as it says: another run's, or what net2net grow has made of one"
+    )
     keep: int = option(3, "checkpoints that are kept; 0: all", least=0, changeable=True)
     seed: int = option(0, "of everything random", least=0)
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one", changeable=True)

@@ -12,13 +12,15 @@ import dataclasses
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from net2net.checkpoints import log
+from net2net.checkpoints.run_format import NOTES
 from net2net.data.feeds import Feed
 from net2net.data.order import key
 from net2net.grow import Grown, carry_out, grow
@@ -31,12 +33,6 @@ from net2net.training.growth_record import Record
 from net2net.training.loop import Row
 from net2net.training.state import State
 from net2net.verify import compare_growth
-
-#: The entry of `State.notes`.
-NOTES = "growth"
-
-#: The folder beside the checkpoints.
-PLANS = "growth"
 
 #: A growth is planned on so many images; analysis takes longer with more, and finds the same.
 EXAMPLES = 2
@@ -180,8 +176,11 @@ def rehearse(
     random = torch.Generator().manual_seed(0)
     images = torch.randn(EXAMPLES, *image_shape, generator=random).to(device, dtype)
     for growth in GrowthSchedule(config.grow).entries:
-        if _earliest(growth.when, batches_per_epoch) >= max(steps, 1):
+        earliest = _earliest(growth.when, batches_per_epoch)
+        if earliest >= max(steps, 1):
             raise ValueError(f"grow (={growth.text!r}) is never due: the run ends after {steps} mini-batches")
+        if not isinstance(growth.when, OnPlateau) and earliest < state.step:
+            raise ValueError(f"grow (={growth.text!r}) was due before the run starts, after {state.step} mini-batches")
         try:
             grown = _grow(state, growth, [images], lr_rule(config.growth_lr), config.growth_state, verify=False)
         except (ValueError, TypeError, RuntimeError) as error:
@@ -202,18 +201,40 @@ def plans(path: Path) -> list[GrowthPlan]:
     Raises:
         ValueError: `path` is no checkpoint, or a plan is not there any more.
     """
-    done = checkpoint.notes(path).get(NOTES, {"done": []})["done"]
-    folder = path.parent / PLANS
-    found = []
-    for record in done:
-        if not record["plans"]:
-            raise ValueError(f"path (={str(path)!r}) has grown by {record['entry']!r}, whose plan was not saved")
-        for name in record["plans"]:
-            try:
-                found.append(GrowthPlan.load(folder / name))
-            except OSError as error:
-                raise ValueError(f"path (={str(path)!r}) needs the plan {folder / name}: {error}") from error
-    return found
+    return log.plans(log.growth_log(path), str(path))
+
+
+def begin_with(state: State, path: Path) -> dict[str, GrowthPlan]:
+    """Bring the fresh state of a new run to that of another run's checkpoint, or of what `net2net grow` has made of
+    one.
+
+    Returns:
+        The plans that lead to its model, by the names that the run's own checkpoints know them by: to be kept in the
+        run's folder `PLANS`.
+
+    Raises:
+        ValueError: `path` is no checkpoint, or does not fit `state`.
+    """
+    replay(state, path)
+    checkpoint.restore(state, path)
+    notes = state.notes.setdefault(NOTES, {"done": []})
+    notes.pop("schedule", None)  # this run has its own
+    done = notes["done"]
+    names = [name for record in done for name in record["plans"]]
+    earlier = plans(path)
+    if since := earlier[len(names) :]:
+        record = {"entry": f"as a checkpoint, {path.name}", "step": state.step}
+        done.append({**record, "plans": _names(since, len(done) + 1, state.step)})
+        names += done[-1]["plans"]
+    return dict(zip(names, earlier, strict=True))
+
+
+def keep(named: Mapping[str, GrowthPlan], folder: Path) -> None:
+    """Write plans that were returned by `begin_with`."""
+    if named:
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, plan in named.items():
+        plan.save(folder / name)
 
 
 def replay(state: State, path: Path) -> None:
@@ -296,9 +317,14 @@ def _check_all_alike(grown: Grown) -> None:
 def _save(plans: Sequence[GrowthPlan], folder: Path | None, number: int, step: int) -> list[str]:
     if folder is None:
         return []
-    names = [f"{number:02d}-{plan.kind}-step-{step:08d}.json" for plan in plans]
+    names = _names(plans, number, step)
     if distributed.rank_and_size()[0] == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, plan in zip(names, plans, strict=True):
-            plan.save(folder / name)
+        keep(dict(zip(names, plans, strict=True)), folder)
     return names
+
+
+def _names(plans: Sequence[GrowthPlan], number: int, step: int) -> list[str]:
+    """Of files; a growth that is composed of several has them in order."""
+    names = [f"{number:02d}-{plan.kind}-step-{step:08d}" for plan in plans]
+    again = [names[:i].count(name) for i, name in enumerate(names)]
+    return [f"{name}{f'-{n + 1}' if n else ''}.json" for name, n in zip(names, again, strict=True)]

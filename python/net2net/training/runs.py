@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from net2net import inspection, options
+from net2net.checkpoints.run_format import PLANS
 from net2net.data import Feed, LoaderFeed, MemoryFeed, digits, folder, open_images
 from net2net.data.augment import eval_transform, margin, train_transform
 from net2net.devices import device as device_of
@@ -26,7 +27,7 @@ from net2net.extras import require
 from net2net.files import remove_unfinished, write_atomically
 from net2net.training import checkpoint, distributed, optimizers
 from net2net.training.config import DataConfig, GrowthConfig, OptimizerConfig, ScheduleConfig, TrainConfig
-from net2net.training.growing import PLANS, Growing, rehearse, replay
+from net2net.training.growing import Growing, begin_with, keep, rehearse, replay
 from net2net.training.growth_record import Record
 from net2net.training.logs import Logs
 from net2net.training.loop import LoopConfig, train
@@ -72,11 +73,16 @@ def run(
         begun = _begun(config, place, resume)
         feed, num_classes, image_shape = make_feed(config.data, config.run.seed, device, rank, ranks)
         state = _state(config, feed, num_classes, image_shape, device)
+        checkpoints = place / "checkpoints"
+        earlier = {}
+        if config.run.start and not (begun and checkpoint.saved(checkpoints)):
+            earlier = begin_with(state, Path(config.run.start))
         if not begun:
             rehearse(state, config.growth, config.loop.steps, feed.batches_per_epoch, image_shape)
         distributed.wait_for_all()  # nothing is written before every process has looked
         if rank == 0:
             _begin(config, place)
+            keep(earlier, checkpoints / PLANS)
         distributed.wait_for_all()
         proceed(
             state,
