@@ -66,7 +66,7 @@ def build(library: str, name: str) -> tuple[nn.Module, Tensor]:
     if library == "torchvision":
         import torchvision
 
-        fixed = {"vit": 224, "maxvit": 224, "inception": 96}
+        fixed = {"vit": 224, "maxvit": 224, "inception": 299}
         size = next((s for prefix, s in fixed.items() if name.startswith(prefix)), 64)
         extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
         if name == "vit_h_14":
