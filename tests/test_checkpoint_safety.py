@@ -480,3 +480,27 @@ def test_memory_is_bounded(suffix: str, tmp_path: Path) -> None:
     argv = [sys.executable, "-c", MEMORY, tmp_path / "plan.json", source, tmp_path / f"b{suffix}"]
     done = subprocess.run(argv, check=True, capture_output=True, text=True)
     assert float(done.stdout) < 200  # MiB, of a checkpoint of 512
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def test_names_as_long_as_they_may_be(grown: tuple[net2net.GrowthPlan, Path, Path]) -> None:
+    plan, source, _ = grown
+    longest = source.with_name("n" * (255 - len(".safetensors")) + ".safetensors")
+    plan.grow_checkpoint(source, longest)
+    assert left_in(source.parent) == ["a.safetensors", longest.name]
+
+
+def test_work_on_a_longer_name_is_left_alone(grown: tuple[net2net.GrowthPlan, Path, Path]) -> None:
+    """`b` must not take away what somebody is doing, or has left undone, for `b.safetensors`."""
+    plan, source, target = grown
+    folder = source.with_name("folder")
+    folder.mkdir()
+    shutil.copy(source, folder / "model.safetensors")
+    others = source.with_name(f".{target.name}.abcdefgh.unfinished")
+    others.mkdir()
+    plan.grow_checkpoint(folder, source.with_name("b"))
+    assert others.is_dir()
+    plan.grow_checkpoint(source, target)
+    assert not others.exists()
