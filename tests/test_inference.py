@@ -272,7 +272,7 @@ def test_a_tensor_that_is_large_in_the_student_alone(mode: str, monkeypatch: pyt
 
 @pytest.mark.parametrize("large", [1, 2**20])
 def test_what_a_normalisation_returns_beside_its_output(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is known of its statistics: who reads them gets no larger number of them."""
+    """The statistics of one channel are those of that channel, wherever it stands."""
 
     class Averages(nn.Module):
         def __init__(self) -> None:
@@ -281,12 +281,31 @@ def test_what_a_normalisation_returns_beside_its_output(large: int, monkeypatch:
 
         def forward(self, x: Tensor) -> Tensor:
             x, mean, _ = torch.native_batch_norm(self.stem(x), None, None, None, None, True, 0.1, 1e-5)
-            return self.head(x.amax((2, 3))) * mean.sum()
+            return self.head((x + mean[-1]).amax((2, 3)))
 
     monkeypatch.setattr("net2net.trace._LARGE", large)
     torch.manual_seed(0)
-    with pytest.raises(ValueError, match="nothing was widened"):
-        net2net.plan_widen(Averages().double(), torch.randn(2, 3, 4, 4).double(), 1.5)
+    model, x = Averages().double().eval(), torch.randn(2, 3, 4, 4).double()
+    student = net2net.plan_widen(model, x, 2).apply(model)
+    assert student.stem.out_channels > 8
+    assert net2net.verify(model, student, x).max_rel < EXACT
+
+
+def test_a_unit_that_stays_behind_those_that_grow() -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.stem(x).relu()
+            return self.head(x.mean((2, 3))), x[:, -1:]
+
+    torch.manual_seed(0)
+    model, x = Last().double(), torch.randn(2, 3, 8, 8).double()
+    student = net2net.plan_widen(model, x, 2).apply(model)
+    assert student.stem.out_channels == 31
+    assert net2net.verify(model, student, x).max_rel < EXACT
 
 
 def test_shapes_alone_are_asked_for_once_but_for_each_kind_of_number() -> None:

@@ -213,6 +213,7 @@ def _segments(
     pairs = []
     for order, lengths in runs.values():
         same = (lengths[:-1] == lengths[1:]) & (together.roots(order[:-1]) == together.roots(order[1:]))
+        same &= free[order[:-1]] & free[order[1:]]
         after = np.append(np.where(same, order[1:], end), end)
         before = np.append(end, np.where(same, order[:-1], end))
         keep = free[order]

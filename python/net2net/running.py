@@ -39,7 +39,7 @@ def computed(func: Any, args: Any, kwargs: Any) -> Any:
 
 #: Normalisations: only the first of their results is read by anything but a backward pass. (The others' shapes on the
 #: meta device may not be those on another one.)
-_NORMS = {"aten::native_batch_norm", "aten::native_layer_norm", "aten::native_group_norm"}
+_NORMS = {"aten::native_layer_norm", "aten::native_group_norm"}
 
 
 def of_no_value(func: Any, args: Any, kwargs: Any) -> Any:

@@ -31,9 +31,11 @@ def batch_norm(context: Context, func: Any, args: Any, kwargs: Any, out: Any) ->
         if isinstance(t, Tensor):
             operands.append(np.broadcast_to(array(context, t, 0, rows).ravel(), vector.shape))
     made = context.make((name_of(func), numbers(args[5:])), operands)
-    # The other results are statistics for a backward pass. Without codes they count as fixed, should anything read
-    # them.
-    context.set(tensors(out)[0], made.reshape([-1 if d == channel else 1 for d in range(x.dim())]))
+    result, *rest = tensors(out)
+    context.set(result, made.reshape([-1 if d == channel else 1 for d in range(x.dim())]))
+    for t in rest:
+        if t.dim() == 1 and t.shape[0] == len(made):
+            context.set(t, context.make("statistics", [made]))
     return None
 
 
