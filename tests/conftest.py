@@ -90,7 +90,8 @@ def any_device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Layers as small as these are slower on several threads."""
+    """Layers as small as these are slower on several threads. (And `net2net demo` sets one, which would otherwise
+    stay so for the tests that follow.)"""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,15 +25,6 @@ def extras() -> None:
     """For tests of what needs the extra `demo`."""
     for module in ("sklearn", "matplotlib", "rich"):
         pytest.importorskip(module, reason=f"{module} is not installed")
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """As `demo` has it, which would otherwise stay so for the tests that follow."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(*argv: str) -> subprocess.CompletedProcess[str]:
