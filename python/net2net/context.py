@@ -327,6 +327,12 @@ class Context(ABC):
         if (known := self.shadows.get(t)) is not None:
             self.pin(compact(known).numpy(), why)
 
+    def pin_living(self, why: str) -> None:
+        """Pins the units of all that is in memory at this point of the forward, but for parameters and buffers."""
+        for storage, known in self.shadows.living():
+            if not self.parameters.in_memory(storage):
+                self.pin(compact(known).numpy(), why)
+
     def _pin_parameter(self, t: Tensor, why: str) -> None:
         for name, p in self.parameters.owners(t):
             if not p.is_floating_point():

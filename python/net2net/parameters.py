@@ -30,6 +30,10 @@ class Parameters:
         """Whether `t` is a parameter or buffer, or shares memory with one."""
         return t.untyped_storage()._cdata in self._owners
 
+    def in_memory(self, storage: int) -> bool:
+        """Whether a parameter or buffer is in the storage with this address."""
+        return storage in self._owners
+
     def owners(self, t: Tensor) -> list[tuple[str, Tensor]]:
         """The parameters and buffers whose memory `t` is in, by name."""
         return self._owners.get(t.untyped_storage()._cdata, [])

@@ -10,7 +10,7 @@ In a teacher that is always 0.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -165,6 +165,12 @@ class Shadows:
                 self._entries = {k: e for k, e in self._entries.items() if not e.alive.expired()}
         else:
             entry.write(t, codes)
+
+    def living(self) -> Iterator[tuple[int, Tensor]]:
+        """The storages (by the address of their C++ object) that are still in memory, and their codes."""
+        for key, entry in list(self._entries.items()):
+            if not entry.alive.expired():
+                yield key, entry.codes
 
     def forget(self, tensors: Iterable[Tensor]) -> None:
         for t in tensors:

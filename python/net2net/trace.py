@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from net2net.context import Context, TraceError
+from net2net.derived import Derived, Watch, passes_values, reads, whole_selection
 from net2net.hashes import seed
 from net2net.outputs import kept, leaves
 from net2net.rules.table import flat, is_view, name_of, refuse, rule_for, view
@@ -35,9 +36,20 @@ _RESHAPING = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, 
 class Walk(TorchDispatchMode):
     """Runs each operation, then its rule."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, model: nn.Module, context: Context) -> None:
         super().__init__()
         self.context = context
+        self.derived = Derived(model)
+        self.watch = Watch(self.derived, self.read)
+        self.unfollowed = ""  # why nothing can be followed any more
+
+    def read(self, what: str) -> None:
+        """Python has read values that are not what they will be. From here on it may do anything with all that it can
+        reach."""
+        if not self.unfollowed and not self.watch.looking:
+            self.unfollowed = f"the code reads values of activations ({what}), on which what it does next may depend"
+            with _disable_current_modes():
+                self.context.pin_living(self.unfollowed)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         context, kwargs = self.context, kwargs or {}
@@ -52,6 +64,8 @@ class Walk(TorchDispatchMode):
         context.seen.append((elements, plain))
         context.reached = context.where()
         rule = rule_for(func)
+        if derived := self.derived.any(tensors):
+            args = whole_selection(func, args, self.derived, self._stand_in)
         try:
             run = of_no_value if rule is not view and self._without_value(tensors) else computed
             out = run(func, args, kwargs)
@@ -64,6 +78,7 @@ class Walk(TorchDispatchMode):
                 raise
             except Exception as error:  # not foreseen by the rule; in a student the same happens
                 refuse(context, func, args, kwargs, out, f"{func} is not understood here ({error})")
+            self._follow(func, tensors, [t for t in flat(out) if isinstance(t, Tensor)], derived)
         except Exception as error:
             if tensors and all(map(context.is_parameter, tensors)) and not hasattr(error, "suspects"):
                 error.suspects = [context.units_of(tensors)]  # type: ignore[attr-defined]
@@ -72,6 +87,25 @@ class Walk(TorchDispatchMode):
         finally:
             context.operation = ""
         return out
+
+    def _stand_in(self, mask: Tensor, whole: Tensor) -> None:
+        """`whole` takes the place of a mask."""
+        self.derived.add([whole])
+        if (known := self.context.shadows.get(mask)) is not None:
+            self.context.set(whole, compact(known).clone())
+
+    def _follow(self, func: Any, given: Sequence[Tensor], made: Sequence[Tensor], derived: bool) -> None:
+        """What an operation made of the tensors `given`, some of which are `derived`."""
+        if derived and reads(func):
+            self.read(name_of(func))
+        if derived and passes_values(func):
+            self.derived.add(made)
+            if made and not is_view(func) and not any(t.numel() for t in made):
+                for t in given:
+                    self.context.pin_tensor(t, f"{func} gives nothing that could be followed")
+        if self.unfollowed:
+            for t in made:
+                self.context.pin_tensor(t, self.unfollowed)
 
     def _without_value(self, given: tuple[Tensor, ...]) -> bool:
         """Whether a tensor among these is large and has units: what is made of weights, which are all zero. (Indices,
@@ -85,7 +119,7 @@ class Walk(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def _following_modules(model: nn.Module, context: Context) -> Iterator[None]:
+def _following_modules(model: nn.Module, context: Context, derived: Derived) -> Iterator[None]:
     """Keeps `context.module` at the innermost module being run. `model` is our own copy, so hooks harm nobody."""
     stack = [""]
     handles = []
@@ -105,7 +139,7 @@ def _following_modules(model: nn.Module, context: Context) -> Iterator[None]:
     opaque = [module for module in model.modules() if isinstance(module, OPAQUE)]
     own = [module.__dict__.get("forward") for module in opaque]
     for module in opaque:
-        module.__dict__["forward"] = _as_a_whole(module, context)
+        module.__dict__["forward"] = _as_a_whole(module, context, derived)
     try:
         yield
     finally:
@@ -117,7 +151,7 @@ def _following_modules(model: nn.Module, context: Context) -> Iterator[None]:
                 module.__dict__["forward"] = forward
 
 
-def _as_a_whole(module: nn.Module, context: Context) -> Callable[..., Any]:
+def _as_a_whole(module: nn.Module, context: Context, derived: Derived) -> Callable[..., Any]:
     """The forward of a module as one operation without a rule, whatever it consists of (of a recurrent layer, several
     operations per step)."""
     forward = module.forward
@@ -129,6 +163,7 @@ def _as_a_whole(module: nn.Module, context: Context) -> Callable[..., Any]:
             given = (args, kwargs, list(module.parameters()))
             context.carriers.saw("", [t for t in flat(given) if isinstance(t, Tensor)], [])
             refuse(context, type(module).__name__, given, {}, out, "a recurrent layer is not looked into")
+            derived.add(t for t in flat(out) if isinstance(t, Tensor))
         return out
 
     return whole
@@ -144,7 +179,9 @@ def walk(model: nn.Module, inputs: Inputs, context: Context) -> None:
     # Transformer layers' fused inference path hides their parameters' use in one opaque operation.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), own_random_state(model), _following_modules(model, context), Walk(context):
+        run = Walk(model, context)
+        following = _following_modules(model, context, run.derived)
+        with torch.no_grad(), own_random_state(model), following, run.watch, run:
             out = call(model, inputs)
     except TraceError:
         raise

@@ -13,7 +13,9 @@ from net2net.rules.table import (
     aligned_codes,
     ambiguous,
     array,
+    indexed_dims,
     is_long,
+    is_mask,
     name_of,
     numbers,
     register,
@@ -42,7 +44,17 @@ def pointwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
     if not results:
         return unknown(context, func, args, kwargs, out)
     dims = results[0].dim()
-    operands = tensors((args, kwargs))
+    aligned, tied = _meeting(context, func, tensors((args, kwargs)), dims)
+    made = context.make((name_of(func).removesuffix("_"), spelled(args, kwargs)), aligned, tied)
+    for t in results:
+        context.set(t, made if t.dim() == dims else np.full((), FIXED, dtype=np.int64))
+
+
+POINTWISE.append(pointwise)
+
+
+def _meeting(context: Context, func: Any, operands: list[Tensor], dims: int) -> tuple[list[np.ndarray], list[bool]]:
+    """The operands' codes, and which of them must be replicated as the result is."""
     aligned = aligned_codes(context, name_of(func), operands, dims)
     tied = []
     for t, mine in zip(operands, aligned, strict=True):
@@ -52,12 +64,7 @@ def pointwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
             context.pin(mine, f"{func} broadcasts it over other units")
         tied.append(not over)
     _pin_to_fixed(context, func, operands, aligned, tied, dims)
-    made = context.make((name_of(func).removesuffix("_"), spelled(args, kwargs)), aligned, tied)
-    for t in results:
-        context.set(t, made if t.dim() == dims else np.full((), FIXED, dtype=np.int64))
-
-
-POINTWISE.append(pointwise)
+    return aligned, tied
 
 
 def _of_its_own_blocks(context: Context, mine: np.ndarray, others: list[np.ndarray]) -> bool:
@@ -107,6 +114,32 @@ def overwrite(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
     if codes.ndim > target.dim():
         codes = codes.reshape(codes.shape[codes.ndim - target.dim() :])
     context.set(target, codes)
+
+
+@register("index_put", "_unsafe_index_put", "_index_put_impl")
+def put(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Values in the place of others, at some places and there for all units; or a number wherever a mask says."""
+    x, indices, values = args[:3]
+    masked = [i for i in indices if i is not None]
+    dims = indexed_dims(indices)
+    over_all = len(masked) == 1 and is_mask(masked[0]) and masked[0].shape == x.shape and values.numel() == 1
+    if not x.dim() or values.dim() > x.dim():
+        return unknown(context, func, args, kwargs, out)
+    if not over_all:
+        # What is put has its first dimensions in the place of those that are indexed, one for all of a mask.
+        first = x.dim() - max(dims) - 1
+        for t in (x, values):
+            codes = array(context, t) if context.shadows.get(t) is not None or not context.is_parameter(t) else None
+            if codes is not None and any(n > 1 for n in codes.shape[: codes.ndim - first]):
+                return unknown(context, func, args, kwargs, out)
+        if any(context.has_units(array(context, i)) for i in masked):
+            return unknown(context, func, args, kwargs, out)
+    operands = [x, values, *masked] if over_all else [x, values]
+    aligned, tied = _meeting(context, func, operands, x.dim())
+    if not over_all:
+        which = [array(context, i).ravel()[:1].reshape((1,) * x.dim()) for i in masked]
+        aligned, tied = [*aligned, *which], [*tied, *([False] * len(which))]
+    return context.set(out, context.make(("index_put", numbers(args[3:])), aligned, tied))
 
 
 @register("zero", "fill")

@@ -9,7 +9,19 @@ import torch
 from torch import Tensor
 
 from net2net.context import Context
-from net2net.rules.table import aligned_codes, ambiguous, array, extent, name_of, numbers, register, tensors, unknown
+from net2net.rules.table import (
+    aligned_codes,
+    ambiguous,
+    array,
+    extent,
+    indexed_dims,
+    is_mask,
+    name_of,
+    numbers,
+    register,
+    tensors,
+    unknown,
+)
 from net2net.shadows import compact, compressed, ids_of
 from net2net.units import CONSTANT, FIXED
 
@@ -101,6 +113,8 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         return unknown(context, func, args, kwargs, out)
     if name_of(func) == "roll" and len(args) < 3:  # what is flattened is rolled: from one image into the next
         return unknown(context, func, args, kwargs, out)
+    if few.numel() == 1 and name_of(func) in _TAKING and (context.roots(few.numpy()) == CONSTANT).all():
+        return context.set(out, few.reshape(()))
     if few.numel() == 1:
         which = [array(context, i).reshape(-1)[:1] for i in indices]
         made = few.reshape(1).numpy()
@@ -122,7 +136,16 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         moved[where == 0] = int(context.make(("full", ("0",)), []))
     if indices:
         context.taken(few.numpy(), moved.numpy())
-    return context.set(out, compressed(moved))
+    moved = compressed(moved)
+    if any(is_mask(i) for i in indices):  # which places, and how many, the mask tells
+        which = [array(context, i).reshape(-1)[:1].reshape((1,) * out.dim()) for i in indices]
+        tied = [True] + [False] * len(which)
+        return context.set(out, context.make("selected", [compact(moved).numpy(), *which], tied))
+    return context.set(out, moved)
+
+
+#: What is taken out of one constant is that constant.
+_TAKING = {"roll", "flip", "repeat", "index_select", "index", "gather", "repeat_interleave", "take_along_dim"}
 
 
 @register("index_add", "index_reduce", "scatter_add", "scatter_reduce")
@@ -158,7 +181,7 @@ def _indexed(func: Any, args: Any) -> list[int]:
     """The dimensions that are indexed."""
     name, rank = name_of(func), args[0].dim()
     if name == "index":
-        return [d for d, i in enumerate(args[1]) if i is not None]
+        return indexed_dims(args[1])
     if name in {"gather", "index_select", "take_along_dim"}:
         dim = args[2] if name == "take_along_dim" else args[1]
         return list(range(rank)) if dim is None else [dim % rank]
@@ -168,7 +191,8 @@ def _indexed(func: Any, args: Any) -> list[int]:
 def _left_alone(func: Any, args: Any) -> int | None:
     """The only dimension of a table that is not indexed."""
     if name_of(func) == "index":
-        rest = [d for d in range(args[0].dim()) if d >= len(args[1]) or args[1][d] is None]
+        taken = indexed_dims(args[1])
+        rest = [d for d in range(args[0].dim()) if d not in taken]
     elif name_of(func) == "index_select":
         rest = [d for d in range(args[0].dim()) if d != args[1] % args[0].dim()]
     else:

@@ -225,6 +225,23 @@ def tensors(tree: Any) -> list[Tensor]:
     return [t for t in flat(tree) if isinstance(t, Tensor)]
 
 
+def is_mask(index: Tensor) -> bool:
+    """Whether an index selects where it is true, along as many dimensions as it has."""
+    return index.dtype in (torch.bool, torch.uint8)
+
+
+def indexed_dims(indices: Any) -> list[int]:
+    """The dimensions that the list of indices of `aten::index` or `index_put` is about."""
+    found: list[int] = []
+    at = 0
+    for index in indices:
+        here = index.dim() if index is not None and is_mask(index) else 1
+        if index is not None:
+            found += range(at, at + here)
+        at += here
+    return found
+
+
 def numbers(tree: Any) -> tuple[Any, ...]:
     """The numbers, flags and strings among an operation's arguments. Code may have made them from a tensor's width (`x
     / x.shape[1]`), which no code shows; so they are part of the value."""

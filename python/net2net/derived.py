@@ -1,0 +1,145 @@
+"""derived: which tensors are made of weights, and what is done by their values.
+
+While a growth is planned weights are zeros (skeleton.py), so what is made of them has other values than it will have. A
+rule asks for none. But a mask of activations selects places by them, and Python may read them (`if y.max() > 1`,
+`int(n)`, `y.numpy()`) and go another way for what it finds. A selection is taken whole here. What Python has read
+cannot be followed, nor anything that it can reach from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
+
+from net2net.rules.table import name_of, tensors
+from net2net.skeleton import named_tensors
+
+
+class Derived:
+    """The tensors made of weights, by the memory that they are in. A single number that is a parameter or buffer keeps
+    its value (skeleton.py), and so do buffers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        weights = [t for _, t in named_tensors(model) if isinstance(t, nn.Parameter) and t.numel() != 1]
+        self._weights = {t.untyped_storage()._cdata for t in weights}
+        self._made: dict[int, StorageWeakRef] = {}
+
+    def __contains__(self, t: Tensor) -> bool:
+        key = t.untyped_storage()._cdata
+        return key in self._weights or ((made := self._made.get(key)) is not None and not made.expired())
+
+    def add(self, made: Iterable[Tensor]) -> None:
+        for t in made:
+            storage = t.untyped_storage()
+            if storage._cdata in self._made and self._made[storage._cdata].expired():
+                del self._made[storage._cdata]
+            self._made.setdefault(storage._cdata, StorageWeakRef(storage))
+            if len(self._made) % 4096 == 0:
+                self._made = {key: alive for key, alive in self._made.items() if not alive.expired()}
+
+    def any(self, given: Iterable[Tensor]) -> bool:
+        return any(t in self for t in given)
+
+
+#: Operations that take no more than its shape, or its dtype, from a tensor.
+_OF_SHAPE = {
+    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like", "new_zeros",
+    "new_ones", "new_full", "new_empty", "new_empty_strided",
+}  # fmt: skip
+
+
+def passes_values(func: Any) -> bool:
+    """Whether the values of what an operation gives depend on those that it is given."""
+    return name_of(func) not in _OF_SHAPE
+
+
+def reads(func: Any) -> bool:
+    """Whether an operation gives Python a number that depends on values."""
+    return torch.Tag.data_dependent_output in func.tags
+
+
+#: Operations that select by a mask, by number of the argument that is one, or a list of them.
+_SELECTING = {
+    "index": 1, "_unsafe_index": 1, "index_put": 1, "index_put_": 1, "_index_put_impl_": 1, "_unsafe_index_put": 1,
+    "masked_select": 1, "nonzero": 0, "nonzero_numpy": 0, "nonzero_static": 0, "repeat_interleave": 0,
+}  # fmt: skip
+
+
+#: So many places are enough: what they are put through may take time (the suppression of overlapping boxes, say).
+_PLACES = 2**12
+
+
+def whole_selection(func: Any, args: Any, derived: Derived, shadow: Callable[[Tensor, Tensor], None]) -> Any:
+    """The arguments of an operation, with masks made of weights replaced by such that select all: of all zeros they
+    would select nothing, and nothing could be followed.
+
+    Args:
+        shadow: is called with each mask that is replaced, and what replaces it.
+    """
+    at = _SELECTING.get(name_of(func))
+    if at is None:
+        return args
+    # Of `nonzero` the operand is the mask, whatever its dtype; how often `repeat_interleave` repeats are integers.
+    any_dtype = at == 0
+
+    def whole(mask: Any) -> Any:
+        if not isinstance(mask, Tensor) or mask not in derived:
+            return mask
+        if not any_dtype and mask.dtype not in (torch.bool, torch.uint8):
+            return mask
+        with _disable_current_modes():
+            ones = torch.ones_like(mask, memory_format=torch.contiguous_format)
+            ones.view(-1)[_PLACES:] = 0
+        shadow(mask, ones)
+        return ones
+
+    given = args[at]
+    replaced = [whole(m) for m in given] if isinstance(given, (list, tuple)) else whole(given)
+    return (*args[:at], replaced, *args[at + 1 :])
+
+
+#: What hands Python the values of a tensor without any operation.
+_HANDING_OUT = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__}
+_SPLITTING = {torch.tensor_split, Tensor.tensor_split}
+#: What reads values only to check or print them, and gives back none.
+_LOOKING = {Tensor.__repr__, Tensor.__format__}
+
+
+class Watch(TorchFunctionMode):
+    """Calls `read` when values of tensors made of weights are handed out.
+
+    Attributes:
+        looking: whether what is read now is only looked at.
+    """
+
+    def __init__(self, derived: Derived, read: Callable[[str], None]) -> None:
+        super().__init__()
+        self._derived, self._read = derived, read
+        self.looking = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _LOOKING:
+            with _disable_current_modes():
+                return func(*args, **kwargs)
+        if func in _HANDING_OUT or func in _SPLITTING:
+            given = tensors(args[:1] if func in _HANDING_OUT else (args[1:], kwargs))
+            if self._derived.any(given):
+                self._read(func.__name__)
+        if func is not torch.nn.functional.one_hot or _classes(*args, **kwargs) < 0:
+            return func(*args, **kwargs)
+        self.looking = True  # it checks that no index is too large
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.looking = False
+
+
+def _classes(_indices: Tensor, num_classes: int = -1) -> int:
+    return num_classes
