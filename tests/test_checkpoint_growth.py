@@ -418,6 +418,10 @@ def residual() -> nn.Module:
         (["--widen", "1.5"], "--model is needed"),
         (["--widen", "1.5", "--model", "test_checkpoint_growth:residual"], "--input is needed"),
         (["--plan", "none.json"], "none.json"),
+        (
+            ["--plan", "none.json", "--order", "sorted"],
+            "--order (='sorted') must be model or names, or a file of names",
+        ),
     ],
 )
 def test_command_lines_that_say_too_little(

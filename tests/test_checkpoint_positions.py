@@ -8,7 +8,9 @@ import net2net
 import pytest
 import torch
 from models import EXAMPLES
+from net2net.checkpoints import grow_checkpoint
 from net2net.checkpoints.positions import _ways
+from net2net.cli import main
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
@@ -99,12 +101,145 @@ def test_positions_that_are_not_the_models_are_refused(tmp_path: Path) -> None:
     plan = net2net.plan_widen(model, x, 1.5)
     reversed_ = stepped(model, [{"params": list(model.parameters())[::-1]}])
     torch.save({"model": model.state_dict(), "optimizer": reversed_.state_dict()}, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match=r"in 1 groups, and which these are are not the model's"):
+    with pytest.raises(ValueError, match=r"in 1 groups, and which these are are not in the model's order"):
         plan.grow_checkpoint(tmp_path / "c.pt", tmp_path / "b.pt", optimizer="AdamW")
     some = stepped(model, [{"params": list(model.parameters())[:-1]}])
     torch.save({"model": model.state_dict(), "optimizer": some.state_dict()}, tmp_path / "d.pt")
     with pytest.raises(ValueError, match=r"knows \d+ parameters by their positions, and the model has"):
         plan.grow_checkpoint(tmp_path / "d.pt", tmp_path / "b.pt", optimizer="AdamW")
+    assert not (tmp_path / "b.pt").exists()
+
+
+class Stack(nn.Module):
+    """So many layers of one shape that sorted names have another order: 0, 1, 10, 11, 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Linear(4, 6)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6)) for _ in range(12))
+        self.outside = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.inside(x)
+        for layer in self.layers:
+            x = x + layer(x).relu()
+        return self.outside(x)
+
+
+def sorted_by_decay(model: nn.Module) -> list[dict[str, Any]]:
+    """As minGPT has them."""
+    own = dict(model.named_parameters())
+    decay = sorted(name for name, p in own.items() if p.dim() > 1)
+    return [{"params": [own[name] for name in decay]}, {"params": [own[n] for n in sorted(own.keys() - set(decay))]}]
+
+
+def latter_first(model: nn.Module) -> list[dict[str, Any]]:
+    own = list(model.parameters())
+    return [{"params": [*own[26:], *own[:26]]}]
+
+
+def stack(tmp_path: Path, groups: Groups) -> tuple[nn.Module, Optimizer, torch.Tensor]:
+    torch.manual_seed(0)
+    model, x = Stack().double(), torch.randn(5, 4, dtype=torch.float64)
+    optimizer = stepped(model, groups(model))
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "a.pt")
+    return model, optimizer, x
+
+
+@pytest.mark.parametrize("groups", [by_decay, sorted_by_decay])
+def test_the_order_within_groups_is_asked_for(groups: Groups, tmp_path: Path) -> None:
+    model, optimizer, x = stack(tmp_path, groups)
+    plan = net2net.plan_widen(model, x, 1.5)
+    with pytest.raises(ValueError, match=r"cannot be told from the shapes of their states: give order="):
+        plan.grow_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt", optimizer="AdamW")
+    assert not (tmp_path / "b.pt").exists()
+    right = "model" if groups is by_decay else "names"
+    report = plan.grow_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt", optimizer="AdamW", order=right)
+    assert not report.by_position
+    assert "position" not in str(report)
+    got = torch.load(tmp_path / "b.pt", weights_only=True)["optimizer"]
+    assert_same_state(got, plan.grow_optimizer(optimizer, plan.apply(model)).state_dict())
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_order_of_ones_own(steps: int, tmp_path: Path) -> None:
+    model, optimizer, x = stack(tmp_path, latter_first)
+    name_of = {id(p): name for name, p in model.named_parameters()}
+    order = [name_of[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    plans = [net2net.plan_widen(model, x, 1.5)]
+    student = plans[0].apply(model)
+    grown = plans[0].grow_optimizer(optimizer, student)
+    if steps == 2:
+        plans.append(net2net.plan_widen(student, x, 1.5, seed=3))
+        student, grown = (after := plans[1].apply(student)), plans[1].grow_optimizer(grown, after)
+    grow_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt", plans, optimizer="AdamW", order=order)
+    got = torch.load(tmp_path / "b.pt", weights_only=True)["optimizer"]
+    assert_same_state(got, grown.state_dict())
+    # By the shapes alone it is not the model's.
+    with pytest.raises(ValueError, match=r"are not in the model's order by the shapes"):
+        grow_checkpoint(tmp_path / "a.pt", tmp_path / "c.pt", plans, optimizer="AdamW")
+
+
+def test_an_order_in_a_file(tmp_path: Path) -> None:
+    model, optimizer, x = stack(tmp_path, latter_first)
+    name_of = {id(p): name for name, p in model.named_parameters()}
+    order = [name_of[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    (tmp_path / "order.txt").write_text("\n".join(order))
+    plan = net2net.plan_widen(model, x, 1.5)
+    plan.save(tmp_path / "plan.json")
+    paths = [str(tmp_path / name) for name in ("a.pt", "b.pt")]
+    options = ["--plan", str(tmp_path / "plan.json"), "--optimizer", "AdamW"]
+    assert main(["grow", *paths, *options, "--order", str(tmp_path / "order.txt")]) == 0
+    got = torch.load(tmp_path / "b.pt", weights_only=True)["optimizer"]
+    assert_same_state(got, plan.grow_optimizer(optimizer, plan.apply(model)).state_dict())
+
+
+def test_new_layers_of_groups_sorted_by_name(tmp_path: Path) -> None:
+    model, x = EXAMPLES["residual"].build()
+    optimizer = stepped(model, sorted_by_decay(model))
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "a.pt")
+    plan = net2net.plan_deepen(model, x, data=[x])
+    plan.grow_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt", optimizer="AdamW", order="names")
+    student = plan.apply(model)
+    fresh = AdamW(sorted_by_decay(student), lr=torch.tensor(0.01))
+    fresh.load_state_dict(torch.load(tmp_path / "b.pt", weights_only=True)["optimizer"])
+    expected = plan.grow_optimizer(optimizer, student)
+    assert len(expected.state) < len(list(student.parameters()))
+    for p, kept in expected.state.items():
+        for key, value in kept.items():
+            assert torch.equal(fresh.state[p][key], value)
+
+
+def test_an_assumed_order_is_reported(tmp_path: Path) -> None:
+    model, _, x = stack(tmp_path, lambda model: [{"params": list(model.parameters())}])
+    plan = net2net.plan_widen(model, x, 1.5)
+    report = plan.grow_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt", optimizer="AdamW")
+    assert report.by_position == ["optimizer"]
+    assert "taken to be in the order of model.parameters()" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("order", "error", "message"),
+    [
+        ("sorted", ValueError, r"order \(='sorted'\) must be 'model' or 'names'"),
+        (3, TypeError, "a list of names, not 3"),
+        (["inside.weight"] * 2, ValueError, "order has 'inside.weight' twice"),
+        (["inside.weight"], ValueError, "knows 52 parameters by their positions, and order has 1"),
+        ("swapped", ValueError, r"has state of shape \(6, 4\) where order has inside.bias, of shape \(6,\)"),
+        ("unknown", ValueError, "optimizer has nowhere.weight, which this plan does not know"),
+    ],
+)
+def test_wrong_orders(order: Any, error: type[Exception], message: str, tmp_path: Path) -> None:
+    model, _, x = stack(tmp_path, by_decay)
+    names = [name for dim in (2, 1) for name, p in model.named_parameters() if p.dim() == dim]
+    if order == "swapped":
+        order = ["inside.bias", *(name for name in names if name != "inside.bias")]
+    elif order == "unknown":
+        order = ["nowhere.weight", *names[1:]]
+    with pytest.raises(error, match=message):
+        net2net.plan_widen(model, x, 1.5).grow_checkpoint(
+            tmp_path / "a.pt", tmp_path / "b.pt", optimizer="AdamW", order=order
+        )
     assert not (tmp_path / "b.pt").exists()
 
 

@@ -367,6 +367,7 @@ class GrowthPlan(ABC):
         optimizer: str | None = None,
         state: str = "exact",
         model: nn.Module | None = None,
+        order: str | Sequence[str] | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> CheckpointReport:
         """Grows a checkpoint into another one, with the bits of `grow_state_dict` and `grow_optimizer`.
@@ -380,14 +381,16 @@ class GrowthPlan(ABC):
             src: a safetensors file; a folder of several with an index (or the index); a checkpoint of `net2net train`;
                 a file of `torch.save`, read with `weights_only=True`; or a folder of `torch.distributed.checkpoint`. In
                 the last two, state dicts of the model and of its optimizer are found wherever they are in nested dicts,
-                also behind the prefixes of averages and data parallelism; all else stays. An optimizer that knows its
-                parameters by their positions is taken to have them, in each group, in the model's order; where several
-                groups share them, the shapes of their state must tell which group has which.
+                also behind the prefixes of averages and data parallelism; all else stays.
             dst: of the same kind, and not there yet; a state dict of `torch.save` may become a safetensors file.
             optimizer: the class of the optimizer whose state is in `src`, where it does not say: `"AdamW"`.
             state: what becomes of it, see `grow_optimizer`.
             model: a module like the teacher's (it may be on the meta device), where a checkpoint knows parameters by
                 their positions and the plan adds some.
+            order: how these follow each other in each group of the optimizer: `"model"`, as in `model.parameters()`;
+                `"names"`, sorted by name; or a list of all names, group after group. The shapes of their state must
+                tell which group has which. None: as `"model"`, but where there are several groups and the shapes allow
+                for `"names"` too, that is an error.
             progress: called after each piece with the tensor's name, the bytes written, and all that there will be.
 
         Returns:
@@ -400,7 +403,9 @@ class GrowthPlan(ABC):
         """
         from net2net.checkpoints.steps import grow_checkpoint
 
-        return grow_checkpoint(src, dst, [self], optimizer=optimizer, state=state, model=model, progress=progress)
+        return grow_checkpoint(
+            src, dst, [self], optimizer=optimizer, state=state, model=model, order=order, progress=progress
+        )
 
     # -- files -------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from net2net import dynamics
 from net2net.checkpoints.moving import Moved, check_movable
-from net2net.checkpoints.positions import State, by_position, names_of
+from net2net.checkpoints.positions import Order, State, by_position, has_names, names_of
 from net2net.checkpoints.stored import Stored
 from net2net.checkpoints.streams import Stream, unchanged
 from net2net.launches import Entry
@@ -32,9 +32,16 @@ def kind_of(name: str) -> type[Optimizer]:
 
 
 def grown_optimizer(
-    plan: GrowthPlan, given: State, kind: str | None, state: str, model: nn.Module | None, where: str
-) -> dict[str, Any]:
-    """The student's state dict, with streams for tensors.
+    plan: GrowthPlan,
+    given: State,
+    kind: str | None,
+    state: str,
+    model: nn.Module | None,
+    order: Order | None,
+    where: str,
+) -> tuple[dict[str, Any], list[str] | None]:
+    """The student's state dict, with streams for tensors; and, if it knows parameters by their positions, their names
+    in that order.
 
     Args:
         plan: of the growth.
@@ -42,6 +49,7 @@ def grown_optimizer(
         kind: the optimizer's class; None: as `given` says.
         state: what becomes of it, see `GrowthPlan.grow_optimizer`.
         model: the teacher's architecture, for positions; its values do not count.
+        order: of its parameters, likewise (positions.py).
         where: what the state dict is called in errors.
 
     Raises:
@@ -54,7 +62,7 @@ def grown_optimizer(
         raise ValueError(f"{where} does not say of which optimizer it is: give optimizer=, such as 'AdamW'")
     if kind is not None and kind != given.get(CLASS, kind):
         raise ValueError(f"optimizer (={name!r}) contradicts {where}, which is of {given[CLASS]!r}")
-    names, prefix = names_of(plan, given, model, where)
+    names, prefix = names_of(plan, given, model, order, where)
     groups: list[dict[str, Any]] = []
     for group in given["param_groups"]:
         if dynamics.KEY in group:
@@ -72,13 +80,13 @@ def grown_optimizer(
         one = _Parameter(plan, names[p], kept, kind_of(str(name)), group_of[names[p]], state, where)
         states[plan._renamed(names[p])] = one.streams()
     _add_new(plan, groups, group_of)
-    positional = any(not isinstance(p, str) for group in given["param_groups"] for p in group["params"])
     result = {**given, "state": states, "param_groups": groups}
-    if positional:
-        return by_position(plan, result, model, prefix, where)
+    if any(not isinstance(p, str) for group in given["param_groups"] for p in group["params"]):
+        result, numbered = by_position(plan, result, model, prefix, order, where)
+        return result, None if has_names(given) else numbered
     for group in groups:
         group["params"] = [prefix + name for name in group["params"]]
-    return {**result, "state": {prefix + name: kept for name, kept in states.items()}}
+    return {**result, "state": {prefix + name: kept for name, kept in states.items()}}, None
 
 
 class _Parameter:

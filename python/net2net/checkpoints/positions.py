@@ -20,25 +20,53 @@ State = Mapping[str, Any]
 _MOST_WAYS = 20_000
 
 
-def names_of(plan: GrowthPlan, given: State, model: nn.Module | None, where: str) -> tuple[dict[Any, str], str]:
+#: How the parameters of an optimizer that knows them by position follow each other in each of its groups: as in
+#: `model.parameters()`, or sorted by name; or the names themselves, group after group.
+ORDERS = ("model", "names")
+Order = str | Sequence[str]
+
+
+def check_order(order: Order | None) -> None:
+    """ValueError or TypeError if it is none."""
+    if order is None or order in ORDERS:
+        return
+    if isinstance(order, str):
+        raise ValueError(f"order (={order!r}) must be {' or '.join(map(repr, ORDERS))}, or the names themselves")
+    if not isinstance(order, Sequence) or not all(isinstance(name, str) for name in order):
+        raise TypeError(f"order must be {' or '.join(map(repr, ORDERS))}, or a list of names, not {order!r:.80}")
+    if len(set(order)) < len(order):
+        twice = next(name for i, name in enumerate(order) if name in order[:i])
+        raise ValueError(f"order has {twice!r} twice")
+
+
+def has_names(given: State) -> bool:
+    """Whether a state dict says which parameters it is of."""
+    groups = given["param_groups"]
+    return all(isinstance(p, str) for group in groups for p in group["params"]) or all(
+        "param_names" in group for group in groups
+    )
+
+
+def names_of(
+    plan: GrowthPlan, given: State, model: nn.Module | None, order: Order | None, where: str
+) -> tuple[dict[Any, str], str]:
     """For each parameter of the groups its name in the plan; and what is before these names in the state dict.
 
-    Positions are those of the parameters in the groups. Each group is taken to have its parameters in the model's order
-    (`model.parameters()`, or those of them that meet a condition, as weights with and without decay): what shapes the
-    state has must then tell which group has which.
+    Positions are those of the parameters in the groups. What shapes the state has must tell which group has which of
+    the parameters, in the given order. If none is given it is the model's; but then, of several groups, their shapes
+    must not allow for the names' order as well.
 
     Raises:
         ValueError: parameters that the plan does not know, or positions of which this cannot be told.
     """
     groups = given["param_groups"]
     listed = [p for group in groups for p in group["params"]]
-    prefix = ""
-    if all(isinstance(p, str) for p in listed):
-        names = list(listed)
+    if not has_names(given):
+        names = _handed_out(plan, given, model, order, where)
     elif all("param_names" in group for group in groups):
         names = [name for group in groups for name in group["param_names"]]
     else:
-        names = _handed_out(plan, given, model, where)
+        names = list(listed)
     prefix = common_prefix(names, plan.inventory.aliases, plan.shapes) or ""
     own = (name.removeprefix(prefix) for name in names)
     found = dict(zip(listed, (plan.inventory.aliases.get(name, name) for name in own), strict=True))
@@ -48,27 +76,49 @@ def names_of(plan: GrowthPlan, given: State, model: nn.Module | None, where: str
     return found, prefix
 
 
-def _handed_out(plan: GrowthPlan, given: State, model: nn.Module | None, where: str) -> list[str]:
+def _handed_out(plan: GrowthPlan, given: State, model: nn.Module | None, order: Order | None, where: str) -> list[str]:
     """The names of the parameters at the positions 0, 1, ..., which count through all groups."""
     sizes = [len(group["params"]) for group in given["param_groups"]]
     listed = [p for group in given["param_groups"] for p in group["params"]]
     own = list(Tensors.of(model).by_name) if model is not None else list(plan.shapes)
     count = len({id(p) for p in model.parameters()}) if model is not None else plan.inventory.parameters
-    remedy = "make the optimizer of model.named_parameters(), so that its state dict has names"
-    if listed != list(range(len(listed))) or len(listed) != count:
+    by_list = order is not None and order not in ORDERS
+    own = list(order or ()) if by_list else own[:count]
+    remedy = (
+        "give order= (--order): 'model' or 'names' if each group has them in the order of model.parameters() or sorted "
+        "by name, or else their names; or make the optimizer of model.named_parameters(), so that its state dict has "
+        "them"
+    )
+    if listed != list(range(len(listed))) or len(listed) != len(own):
+        whose = "order" if by_list else "the model"
         raise ValueError(
-            f"{where} knows {len(listed)} parameters by their positions, and the model has {count}, so that nothing "
+            f"{where} knows {len(listed)} parameters by their positions, and {whose} has {len(own)}, so that nothing "
             f"says which: {remedy}"
         )
     shapes = {int(p): _shapes(kept) for p, kept in given.get("state", {}).items()}
-    ways = _ways(sizes, [shapes.get(p, set()) for p in listed], [plan.shapes[name] for name in own[:count]])
+    states = [shapes.get(p, set()) for p in listed]
+    if by_list:
+        for name, seen in zip(own, states, strict=True):
+            known = plan.shapes.get(plan.inventory.aliases.get(name, name))
+            if known is not None and not seen <= {tuple(known)}:
+                raise ValueError(f"{where} has state of shape {seen.pop()} where order has {name}, of shape {known}")
+        return own
+    ways: list[list[str]] = []
+    # Of several groups, which may have been put together in whatever way, the shapes must tell more.
+    for each in [order or "model", *(["names"] if order is None and len(sizes) > 1 else [])]:
+        candidates = sorted(own) if each == "names" else own
+        found = _ways(sizes, states, [plan.shapes[name] for name in candidates])
+        if not found and each != "names":
+            break
+        ways += [names for way in found if (names := [candidates[i] for i in way]) not in ways]
     if len(ways) != 1:
-        how = "cannot be told from" if ways else "are not the model's by"
+        whose = {"model": "the model's", "names": "the names'"}[str(order or "model")]
+        how = "cannot be told from" if ways else f"are not in {whose} order by"
         raise ValueError(
             f"{where} knows parameters by their positions in {len(sizes)} groups, and which these are {how} the shapes "
             f"of their states: {remedy}"
         )
-    return [own[i] for i in ways[0]]
+    return ways[0]
 
 
 def _shapes(kept: Mapping[str, Any]) -> set[tuple[int, ...]]:
@@ -116,30 +166,39 @@ def _unrolled(way: tuple[Any, ...], starts: Sequence[int], count: int) -> list[i
 
 
 def by_position(
-    plan: GrowthPlan, student: dict[str, Any], model: nn.Module | None, prefix: str, where: str
-) -> dict[str, Any]:
-    """The same with positions for names; groups that were in the model's order are so again."""
-    if plan._neighbours():
+    plan: GrowthPlan,
+    student: dict[str, Any],
+    model: nn.Module | None,
+    prefix: str,
+    order: Order | None,
+    where: str,
+) -> tuple[dict[str, Any], list[str]]:
+    """The same with positions for names, and these names in their order. Groups that were in the given order are so
+    again."""
+    if order == "names":
+        place: dict[str, Any] = {name: name for group in student["param_groups"] for name in group["params"]}
+    elif plan._neighbours():
         if model is None:
             raise ValueError(
                 f"{where} knows parameters by their positions, and the plan adds some: only the model knows where; "
                 "give model= (on the meta device will do)"
             )
-        order = {name: i for i, name in enumerate(Tensors.of(architecture(plan, model)).parameters)}
+        place = {name: i for i, name in enumerate(Tensors.of(architecture(plan, model)).parameters)}
     else:
-        order = {plan._renamed(name): i for i, name in enumerate(plan.shapes)}
-    before = {plan._renamed(name): i for i, name in enumerate(plan.shapes)}
+        place = {plan._renamed(name): i for i, name in enumerate(plan.shapes)}
+    teachers = sorted(plan.shapes) if order == "names" else list(plan.shapes)
+    before = {plan._renamed(name): i for i, name in enumerate(teachers)}
     groups = []
     number: dict[str, int] = {}
     for group in student["param_groups"]:
         names = group["params"]
         old = [before[name] for name in names if name in before]
         if old == sorted(old):
-            names = sorted(names, key=order.__getitem__)
+            names = sorted(names, key=place.__getitem__)
         number.update({name: len(number) + i for i, name in enumerate(names)})
         group = {**group, "params": [number[name] for name in names]}
         if "param_names" in group:
             group["param_names"] = [prefix + name for name in names]
         groups.append(group)
     state = {number[name]: kept for name, kept in student["state"].items()}
-    return {**student, "state": dict(sorted(state.items())), "param_groups": groups}
+    return {**student, "state": dict(sorted(state.items())), "param_groups": groups}, list(number)

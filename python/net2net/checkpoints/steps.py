@@ -13,6 +13,7 @@ from torch import nn
 from net2net.checkpoints import formats, log
 from net2net.checkpoints.architecture import architecture
 from net2net.checkpoints.checkpoint import Checkpoint
+from net2net.checkpoints.positions import Order, check_order
 from net2net.checkpoints.tally import Progress, Tally
 from net2net.checkpoints.trees import Grown, leaves
 from net2net.files import check_new, workshop
@@ -30,6 +31,8 @@ class CheckpointReport:
         tensors: in the target.
         bytes_written: of tensors in the target.
         seconds: what all of it took.
+        by_position: those of the optimizers that know their parameters by position, which were taken to be in the
+            model's order.
         not_finite: tensors of the target that have NaN or infinities -> how many; their bits are the source's.
     """
 
@@ -41,6 +44,7 @@ class CheckpointReport:
     bytes_written: int
     seconds: float
     not_finite: dict[str, int] = field(default_factory=dict)
+    by_position: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         named = [f"{what} {name!r}" if name else f"the {what}" for what, names in
@@ -50,6 +54,11 @@ class CheckpointReport:
             f"{self.seconds:.1f} s"
         ]
         lines += [f"  note: {name} has {n} numbers that are not finite" for name, n in self.not_finite.items()]
+        if self.by_position:
+            lines.append(
+                "  note: the optimizer knows its parameters by position; they were taken to be in the order of "
+                "model.parameters() (order= and --order say otherwise)"
+            )
         return "\n".join(lines)
 
 
@@ -61,11 +70,13 @@ def grow_checkpoint(
     optimizer: str | None = None,
     state: str = "exact",
     model: nn.Module | None = None,
+    order: Order | None = None,
     progress: Progress | None = None,
 ) -> CheckpointReport:
     """`GrowthPlan.grow_checkpoint` for several growths, one after the other.
 
-    Between two of them the checkpoint lies in a hidden folder beside `dst`. `model` is the one before the first.
+    Between two of them the checkpoint lies in a hidden folder beside `dst`. `model` is the one before the first,
+    and `order` that of its parameters.
     """
     started = time.perf_counter()
     source, target = Path(src), Path(dst)
@@ -73,11 +84,15 @@ def grow_checkpoint(
     if not plans:
         raise ValueError("plans is empty: there is nothing to do")
     check_state(state)
+    check_order(order)
+    assumed = order is None
     check_paths(source, target)
     with workshop(target) as folder:
         current = formats.read(source, folder)
         for number, plan in enumerate(plans):
-            grown = Grown(plan, current.tree, optimizer=optimizer, state=state, model=model, what=str(source))
+            grown = Grown(
+                plan, current.tree, optimizer=optimizer, state=state, model=model, order=order, what=str(source)
+            )
             done = [*current.log, log.entry(plan, source.name)]
             new = Checkpoint(current.format, grown.tree, done, current.rest)
             place = folder / f"{number}{source.suffix}"
@@ -94,9 +109,10 @@ def grow_checkpoint(
             if place.name != target.name:
                 current = new.format.read(place, folder)
                 model = None if model is None else architecture(plan, model)
+                order = grown.order
     return CheckpointReport(
         source, target, grown.models, grown.optimizers, len(streams), tally.written, time.perf_counter() - started,
-        tally.not_finite,
+        tally.not_finite, grown.by_position if assumed else [],
     )  # fmt: skip
 
 

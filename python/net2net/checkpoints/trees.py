@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from net2net.checkpoints.optimizers import grown_optimizer
+from net2net.checkpoints.positions import ORDERS, Order
 from net2net.checkpoints.prefixes import prefix_of
 from net2net.checkpoints.stored import Stored
 from net2net.checkpoints.streams import Stream, unchanged
@@ -23,16 +24,29 @@ class Grown:
         tree: all of it.
         models: what the state dicts of the model's kind are called (`""`: the whole tree).
         optimizers: likewise.
+        order: of the student's parameters, where an optimizer knows them by their positions.
+        by_position: such optimizers.
 
     Raises:
         ValueError: there are neither, or what there is does not fit the plan.
     """
 
     def __init__(
-        self, plan: GrowthPlan, tree: Any, *, optimizer: str | None, state: str, model: nn.Module | None, what: str
+        self,
+        plan: GrowthPlan,
+        tree: Any,
+        *,
+        optimizer: str | None,
+        state: str,
+        model: nn.Module | None,
+        order: Order | None,
+        what: str,
     ) -> None:
         self.models: list[str] = []
         self.optimizers: list[str] = []
+        self.order: Order | None = order
+        self.by_position: list[str] = []
+        self._order = order
         self._plan, self._optimizer, self._state, self._model, self._what = plan, optimizer, state, model, what
         self.tree = self._node(tree, "")
         if not self.models and not self.optimizers:
@@ -44,8 +58,7 @@ class Grown:
         if isinstance(node, Mapping):
             inventory = self._plan.inventory
             if is_optimizer(node):
-                self.optimizers.append(where)
-                return grown_optimizer(self._plan, node, self._optimizer, self._state, self._model, where or self._what)
+                return self._its_optimizer(node, where)
             prefix = prefix_of(node, inventory.aliases, inventory.shapes, inventory.saved)
             if prefix is not None:
                 self.models.append(where)
@@ -56,6 +69,17 @@ class Grown:
             self._refuse_nameless(node, where)
             return type(node)(self._node(value, f"{where}.{i}") for i, value in enumerate(node))
         return node
+
+    def _its_optimizer(self, node: Mapping[str, Any], where: str) -> dict[str, Any]:
+        self.optimizers.append(where)
+        grown, numbered = grown_optimizer(
+            self._plan, node, self._optimizer, self._state, self._model, self._order, where or self._what
+        )
+        if numbered is not None:
+            self.by_position.append(where)
+            if self._order is not None and self._order not in ORDERS:
+                self.order = numbered
+        return grown
 
     def _refuse_nameless(self, node: Any, where: str) -> None:
         """ValueError if it lists tensors of the shapes of the model's parameters, in their order."""

@@ -17,6 +17,7 @@ from net2net import console, inspection
 from net2net.checkpoints import grow_checkpoint, load
 from net2net.checkpoints.architecture import architecture, with_zeros
 from net2net.checkpoints.load import network
+from net2net.checkpoints.positions import ORDERS
 from net2net.checkpoints.steps import check_paths
 from net2net.cli import arguments
 from net2net.cli.command import Command
@@ -65,6 +66,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=sorted(c.__name__ for c in LAWS),
         help="whose state is in SRC, where it does not say: %(choices)s",
     )
+    add(
+        "--order",
+        metavar="ORDER",
+        help="in which an optimizer without names has its parameters: 'model' or 'names' (in each group as in "
+        "model.parameters(), or sorted), or a file with all names, one a line",
+    )
     add("--state", choices=STATES, default="exact", help="what becomes of the optimizer's state (default: exact)")
     add("--verify", action="store_true", help="then load both networks and compare them on random inputs")
 
@@ -81,6 +88,7 @@ def _run(args: argparse.Namespace) -> int:
     if not steps:
         raise ValueError("nothing to do: give --widen, --deepen, --kernel or --plan")
     check_paths(args.src, args.dst)
+    order = _order(args.order)
     planned = all(isinstance(step, Path) for step in steps)
     if not planned or args.verify:
         for name in ("model", "input"):
@@ -96,7 +104,14 @@ def _run(args: argparse.Namespace) -> int:
         model = None if model is None else with_zeros(architecture(plan, model))
     with _bar() as progress:
         report = grow_checkpoint(
-            args.src, args.dst, plans, optimizer=args.optimizer, state=args.state, model=first, progress=progress
+            args.src,
+            args.dst,
+            plans,
+            optimizer=args.optimizer,
+            state=args.state,
+            model=first,
+            order=order,
+            progress=progress,
         )
     print(report)
     if args.verify:
@@ -106,6 +121,15 @@ def _run(args: argparse.Namespace) -> int:
         print(found)
         return 0 if found.ok or not exact else 1
     return 0
+
+
+def _order(given: str | None) -> str | list[str] | None:
+    if given is None or given in ORDERS:
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--order (={given!r}) must be {' or '.join(ORDERS)}, or a file of names: {error}") from error
 
 
 def _base(spec: str) -> nn.Module:
