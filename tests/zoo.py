@@ -487,6 +487,52 @@ class Crossing(nn.Module):
         return self.head(self.attention(self.q(x), y, y.tanh() if self.values else y)[0])
 
 
+class Seq2Seq(nn.Module):
+    """torch's own, which compares the width of what it is given with a number that it keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 16)
+        self.transformer = nn.Transformer(16, 4, 1, 1, 24, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(16, 11)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.transformer(self.embedding(x), self.embedding(x[:, 1:])))
+
+
+class Neighbours(nn.Module):
+    """The mean of each place and those around it, zeros beyond the border among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.conv(x))
+        around = F.unfold(y, 3, padding=1).view(*y.shape[:2], 9, -1)
+        return self.head(around.mean(2).view(y.shape))
+
+
+class Experts(nn.Module):
+    """Each token is handled by two of several layers, which are added up by index."""
+
+    def __init__(self, dim: int, count: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(dim, count)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(dim, 12), nn.GELU(), nn.Linear(12, dim)) for _ in range(count)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, x.shape[-1])
+        weights, chosen = self.gate(tokens).softmax(-1).topk(2)
+        out = torch.zeros_like(tokens)
+        for i, expert in enumerate(self.experts):
+            token, rank = torch.where(chosen == i)
+            out.index_add_(0, token, weights[token, rank, None] * expert(tokens[token]))
+        return x + out.reshape(x.shape)
+
+
 class Network(NamedTuple):
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
@@ -527,6 +573,10 @@ NETWORKS = {
     "rotary": Network(
         lambda: nn.Sequential(nn.Linear(3, 16), Rotary(16, 4, 2, 5), Rotary(16, 4, 4, 5), nn.Linear(16, 3)), (2, 5, 3)
     ),
+    "seq2seq": Network(Seq2Seq, (2, 6), tokens=True),
+    "neighbours": Network(Neighbours, (2, 3, 6, 6)),
+    # As many outputs as there are experts.
+    "experts": Network(lambda: nn.Sequential(nn.Linear(5, 8), Experts(8, 4), nn.Linear(8, 3)), (3, 6, 5), ("1.gate",)),
     "mixer": Network(Mixer, (2, 3, 6, 6), ("tokens.0", "tokens.0", "tokens.2", "tokens.2", "space", "space")),
     "biased": Network(lambda: nn.Sequential(nn.Linear(3, 12), Biased(12, 3, 5), nn.Linear(12, 4)), (2, 5, 3)),
     "grouping": Network(

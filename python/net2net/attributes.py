@@ -79,6 +79,14 @@ def _update_attention(module: nn.MultiheadAttention) -> None:
         _set(module, "embed_dim", after)
 
 
+def _update_transformer(module: nn.Transformer) -> None:
+    attention = next((m for m in module.modules() if isinstance(m, nn.MultiheadAttention)), None)
+    if attention is not None:
+        _update_attention(attention)
+        _set(module, "d_model", attention.embed_dim)
+        _set(module, "nhead", attention.num_heads)
+
+
 def _update_embedding(module: Any) -> None:
     if (weight := _tensor(module)) is not None:
         for name, size in zip(("num_embeddings", "embedding_dim"), weight.shape, strict=True):
@@ -109,6 +117,7 @@ _UPDATERS: dict[type[nn.Module], Callable[[Any], None]] = {
     nn.RMSNorm: _update_layer_norm,
     nn.GroupNorm: _update_group_norm,
     nn.MultiheadAttention: _update_attention,
+    nn.Transformer: _update_transformer,
     nn.Embedding: _update_embedding,
     nn.EmbeddingBag: _update_embedding,
 }

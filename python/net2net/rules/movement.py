@@ -150,11 +150,10 @@ _TAKING = {"roll", "flip", "repeat", "index_select", "index", "gather", "repeat_
 
 @register("index_add", "index_reduce", "scatter_add", "scatter_reduce")
 def collect(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """Sums over places (the neighbours in a graph), unit by unit, all by the same index. An index that the network has
-    computed is another matter: where code goes by values, it may do so elsewhere, too."""
+    """Sums over places (the neighbours in a graph, the tokens of an expert), unit by unit, all by the same index."""
     x, dim, index, source = args[:4]
     codes = [array(context, t) for t in (x, source)]
-    if not x.dim() or context.shadows.get(index) is not None or any(c.shape[dim] > 1 for c in codes):
+    if not x.dim() or context.has_units(array(context, index)) or any(c.shape[dim] > 1 for c in codes):
         return unknown(context, func, args, kwargs, out)
     if name_of(func).startswith("scatter"):
         others = [d for d in range(x.dim()) if d != dim % x.dim()]
