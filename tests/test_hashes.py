@@ -6,17 +6,27 @@ from net2net.hashes import Table, digest
 
 def test_table_is_a_dictionary() -> None:
     rng = np.random.default_rng(0)
-    table, known = Table(), dict[int, int]()
+    table, known, numbered = Table(), dict[int, int](), 7
+
+    def add(count: int) -> int:
+        nonlocal numbered
+        first, numbered = numbered, numbered + count + 5  # others are numbered in between
+        return first
+
     for _ in range(12):
         hashes = rng.integers(0, 2**63, rng.integers(0, 3000), dtype=np.uint64)
         hashes[::50] &= np.uint64(2**40 - 2**15)  # some that want the same slot
-        hashes = np.setdiff1d(hashes, np.array(list(known), dtype=np.uint64))
-        numbers = np.arange(len(known), len(known) + len(hashes))
-        assert (table.get(hashes) == -1).all()
-        table.add(hashes, numbers)
-        known.update(zip(hashes.tolist(), numbers.tolist(), strict=True))
-        asked = rng.permutation(np.array(list(known), dtype=np.uint64))
-        assert table.get(asked).tolist() == [known[h] for h in asked.tolist()]
+        old = np.array(list(known), dtype=np.uint64)
+        some = rng.choice(old, min(len(old), 500)) if len(old) else old
+        asked = rng.permutation(np.concatenate([hashes, hashes[:100], some]))
+        first = numbered
+        got = table.numbers(asked, add).tolist()
+        fresh = [h for h in dict.fromkeys(asked.tolist()) if h not in known]
+        for h, number in zip(asked.tolist(), got, strict=True):
+            assert known.setdefault(h, number) == number
+        assert sorted(known[h] for h in fresh) == list(range(first, first + len(fresh)))
+    every = np.array(list(known), dtype=np.uint64)
+    assert table.numbers(every, add).tolist() == list(known.values())
 
 
 def test_digest_tells_shapes_and_places_apart() -> None:

@@ -296,7 +296,9 @@ class Context(ABC):
                 self.apart(seen[np.argmax(here)], seen[np.argmax((here != here.max()) & (here != CONSTANT))])
                 continue
             which = np.where(places == CONSTANT, 0, replicas_of(values))
-            if ((which != which.max(axis=dim, keepdims=True)) & (places != CONSTANT)).any():  # replicas of a single unit
+            if (
+                (which != which.max(axis=dim, keepdims=True)) & (places != CONSTANT)
+            ).any():  # replicas of a single unit
                 continue
             made = self.units.intern(expression(("family", n), (ids.take([i], axis=dim) for i in range(n))))
             chosen = np.argmax(roots, axis=dim, keepdims=True)

@@ -1,7 +1,7 @@
 """Hashes of expressions, on whole arrays: 64 bits, which no expression shares with another by chance."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -60,37 +60,58 @@ class Table:
         self._numbers = np.empty(1 << 13, dtype=np.int64)
         self._slots = np.full(1 << 14, -1, dtype=np.int32)  # where in the two others
 
-    def get(self, hashes: np.ndarray) -> np.ndarray:
-        """int64, of the shape of `hashes`: the number of each, or -1."""
+    def numbers(self, hashes: np.ndarray, add: Callable[[int], int]) -> np.ndarray:
+        """int64 [n]: the number of each of the hashes [n]. Those that are not there yet are added, and numbered from
+        what `add` returns when it is told how many they are."""
+        count, before = len(hashes), self._size
+        self._make_room(before + count)
+        # To begin with, each has an entry of its own.
+        self._hashes[before : before + count] = hashes
+        mine = np.arange(before, before + count, dtype=np.int32)
         at = self._first(hashes)
-        found = self._slots[at]
-        other = np.flatnonzero((found >= 0) & (self._hashes[found] != hashes))
-        while len(other):
-            at[other] = self._next(at[other])
-            found[other] = self._slots[at[other]]
-            other = other[(found[other] >= 0) & (self._hashes[found[other]] != hashes[other])]
-        return np.where(found >= 0, self._numbers[found], -1)
+        entry = self._claimed(at, mine)
+        left = np.flatnonzero(self._hashes[entry] != hashes)
+        while len(left):
+            at[left] = self._next(at[left])
+            entry[left] = self._claimed(at[left], mine[left])
+            left = left[self._hashes[entry[left]] != hashes[left]]
+        new = entry == mine
+        found = int(np.count_nonzero(new))
+        if 0 < found < count:
+            # The entries of those that were there, or are there twice, are given up.
+            rank = np.cumsum(new, dtype=np.int32) + np.int32(before - 1)
+            self._slots[at[new]] = rank[new]
+            self._hashes[before : before + found] = hashes[new]
+            moved = entry >= before
+            entry[moved] = rank[entry[moved] - before]
+        if found:
+            self._size += found
+            first = add(found)
+            self._numbers[before : self._size] = np.arange(first, first + found)
+        return np.asarray(self._numbers[entry])
 
-    def add(self, hashes: np.ndarray, numbers: np.ndarray) -> None:
-        """Adds hashes that are distinct and not there yet."""
-        before, self._size = self._size, self._size + len(hashes)
-        if self._size > len(self._hashes):
-            room = (1 << (self._size - 1).bit_length()) - len(self._hashes)
-            self._hashes = np.concatenate([self._hashes, np.empty(room, dtype=np.uint64)])
-            self._numbers = np.concatenate([self._numbers, np.empty(room, dtype=np.int64)])
-            self._slots = np.full(2 * len(self._hashes), -1, dtype=np.int32)
-            self._put(0, before)
-        self._hashes[before : self._size], self._numbers[before : self._size] = hashes, numbers
-        self._put(before, self._size)
+    def _claimed(self, at: np.ndarray, mine: np.ndarray) -> np.ndarray:
+        """The entries that these slots lead to: whoever finds a free one puts its own there. (Of several that want one
+        slot, one gets it; if it has the same hash, that is theirs as well.)"""
+        entry = self._slots[at]
+        free = entry < 0
+        if free.any():
+            slots = at[free]
+            self._slots[slots] = mine[free]
+            entry[free] = self._slots[slots]
+        return entry
 
-    def _put(self, start: int, stop: int) -> None:
-        which = np.arange(start, stop, dtype=np.int32)
-        at = self._first(self._hashes[start:stop])
+    def _make_room(self, size: int) -> None:
+        if size <= len(self._hashes):
+            return
+        room = (1 << (size - 1).bit_length()) - len(self._hashes)
+        self._hashes = np.concatenate([self._hashes, np.empty(room, dtype=np.uint64)])
+        self._numbers = np.concatenate([self._numbers, np.empty(room, dtype=np.int64)])
+        self._slots = np.full(2 * len(self._hashes), -1, dtype=np.int32)
+        which = np.arange(self._size, dtype=np.int32)
+        at = self._first(self._hashes[: self._size])
         while len(at):
-            free = self._slots[at] < 0
-            self._slots[at[free]] = which[free]
-            # Of several that want one slot, one has got it.
-            got = self._slots[at] == which
+            got = self._claimed(at, which) == which
             at, which = self._next(at[~got]), which[~got]
 
     def _first(self, hashes: np.ndarray) -> np.ndarray:

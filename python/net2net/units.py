@@ -155,14 +155,8 @@ class Units:
 
     def intern(self, hashes: np.ndarray) -> np.ndarray:
         """int64: the ids of expressions, given by their hashes."""
-        ids = self._known.get(hashes.ravel())
         self.fresh = len(self)
-        new = ids < 0
-        if new.any():
-            unique, inverse = np.unique(hashes.ravel()[new], return_inverse=True)
-            fresh = self.add(len(unique)) + np.arange(len(unique))
-            self._known.add(unique, fresh)
-            ids[new] = fresh[inverse]
+        ids = self._known.numbers(hashes.ravel(), self.add)
         return ids.reshape(hashes.shape)
 
     def flatten(self) -> None:
