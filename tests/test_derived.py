@@ -110,6 +110,18 @@ def cut(m: Between, y: Tensor) -> Tensor:
     return torch.cat(torch.tensor_split(y, y.amax((1, 2, 3))[:1].long() % 5 + 2, 1)[::-1], 1)
 
 
+def test_checks_for_numbers_that_are_none(x: Tensor) -> None:
+    def checked(_m: Between, y: Tensor) -> Tensor:
+        if torch.isnan(y).any() or not y.isfinite().all() or torch.isinf(y).any():
+            raise ValueError
+        return y
+
+    model = model_of(checked)
+    plan = net2net.plan_widen(model, x, 1.5)
+    assert len(plan.widened) == 2
+    assert net2net.verify(model, plan.apply(model), x).max_rel < 1e-10
+
+
 @pytest.mark.parametrize("what", [branch, bound, shift, loop, same, numpy, cut])
 def test_what_python_has_read_cannot_be_followed(what: Callable[[Between, Tensor], Tensor], x: Tensor) -> None:
     model = model_of(what)

@@ -43,6 +43,10 @@ class Derived:
             if len(self._made) % 4096 == 0:
                 self._made = {key: alive for key, alive in self._made.items() if not alive.expired()}
 
+    def discard(self, made: Tensor) -> None:
+        """The values of `made` are known after all."""
+        self._made.pop(made.untyped_storage()._cdata, None)
+
     def any(self, given: Iterable[Tensor]) -> bool:
         return any(t in self for t in given)
 
@@ -107,6 +111,8 @@ def whole_selection(func: Any, args: Any, derived: Derived, shadow: Callable[[Te
 #: What hands Python the values of a tensor without any operation.
 _HANDING_OUT = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__}
 _SPLITTING = {torch.tensor_split, Tensor.tensor_split}
+#: What gives the same for all finite numbers, as sound activations are: code makes sure of it and goes on.
+_OF_FINITE = {torch.isnan, torch.isinf, torch.isfinite, Tensor.isnan, Tensor.isinf, Tensor.isfinite}
 #: What reads values only to check or print them, and gives back none.
 _LOOKING = {Tensor.__repr__, Tensor.__format__}
 
@@ -132,6 +138,10 @@ class Watch(TorchFunctionMode):
             given = tensors(args[:1] if func in _HANDING_OUT else (args[1:], kwargs))
             if self._derived.any(given):
                 self._read(func.__name__)
+        if func in _OF_FINITE:
+            found = func(*args, **kwargs)
+            self._derived.discard(found)
+            return found
         if func is not torch.nn.functional.one_hot or _classes(*args, **kwargs) < 0:
             return func(*args, **kwargs)
         self.looking = True  # it checks that no index is too large
