@@ -139,7 +139,7 @@ def put(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     if not over_all:
         which = [array(context, i).ravel()[:1].reshape((1,) * x.dim()) for i in masked]
         aligned, tied = [*aligned, *which], [*tied, *([False] * len(which))]
-    return context.set(out, context.make(("index_put", numbers(args[3:])), aligned, tied))
+    return context.set(out, context.make(("index_put", numbers((args[3:], kwargs))), aligned, tied))
 
 
 @register("zero", "fill")
