@@ -313,7 +313,9 @@ def test_a_disk_that_torchs_writers_find_full(kind: str, tmp_path: Path) -> None
     if kind == "pt":
         torch.save(model.state_dict(), source)
     else:
-        torch.distributed.checkpoint.save(model.state_dict(), checkpoint_id=source, no_dist=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.distributed.checkpoint.save(model.state_dict(), checkpoint_id=source, no_dist=True)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     for room in (200, 3000):
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))

@@ -110,6 +110,45 @@ def cut(m: Between, y: Tensor) -> Tensor:
     return torch.cat(torch.tensor_split(y, y.amax((1, 2, 3))[:1].long() % 5 + 2, 1)[::-1], 1)
 
 
+def count(m: Between, y: Tensor) -> Tensor:
+    return normed(y) if (y.amax(1) > 9).nonzero().shape[0] == 0 else y
+
+
+def kinds(m: Between, y: Tensor) -> Tensor:
+    return normed(y) if len(torch.unique(y.argmax(1))) > 1 else y
+
+
+def raised(m: Between, y: Tensor) -> Tensor:
+    z = y.mean((2, 3))
+    try:
+        torch.linalg.cholesky(z.T @ z)
+    except torch.linalg.LinAlgError:
+        return y
+    return normed(y)
+
+
+def width(m: Between, y: Tensor) -> Tensor:
+    z = m.after(y)
+    return z / m.before.out_channels if z.abs().max() > 5 else z
+
+
+def written(m: Between, y: Tensor) -> Tensor:
+    seen = torch.zeros(len(y)).to(y)
+    torch._foreach_add_([seen], [y.amax((1, 2, 3))])
+    return normed(y) if seen.max() > 0.5 else y
+
+
+def listed(m: Between, y: Tensor) -> Tensor:
+    return y * sum(m.before.bias.tolist())
+
+
+def normed(y: Tensor) -> Tensor:
+    return y / (1 + y.sum(1, keepdim=True).abs())
+
+
+READ = [branch, bound, shift, loop, same, numpy, cut, count, kinds, raised, width, written, listed]
+
+
 def test_checks_for_numbers_that_are_none(x: Tensor) -> None:
     def checked(_m: Between, y: Tensor) -> Tensor:
         if torch.isnan(y).any() or not y.isfinite().all() or torch.isinf(y).any():
@@ -122,33 +161,125 @@ def test_checks_for_numbers_that_are_none(x: Tensor) -> None:
     assert net2net.verify(model, plan.apply(model), x).max_rel < 1e-10
 
 
-@pytest.mark.parametrize("what", [branch, bound, shift, loop, same, numpy, cut])
+@pytest.mark.parametrize("what", READ)
 def test_what_python_has_read_cannot_be_followed(what: Callable[[Between, Tensor], Tensor], x: Tensor) -> None:
     model = model_of(what)
-    with pytest.raises(ValueError, match=r"the code reads values of activations|no rule for aten\.equal"):
+    with pytest.raises(ValueError, match="nothing was widened"):
         net2net.plan_widen(model, x, 1.5)
 
 
 def test_what_comes_before_grows() -> None:
-    """Only what is in memory when values are read, and all that comes later, may be treated differently for them."""
+    """What is in memory when values are read, all that comes later, and what the code at hand can reach may be treated
+    differently for them; not what is behind them."""
 
-    class Logging(nn.Module):
+    class Gated(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.body = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU())
-            self.inner, self.head = nn.Linear(6, 7), nn.Linear(7, 3)
-            self.seen: list[float] = []
+            self.inner, self.other = nn.Linear(6, 7), nn.Linear(7, 6)
 
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.body(x)
-            self.seen.append(y.mean().item())
-            return self.head(F.relu(self.inner(y)))
+        def forward(self, y: Tensor) -> Tensor:
+            return self.other(F.relu(self.inner(y))) if y.mean() > 0 else y
 
     torch.manual_seed(0)
-    model, x = Logging().double(), torch.randn(4, 5).double()
+    body = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU())
+    model, x = nn.Sequential(body, Gated(), nn.Linear(6, 3)).double(), torch.randn(4, 5).double()
     plan = net2net.plan_widen(model, x, 2.0)
-    assert [w.layers for w in plan.widened] == [["body.0"]]
+    assert [w.layers for w in plan.widened] == [["0.0"]]
     assert net2net.verify(model, plan.apply(model), x).max_rel < 1e-10
+
+
+# What depends on the inputs alone is seen as the example has it; what a width tells is not what it was.
+FOLLOWED: dict[str, tuple[Callable[[Between, Tensor, Tensor], Tensor], bool]] = {
+    "product_of_inputs": (lambda m, y, x: normed(y) if (x.flatten(1) @ x.flatten(1).T).mean() > 0.1 else y, False),
+    "filtered_inputs": (lambda m, y, x: normed(y) if F.conv2d(x, x[:1]).abs().max() > 1 else y, False),
+    "index": (lambda m, y, x: y[:, :, [y.shape[1] % 5]], False),
+    "index_select": (lambda m, y, x: y.index_select(2, torch.tensor([y.shape[1] % 5])), False),
+    "linspace": (lambda m, y, x: y[:, :, torch.linspace(0, 7, y.shape[1] // 3).long()], False),
+    "windows": (lambda m, y, x: y.unfold(2, y.shape[1] // 4, 1).amax(-1), False),
+    "fixed_index": (lambda m, y, x: y[:, :, [4, 2]], True),
+    "fixed_windows": (lambda m, y, x: y.unfold(2, 3, 1).amax(-1), True),
+    "score": (lambda m, y, x: put(y, lambda z, mask: z[mask].exp()), True),
+    "validated": (lambda m, y, x: y + torch.distributions.Normal(y, 1.0).mean, True),
+    "one_hot_by_name": (
+        lambda m, y, x: y + F.one_hot(input=y.amax(1).long().clamp(0, 2), num_classes=3).to(y).mean(-1)[:, None],
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOLLOWED)
+def test_what_depends_on_inputs_and_widths(case: str, x: Tensor) -> None:
+    what, grows = FOLLOWED[case]
+    model = model_of(lambda m, y: what(m, y, x))
+    plan = net2net.plan_widen(model, x, 1.5)
+    student = plan.apply(model)
+    assert net2net.verify(model, student, x).max_rel < 1e-10
+    assert student.after.weight.shape[0] > CHANNELS
+    assert (student.before.weight.shape[0] > CHANNELS) == grows
+
+
+def pruned(m: Between, y: Tensor) -> Tensor:
+    """As many tokens of each image as others."""
+    z = places(y).flatten(1, 2)
+    kept = torch.zeros(z.shape[:2], dtype=torch.bool).scatter(1, z.amax(-1).topk(16).indices, True)
+    return z[kept].view(len(y), 16, -1).mT[..., None]
+
+
+def active(m: Between, y: Tensor) -> Tensor:
+    """A loop that goes on while there is something to do."""
+    z = places(y).flatten(0, 2)
+    left = torch.arange(len(z))
+    while left.numel():
+        z[left] = z[left] * 0.5
+        left = left[z[left].mean(-1).abs() > 0.1]
+    return z.view(*y.shape[:1], *y.shape[2:], -1).permute(0, 3, 1, 2)
+
+
+def test_where_a_whole_selection_does_not_do(x: Tensor) -> None:
+    model = model_of(pruned)
+    student = net2net.plan_widen(model, x, 1.5).apply(model)
+    for inputs in (x, 2 * x.flip(0)):
+        assert net2net.verify(model, student, inputs).max_rel < 1e-10
+    with pytest.raises(ValueError, match=r"reads values of activations \(a size\)"):
+        net2net.plan_widen(model_of(active), x, 1.5)
+
+
+def test_a_mask_by_a_score(x: Tensor) -> None:
+    class Scored(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.score, self.b = nn.Linear(5, 8), nn.Linear(8, 1), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.relu(self.a(x))
+            y[self.score(y)[..., 0] > 0] *= 2
+            return self.b(y)
+
+    torch.manual_seed(0)
+    model, tokens = Scored().double(), torch.randn(4, 6, 5).double()
+    plan = net2net.plan_widen(model, tokens, 1.5)
+    assert [w.layers for w in plan.widened] == [["a"]]
+    for inputs in (tokens, -tokens):
+        assert net2net.verify(model, plan.apply(model), inputs).max_rel < 1e-10
+
+
+def test_state_in_a_dict_in_a_dict() -> None:
+    class Remembering(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+            self.state: dict[str, dict[str, Tensor]] = {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, kept = F.relu(self.a(x)), self.state.setdefault("inner", {})
+            if "z" in kept:
+                y = y + kept["z"]
+            kept["z"] = z = self.b(y)
+            return self.c(z)
+
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match="keeps them as an attribute"):
+        net2net.plan_widen(Remembering().double(), torch.randn(4, 5).double(), 1.5)
 
 
 def test_values_of_inputs_and_single_weights_are_known() -> None:

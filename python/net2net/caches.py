@@ -67,7 +67,9 @@ def find(model: nn.Module, inputs: Inputs) -> list[Place]:
     return [
         place
         for place, before, after in zip(candidates, filled, caches.dicts(), strict=True)
-        if before and before.keys() == after.keys() and all(after[key] is held for key, held in before.items())
+        if before
+        and before.keys() == after.keys()
+        and all(type(held) is Tensor and after[key] is held for key, held in before.items())
     ]
 
 

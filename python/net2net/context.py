@@ -48,6 +48,8 @@ class Context(ABC):
         self.outputs: list[np.ndarray] = []
         #: What `make` has made before, by all that it was given.
         self.made: dict[bytes, np.ndarray] = {}
+        #: Whether selections by values are taken whole (derived.py).
+        self.whole = True
         self.begin()
 
     def begin(self) -> None:
@@ -334,6 +336,11 @@ class Context(ABC):
         for storage, known in self.shadows.living():
             if not self.parameters.in_memory(storage):
                 self.pin(compact(known).numpy(), why)
+
+    def pin_weights(self, module: str, why: str) -> None:
+        """Pins the units of all parameters and buffers in a module."""
+        for t in self.parameters.within(module):
+            self.pin_tensor(t, why)
 
     def _pin_parameter(self, t: Tensor, why: str) -> None:
         for name, p in self.parameters.owners(t):

@@ -17,7 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from net2net.rules.table import name_of, tensors
+from net2net.rules.table import is_mask, name_of, tensors
 from net2net.skeleton import named_tensors
 
 
@@ -29,6 +29,7 @@ class Derived:
         weights = [t for _, t in named_tensors(model) if isinstance(t, nn.Parameter) and t.numel() != 1]
         self._weights = {t.untyped_storage()._cdata for t in weights}
         self._made: dict[int, StorageWeakRef] = {}
+        self._sized: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __contains__(self, t: Tensor) -> bool:
         key = t.untyped_storage()._cdata
@@ -42,6 +43,16 @@ class Derived:
             self._made.setdefault(storage._cdata, StorageWeakRef(storage))
             if len(self._made) % 4096 == 0:
                 self._made = {key: alive for key, alive in self._made.items() if not alive.expired()}
+
+    def add_sized(self, made: Iterable[Tensor]) -> None:
+        """How long the first dimension of these is depends on weights, too."""
+        for t in made:
+            self._sized[t.untyped_storage()._cdata] = StorageWeakRef(t.untyped_storage()), t.shape[0]
+
+    def is_sized(self, t: Tensor) -> bool:
+        """Whether its first dimension is as long as values have it (as far as can be told by that length)."""
+        found = self._sized.get(t.untyped_storage()._cdata)
+        return found is not None and not found[0].expired() and t.dim() > 0 and t.shape[0] == found[1]
 
     def discard(self, made: Tensor) -> None:
         """The values of `made` are known after all."""
@@ -66,6 +77,15 @@ def passes_values(func: Any) -> bool:
 def reads(func: Any) -> bool:
     """Whether an operation gives Python a number that depends on values."""
     return torch.Tag.data_dependent_output in func.tags
+
+
+def sizes_by_value(func: Any, args: Any, derived: Derived) -> bool:
+    """Whether the size of what an operation gives depends on values made of weights."""
+    if torch.Tag.dynamic_output_shape not in func.tags:
+        return False
+    if name_of(func) == "index":
+        return any(i is not None and is_mask(i) and i in derived for i in args[1])
+    return True
 
 
 #: Operations that select by a mask, by number of the argument that is one, or a list of them.
@@ -95,7 +115,7 @@ def whole_selection(func: Any, args: Any, derived: Derived, shadow: Callable[[Te
     def whole(mask: Any) -> Any:
         if not isinstance(mask, Tensor) or mask not in derived:
             return mask
-        if not any_dtype and mask.dtype not in (torch.bool, torch.uint8):
+        if not any_dtype and not is_mask(mask):
             return mask
         with _disable_current_modes():
             ones = torch.ones_like(mask, memory_format=torch.contiguous_format)
@@ -109,7 +129,9 @@ def whole_selection(func: Any, args: Any, derived: Derived, shadow: Callable[[Te
 
 
 #: What hands Python the values of a tensor without any operation.
-_HANDING_OUT = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__}
+_HANDING_OUT = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.apply_, Tensor.map_}
+#: What tells Python how many elements there are.
+_SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement, Tensor.__len__, torch.numel}  # type: ignore[attr-defined]
 _SPLITTING = {torch.tensor_split, Tensor.tensor_split}
 #: What gives the same for all finite numbers, as sound activations are: code makes sure of it and goes on.
 _OF_FINITE = {torch.isnan, torch.isinf, torch.isfinite, Tensor.isnan, Tensor.isinf, Tensor.isfinite}
@@ -118,15 +140,16 @@ _LOOKING = {Tensor.__repr__, Tensor.__format__}
 
 
 class Watch(TorchFunctionMode):
-    """Calls `read` when values of tensors made of weights are handed out.
+    """Calls `read` when values of tensors made of weights are handed out, or with `sizes` when how many there are is
+    asked for and depends on such values.
 
     Attributes:
         looking: whether what is read now is only looked at.
     """
 
-    def __init__(self, derived: Derived, read: Callable[[str], None]) -> None:
+    def __init__(self, derived: Derived, read: Callable[..., None], handed_out: Callable[[Tensor], None]) -> None:
         super().__init__()
-        self._derived, self._read = derived, read
+        self._derived, self._read, self._handed_out = derived, read, handed_out
         self.looking = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -134,10 +157,14 @@ class Watch(TorchFunctionMode):
         if func in _LOOKING:
             with _disable_current_modes():
                 return func(*args, **kwargs)
+        if func in _SIZES and self._asks_for_a_size(func, *args, **kwargs):
+            self._read("a size", sizes=True)
         if func in _HANDING_OUT or func in _SPLITTING:
             given = tensors(args[:1] if func in _HANDING_OUT else (args[1:], kwargs))
             if self._derived.any(given):
                 self._read(func.__name__)
+            for t in given:
+                self._handed_out(t)
         if func in _OF_FINITE:
             found = func(*args, **kwargs)
             self._derived.discard(found)
@@ -150,6 +177,12 @@ class Watch(TorchFunctionMode):
         finally:
             self.looking = False
 
+    def _asks_for_a_size(self, func: Any, t: Tensor, *args: Any, **kwargs: Any) -> bool:
+        if not self._derived.is_sized(t):
+            return False
+        dim = args[0] if args else kwargs.get("dim", 0)
+        return func is not Tensor.size or dim in (0, -t.dim(), None)
 
-def _classes(_indices: Tensor, num_classes: int = -1) -> int:
-    return num_classes
+
+def _classes(*args: Any, **kwargs: Any) -> int:
+    return int(kwargs.get("num_classes", args[1] if len(args) > 1 else -1))

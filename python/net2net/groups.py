@@ -117,6 +117,17 @@ _WALKS = 16
 
 
 def _collect(model: nn.Module, example_inputs: Inputs) -> Inference:
+    try:
+        return _settled(model, example_inputs, whole=True)
+    except TraceError as error:
+        try:
+            return _settled(model, example_inputs, whole=False)
+        except TraceError:
+            raise ValueError(f"the model does not run on example_inputs: {error}") from error
+
+
+def _settled(model: nn.Module, example_inputs: Inputs, whole: bool) -> Inference:
+    """Raises TraceError if the model does not run; it may be since selections are taken as a `whole`."""
     units, places = Units(), caches.find(model, example_inputs)
     for _ in range(_WALKS):
         # What rules decide by what is joined already must be decided in the light of what is joined later, as it will
@@ -124,10 +135,8 @@ def _collect(model: nn.Module, example_inputs: Inputs) -> Inference:
         copy = skeleton(model, lambda _name, t: t.shape)
         units.start_over()
         context = Inference(copy, units, places)
-        try:
-            walk(in_mode(copy, False), example_inputs, context)
-        except TraceError as error:
-            raise ValueError(f"the model does not run on example_inputs: {error}") from error
+        context.whole = whole
+        walk(in_mode(copy, False), example_inputs, context)
         if not context.settled():
             continue
         # In train mode a network may have parts of its own (auxiliary heads). Not every input will do for it: batch

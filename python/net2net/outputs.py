@@ -15,6 +15,9 @@ from torch import Tensor, nn
 PLAIN = (bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device, torch.layout, type(None))
 
 
+#: Containers in containers are looked into so far.
+_DEEP = 8
+
 #: What every module holds: parameters, buffers, children, hooks.
 OWN = frozenset(vars(nn.Module()))
 
@@ -51,7 +54,13 @@ def kept(model: nn.Module, caches: Sequence[dict[Any, Any]] = ()) -> Iterator[Te
                 continue
             if isinstance(value, Tensor):
                 yield value
-            elif isinstance(value, list | tuple):
-                yield from (v for v in value if isinstance(v, Tensor))
-            elif isinstance(value, dict) and id(value) not in own:
-                yield from (v for v in value.values() if isinstance(v, Tensor))
+            elif id(value) not in own:
+                yield from _nested(value)
+
+
+def _nested(value: Any, depth: int = 0) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple) and depth < _DEEP:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _nested(item, depth + 1)

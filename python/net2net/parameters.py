@@ -34,6 +34,11 @@ class Parameters:
         """Whether a parameter or buffer is in the storage with this address."""
         return storage in self._owners
 
+    def within(self, module: str) -> list[Tensor]:
+        """Those of a module and its children; of all, if it is the model itself (`""`)."""
+        under = f"{module}." if module else ""
+        return [t for owners in self._owners.values() for name, t in owners if name.startswith(under)]
+
     def owners(self, t: Tensor) -> list[tuple[str, Tensor]]:
         """The parameters and buffers whose memory `t` is in, by name."""
         return self._owners.get(t.untyped_storage()._cdata, [])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from net2net.context import Context, TraceError
-from net2net.derived import Derived, Watch, passes_values, reads, whole_selection
+from net2net.derived import Derived, Watch, passes_values, reads, sizes_by_value, whole_selection
 from net2net.hashes import seed
 from net2net.outputs import kept, leaves
 from net2net.rules.table import flat, is_view, name_of, refuse, rule_for, view
@@ -30,6 +33,12 @@ OPAQUE: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.RNNCellBase)
 #: Of tensors with so many elements it is quicker to find out the shape of an operation's result than the values.
 _LARGE = 2**14
 
+#: Code that asks this often how many there are waits for something that does not happen.
+_MOST_SIZES = 1000
+
+#: Where torch's code is, and ours.
+_NOT_THEIRS = tuple(str(Path(package).parent) + os.sep for package in (torch.__file__, __file__))
+
 _RESHAPING = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, torch.ops.aten.reshape.default}
 
 
@@ -40,16 +49,53 @@ class Walk(TorchDispatchMode):
         super().__init__()
         self.context = context
         self.derived = Derived(model)
-        self.watch = Watch(self.derived, self.read)
+        self.watch = Watch(self.derived, self.read, self.handed_out)
         self.unfollowed = ""  # why nothing can be followed any more
+        self._sizes_read = 0
+        self._reached: set[str] = set()
+        self._names = {id(module): name for name, module in model.named_modules()}
 
-    def read(self, what: str) -> None:
+    def read(self, what: str, sizes: bool = False) -> None:
         """Python has read values that are not what they will be. From here on it may do anything with all that it can
-        reach."""
-        if not self.unfollowed and not self.watch.looking:
-            self.unfollowed = f"the code reads values of activations ({what}), on which what it does next may depend"
+        reach: with what is in memory, and with the weights of the modules that it has at hand.
+
+        Args:
+            sizes: it was only how many there are, most often to go by if there are none.
+        """
+        if self.watch.looking:
+            return
+        self._sizes_read += sizes
+        if self._sizes_read > _MOST_SIZES:
+            raise RuntimeError("a loop does not end while activations are zero")
+        why = f"the code reads values of activations ({what}), on which what it does next may depend"
+        with _disable_current_modes():
+            if not self.unfollowed:
+                self.unfollowed = why
+                self.context.pin_living(why)
+            for module in () if sizes else self._within_reach():
+                if module not in self._reached:
+                    self._reached.add(module)
+                    self.context.pin_weights(module, why)
+
+    def _within_reach(self) -> list[str]:
+        """The modules that the code at hand, which is not torch's or ours, has at hand itself."""
+        frame: Any = sys._getframe()
+        while frame is not None and frame.f_code.co_filename.startswith(_NOT_THEIRS):
+            frame = frame.f_back
+        found: list[str] = []
+        while frame is not None:
+            values = list(frame.f_locals.values())
+            found += [self._names[id(v)] for v in values if isinstance(v, nn.Module) and id(v) in self._names]
+            if not frame.f_code.co_name.startswith("<"):  # a comprehension or a lambda is a part of what is around it
+                break
+            frame = frame.f_back
+        return found
+
+    def handed_out(self, t: Tensor) -> None:
+        """Python has got the numbers of a tensor."""
+        if self.context.is_parameter(t):
             with _disable_current_modes():
-                self.context.pin_living(self.unfollowed)
+                self.context.pin_tensor(t, "the code reads its values")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         context, kwargs = self.context, kwargs or {}
@@ -64,11 +110,16 @@ class Walk(TorchDispatchMode):
         context.seen.append((elements, plain))
         context.reached = context.where()
         rule = rule_for(func)
-        if derived := self.derived.any(tensors):
+        derived = self.derived.any(tensors)
+        sized = derived and sizes_by_value(func, args, self.derived)
+        if derived and context.whole:
             args = whole_selection(func, args, self.derived, self._stand_in)
         try:
-            run = of_no_value if rule is not view and self._without_value(tensors) else computed
-            out = run(func, args, kwargs)
+            if not derived:  # made of inputs alone
+                out = func(*args, **kwargs)
+            else:
+                run = of_no_value if rule is not view and self._without_value(tensors) else computed
+                out = run(func, args, kwargs)
             context.operation = str(func)
             if rule is not view and not is_view(func):
                 context.carriers.saw(name_of(func), tensors, [t for t in flat(out) if isinstance(t, Tensor)])
@@ -78,8 +129,10 @@ class Walk(TorchDispatchMode):
                 raise
             except Exception as error:  # not foreseen by the rule; in a student the same happens
                 refuse(context, func, args, kwargs, out, f"{func} is not understood here ({error})")
-            self._follow(func, tensors, [t for t in flat(out) if isinstance(t, Tensor)], derived)
+            self._follow(func, tensors, [t for t in flat(out) if isinstance(t, Tensor)], derived, sized)
         except Exception as error:
+            if derived and isinstance(error, torch.linalg.LinAlgError):
+                self.read("an exception")
             if tensors and all(map(context.is_parameter, tensors)) and not hasattr(error, "suspects"):
                 error.suspects = [context.units_of(tensors)]  # type: ignore[attr-defined]
             context.mark(error)
@@ -94,12 +147,19 @@ class Walk(TorchDispatchMode):
         if (known := self.context.shadows.get(mask)) is not None:
             self.context.set(whole, compact(known).clone())
 
-    def _follow(self, func: Any, given: Sequence[Tensor], made: Sequence[Tensor], derived: bool) -> None:
+    def _follow(self, func: Any, given: Sequence[Tensor], made: Sequence[Tensor], derived: bool, sized: bool) -> None:
         """What an operation made of the tensors `given`, some of which are `derived`."""
         if derived and reads(func):
             self.read(name_of(func))
         if derived and passes_values(func):
             self.derived.add(made)
+            if func._schema.is_mutable:
+                self.derived.add(given)
+            lengths = {t.shape[0] for t in given if self.derived.is_sized(t)}
+            self.derived.add_sized(t for t in made if t.dim() and (sized or t.shape[0] in lengths))
+            if sized and not self.context.whole:
+                for t in given:
+                    self.context.pin_tensor(t, f"{func} takes what values say")
             if made and not is_view(func) and not any(t.numel() for t in made):
                 for t in given:
                     self.context.pin_tensor(t, f"{func} gives nothing that could be followed")
@@ -176,8 +236,11 @@ def walk(model: nn.Module, inputs: Inputs, context: Context) -> None:
     """
     context.begin()
     fast_path = torch.backends.mha.get_fastpath_enabled()
+    checks = torch.distributions.Distribution._validate_args
     # Transformer layers' fused inference path hides their parameters' use in one opaque operation.
     torch.backends.mha.set_fastpath_enabled(False)
+    # And distributions look at their parameters' values, only to see that these are sound.
+    torch.distributions.Distribution.set_default_validate_args(False)
     try:
         run = Walk(model, context)
         following = _following_modules(model, context, run.derived)
@@ -190,6 +253,7 @@ def walk(model: nn.Module, inputs: Inputs, context: Context) -> None:
         raise TraceError(f"{type(error).__name__}{where}: {error}", suspects) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch.distributions.Distribution.set_default_validate_args(checks)
     for t in leaves(out):
         if isinstance(t, Tensor):
             context.returned(t, OUTPUT)

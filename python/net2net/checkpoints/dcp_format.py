@@ -89,17 +89,8 @@ class Dcp(Format):
             try:
                 dcp.save(tree, storage_writer=writer, planner=_Planner(streams, tally), no_dist=True)
             except CheckpointException as error:  # which is no Exception
-                raise _why(error) from error
+                raise next(iter(error.failures.values()))[0] from None
         (path / LOG).write_text(log.written(checkpoint.log), encoding="utf-8")
-
-
-def _why(error: CheckpointException) -> BaseException:
-    """What went wrong at first: a full disk makes torch's writer stumble over what it could not write."""
-    first: BaseException = next(iter(error.failures.values()))[0]
-    causes: list[BaseException] = [first]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
-        causes.append(cause)
-    return next((cause for cause in causes if isinstance(cause, OSError)), first)
 
 
 class _Planner(DefaultSavePlanner):

@@ -106,9 +106,11 @@ def grow_checkpoint(
             tally = Tally(progress, sum(stream.nbytes for stream in streams))
             try:
                 new.format.write(new, place, tally)
-            except OSError as error:
+            except (OSError, RuntimeError) as error:
+                if (first := _of_the_system(error)) is None:
+                    raise
                 raise OSError(
-                    error.errno, f"{target} cannot be written: {error.strerror}; {source} is as it was"
+                    first.errno, f"{target} cannot be written: {first.strerror}; {source} is as it was"
                 ) from error
             if place.name != target.name:
                 current = new.format.read(place, folder)
@@ -118,6 +120,13 @@ def grow_checkpoint(
         source, target, grown.models, grown.optimizers, len(streams), tally.written, time.perf_counter() - started,
         tally.not_finite, grown.by_position if assumed else [], grown.left,
     )  # fmt: skip
+
+
+def _of_the_system(error: BaseException | None) -> OSError | None:
+    """What the system said: torch's writers stumble over what a full disk has not taken."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def check_paths(source: Path, target: Path) -> None:

@@ -13,6 +13,7 @@ from net2net.rules.table import (
     aligned_codes,
     ambiguous,
     array,
+    crosses_units,
     indexed_dims,
     is_long,
     is_mask,
@@ -132,7 +133,7 @@ def put(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
             codes = array(context, t) if context.shadows.get(t) is not None or not context.is_parameter(t) else None
             if codes is not None and any(n > 1 for n in codes.shape[: codes.ndim - first]):
                 return unknown(context, func, args, kwargs, out)
-        if any(context.has_units(array(context, i)) for i in masked):
+        if any(crosses_units(context, func, i) for i in masked):
             return unknown(context, func, args, kwargs, out)
     operands = [x, values, *masked] if over_all else [x, values]
     aligned, tied = _meeting(context, func, operands, x.dim())

@@ -13,9 +13,9 @@ from net2net.rules.table import (
     aligned_codes,
     ambiguous,
     array,
+    crosses_units,
     extent,
     indexed_dims,
-    is_mask,
     name_of,
     numbers,
     register,
@@ -109,7 +109,7 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     few = compact(known)
     indices = tensors((args[1:], kwargs))
     dims = _moved(func, args)
-    if any(context.has_units(array(context, i)) for i in indices):
+    if any(crosses_units(context, func, i) for i in indices):
         return unknown(context, func, args, kwargs, out)
     if name_of(func) == "roll" and len(args) < 3:  # what is flattened is rolled: from one image into the next
         return unknown(context, func, args, kwargs, out)
@@ -137,10 +137,12 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     if indices:
         context.taken(few.numpy(), moved.numpy())
     moved = compressed(moved)
-    if any(is_mask(i) for i in indices):  # which places, and how many, the mask tells
+    # Which places, and how many, the numbers tell that it is given; which units, their codes do.
+    if (indices or name_of(func) == "unfold") and all(few.shape[d] == 1 for d in dims):
         which = [array(context, i).reshape(-1)[:1].reshape((1,) * out.dim()) for i in indices]
         tied = [True] + [False] * len(which)
-        return context.set(out, context.make("selected", [compact(moved).numpy(), *which], tied))
+        chosen = ("selected", name_of(func), numbers(args[1:]))
+        return context.set(out, context.make(chosen, [compact(moved).numpy(), *which], tied))
     return context.set(out, moved)
 
 

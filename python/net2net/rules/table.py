@@ -91,6 +91,11 @@ def view(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         return
     if name in {"view", "_unsafe_view", "_reshape_alias"}:
         return _whole_places(context, func, x, out)
+    if name in {"unfold", "diagonal", "as_strided"}:
+        codes = compact(known).numpy()
+        lengths = extent(codes, x) if name != "as_strided" else ()
+        context.signature(np.atleast_1d(seed((name, lengths, numbers((args[1:], kwargs))))), codes)
+        return
     if name not in {"select", "slice", "split", "split_with_sizes", "narrow", "unbind"}:
         return
     taking = {"select", "slice", "narrow", "unbind"}
@@ -228,6 +233,15 @@ def tensors(tree: Any) -> list[Tensor]:
 def is_mask(index: Tensor) -> bool:
     """Whether an index selects where it is true, along as many dimensions as it has."""
     return index.dtype in (torch.bool, torch.uint8)
+
+
+def crosses_units(context: Context, func: Any, index: Tensor) -> bool:
+    """Whether an index has units. A single one (a score) keeps one replica; it is the same for all then."""
+    codes = array(context, index)
+    if codes.size == 1:
+        context.pin(codes, f"{func} goes by it")
+        return False
+    return context.has_units(codes)
 
 
 def indexed_dims(indices: Any) -> list[int]:
