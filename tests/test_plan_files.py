@@ -88,7 +88,10 @@ def share(first: float, second: float) -> Change:
 
 def test_what_is_forged_without_a_change_is_read() -> None:
     for kind in ("widen", "deepen", "repeat", "kernel"):
-        assert load(plan(kind), lambda d: None).document() == plan(kind).document()
+        expected = plan(kind).document()
+        assert load(plan(kind), lambda d: None).document() == expected
+        # As it is in the growth log of a checkpoint, where tuples stay such.
+        assert net2net.GrowthPlan.from_document(expected, "the log").document() == expected
     assert isinstance(load(plan("widen"), share(0.25, 0.75)), net2net.GrowthPlan)
 
 
@@ -106,7 +109,9 @@ def test_what_is_forged_without_a_change_is_read() -> None:
         ("widen", lambda d: d["widened"][0].update(layers=[]), "layers of widened"),
         ("widen", lambda d: d.update(noise_scale=1e308), r"noise_scale \(=1e\+308\)"),
         ("widen", lambda d: d.update(noise_scale=float("nan")), r"noise_scale \(=nan\)"),
-        ("widen", lambda d: d.update(noise_scale="0.5"), "noise_scale"),
+        ("widen", lambda d: d.update(noise_scale="0.5"), r"noise_scale \(='0.5'\)"),
+        ("widen", lambda d: d.update(noise_scale=None), r"noise_scale \(=None\)"),
+        ("widen", lambda d: d.update(noise=[]), r"noise \(=\[\]\)"),
         ("widen", lambda d: d.update(seed=1.5), r"seed \(=1.5\)"),
         ("widen", lambda d: d.update(seed=-1), r"seed \(=-1\)"),
         ("widen", axis(tensor="nothing"), "about nothing, which is not among its shapes"),
@@ -129,6 +134,8 @@ def test_what_is_forged_without_a_change_is_read() -> None:
         ("widen", lambda d: d.update(changes=[change_of(before=[1, 1], after=[2])]), "from 2 numbers to 1"),
         ("deepen", insertion(eps=float("nan")), r"eps of .* \(=nan\)"),
         ("deepen", insertion(eps=-1.0), r"eps of .* \(=-1.0\)"),
+        ("deepen", insertion(eps=10**30), r"eps of .* \(=10+\)"),
+        ("deepen", lambda d: d["insertions"][2].update(groups=2), r"groups \(=2\) of .*: linear layers have none"),
         ("deepen", insertion(eps="0.1"), r"eps of .* \(='0.1'\)"),
         ("deepen", insertion(momentum="0.1"), r"momentum of .* \(='0.1'\)"),
         ("deepen", insertion(momentum=1e308), "momentum of"),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from net2net import plan_fields
 from net2net.rules import name_of
 
 
@@ -124,11 +125,13 @@ def check(activation: Activation) -> None:
 
     Plans come from files, and what is run from them must be known.
     """
-    if activation.name not in _ARGUMENTS:
+    if plan_fields.text("name of an activation", activation.name) not in _ARGUMENTS:
         raise ValueError(f"activation {activation.name!r} is not one that a plan may hold")
     # No others: one that works in place, say, would change what other layers read.
     if unknown := set(activation.arguments) - _ARGUMENTS[activation.name]:
         raise ValueError(f"activation {activation.name!r} has arguments that no plan gives: {sorted(unknown)}")
+    if activation.kappa is not None:
+        plan_fields.number(f"kappa of activation {activation.name!r}", activation.kappa)
     x = torch.linspace(-64, 64, 257, dtype=torch.float64)
     with torch.no_grad():
         phi = activation.make().double()

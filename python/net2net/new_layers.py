@@ -86,7 +86,7 @@ class Insertion:
         needs = {"identity": "idempotent", "paired": "kappa", "maxout": None}
         plan_fields.name("module of insertions", self.module)
         plan_fields.name(f"layer of {self.module}", self.layer)
-        if self.method not in needs:
+        if plan_fields.text(f"method of {self.module}", self.method) not in needs:
             raise ValueError(f"method (={self.method!r}) of {self.module} must be one of {', '.join(map(repr, needs))}")
         need = needs[self.method]
         if need is not None and not getattr(self.activation, need, None):
@@ -110,6 +110,8 @@ class Insertion:
             raise ValueError(f"kernel sizes of {self.module} have more than {max(CONVOLUTIONS)} dimensions")
         if any(k < 1 or k % 2 == 0 for size in self.kernel_sizes for k in size):
             raise ValueError(f"kernel sizes of {self.module} must be odd and positive")
+        if self.groups > 1 and () in self.kernel_sizes:
+            raise ValueError(f"groups (={self.groups}) of {self.module}: linear layers have none")
 
     def _check_norm(self) -> None:
         if self.norm is not None:

@@ -1,7 +1,8 @@
 """plan_fields: what a plan's file says, checked field by field.
 
 A file may come from anyone, and what is well-formed JSON may still be text where a number belongs, or a number that no
-memory has room for. Each function returns what it is given, or raises a ValueError that calls it `what`.
+memory has room for. Each function returns what it is given, or raises a ValueError that calls it `what`. Lists may be
+tuples: a checkpoint's growth log may be a pickle.
 """
 
 from __future__ import annotations
@@ -28,16 +29,17 @@ def whole(what: str, value: Any, least: int = 0, most: int = 2**63 - 1) -> int:
 
 def wholes(what: str, value: Any, least: int = 0) -> tuple[int, ...]:
     """A list of such numbers, as a tuple."""
-    if type(value) is not list:
+    if type(value) not in (list, tuple):
         raise ValueError(f"{what} (={_shown(value)}) must be a list of whole numbers")
     return tuple(whole(what, n, least) for n in value)
 
 
 def number(what: str, value: Any, least: float = -_LARGEST, most: float = _LARGEST) -> float:
-    """A number in [`least`, `most`], as it is: it stays an int if it is one."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+    """A number in [`least`, `most`], as it is: it stays an int if it is one, which must be exact as a float."""
+    known = type(value) is float or (type(value) is int and abs(value) <= 2**53)
+    if not known or not least <= value <= most:
         raise ValueError(f"{what} (={_shown(value)}) must be a number in [{least:g}, {most:g}]")
-    return value
+    return float(value) if type(value) is float else int(value)
 
 
 def flag(what: str, value: Any) -> bool:
@@ -61,7 +63,7 @@ def name(what: str, value: Any) -> str:
 
 def texts(what: str, value: Any, least: int = 0) -> list[str]:
     """A list of at least so many texts."""
-    if type(value) is not list or len(value) < least:
+    if type(value) not in (list, tuple) or len(value) < least:
         raise ValueError(f"{what} (={_shown(value)}) must be a list of texts, at least {least}")
     return [text(what, v) for v in value]
 

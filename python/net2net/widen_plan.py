@@ -219,7 +219,7 @@ class WidenPlan(GrowthPlan):
     @classmethod
     def _from_body(cls, body: dict[str, Any], inventory: Inventory, skipped: list[Skipped]) -> WidenPlan:
         axes = _axes_from_json(body["axes"], map_runs.read(body["maps"]), inventory)
-        check_noise(body["noise"], body["noise_scale"])
+        check_noise(plan_fields.text("noise", body["noise"]), plan_fields.number("noise_scale", body["noise_scale"]))
         widened = [
             Widened(
                 plan_fields.texts("layers of widened", w["layers"], 1),
@@ -241,7 +241,7 @@ def _change(c: dict[str, Any]) -> Change:
     """JSON knows no tuples."""
     module, name = plan_fields.text("module of changes", c["module"]), plan_fields.name("name of changes", c["name"])
     what = f"the change of {module + '.' if module else ''}{name}"
-    if isinstance(c["before"], list) or isinstance(c["after"], list):
+    if isinstance(c["before"], list | tuple) or isinstance(c["after"], list | tuple):
         before, after = (plan_fields.wholes(what, c[key], 1) for key in ("before", "after"))
         if len(before) != len(after):
             raise ValueError(f"{what} is from {len(before)} numbers to {len(after)}")
