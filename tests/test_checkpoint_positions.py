@@ -12,6 +12,7 @@ from net2net.checkpoints import grow_checkpoint
 from net2net.checkpoints.positions import _ways
 from net2net.cli import main
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 from torch.optim import AdamW, Optimizer
 
 Groups = Callable[[nn.Module], list[dict[str, Any]]]
@@ -101,7 +102,7 @@ def test_positions_that_are_not_the_models_are_refused(tmp_path: Path) -> None:
     plan = net2net.plan_widen(model, x, 1.5)
     reversed_ = stepped(model, [{"params": list(model.parameters())[::-1]}])
     torch.save({"model": model.state_dict(), "optimizer": reversed_.state_dict()}, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match=r"in 1 groups, and which these are are not in the model's order"):
+    with pytest.raises(ValueError, match=r"are not those of the model in that order"):
         plan.grow_checkpoint(tmp_path / "c.pt", tmp_path / "b.pt", optimizer="AdamW")
     some = stepped(model, [{"params": list(model.parameters())[:-1]}])
     torch.save({"model": model.state_dict(), "optimizer": some.state_dict()}, tmp_path / "d.pt")
@@ -176,7 +177,7 @@ def test_an_order_of_ones_own(steps: int, tmp_path: Path) -> None:
     got = torch.load(tmp_path / "b.pt", weights_only=True)["optimizer"]
     assert_same_state(got, grown.state_dict())
     # By the shapes alone it is not the model's.
-    with pytest.raises(ValueError, match=r"are not in the model's order by the shapes"):
+    with pytest.raises(ValueError, match=r"are not those of the model in that order"):
         grow_checkpoint(tmp_path / "a.pt", tmp_path / "c.pt", plans, optimizer="AdamW")
 
 
@@ -208,6 +209,157 @@ def test_new_layers_of_groups_sorted_by_name(tmp_path: Path) -> None:
     for p, kept in expected.state.items():
         for key, value in kept.items():
             assert torch.equal(fresh.state[p][key], value)
+
+
+def test_an_order_that_only_the_students_positions_tell(tmp_path: Path) -> None:
+    """The teacher's parameters are sorted by name in any case; the new layers' are not."""
+
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(6, 6) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c(self.b(self.a(x).relu()).relu())
+
+    torch.manual_seed(0)
+    model, x = Three(), torch.randn(3, 6)
+    optimizer = stepped(model, sorted_by_decay(model))
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "a.pt")
+    plan = net2net.plan_deepen(model, x)
+    with pytest.raises(ValueError, match=r"cannot be told .* give order="):
+        plan.grow_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt", optimizer="AdamW", model=model)
+    plan.grow_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt", optimizer="AdamW", model=model, order="names")
+    student = plan.apply(model)
+    fresh = AdamW(sorted_by_decay(student), lr=torch.tensor(0.01))
+    fresh.load_state_dict(torch.load(tmp_path / "b.pt", weights_only=True)["optimizer"])
+    for p, kept in plan.grow_optimizer(optimizer, student).state.items():
+        assert torch.equal(fresh.state[p]["exp_avg"], kept["exp_avg"])
+
+
+class Twin(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a(x) - self.b(x)
+
+
+def test_several_optimizers_by_position(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Twin().double(), torch.randn(3, 6, dtype=torch.float64)
+    plan, names = net2net.plan_widen(model, x, 1.5), [name for name, _ in model.a.named_parameters()]
+    optimizers = {part: stepped(getattr(model, part), [{"params": getattr(model, part).parameters()}]) for part in "ab"}
+    saved = {part: optimizer.state_dict() for part, optimizer in optimizers.items()}
+    torch.save({"model": model.state_dict(), **saved}, tmp_path / "a.pt")
+    orders: dict[str, Any] = {part: [f"{part}.{name}" for name in names] for part in "ab"}
+    with pytest.raises(ValueError, match=r"has several optimizers .* \(a, b\), and nothing says which"):
+        plan.grow_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt", optimizer="AdamW", order=orders["a"])
+    with pytest.raises(ValueError, match=r"order is of 'c', but .* has no optimizer of that name"):
+        plan.grow_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt", optimizer="AdamW", order={"c": "model"} | orders)
+    plan.grow_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt", optimizer="AdamW", order=orders)
+    got, student = torch.load(tmp_path / "b.pt", weights_only=True), plan.apply(model)
+    for part, optimizer in optimizers.items():
+        assert_same_state(got[part], plan.grow_optimizer(optimizer, student).state_dict())
+    # What the dict does not have is another network's, and stays.
+    report = plan.grow_checkpoint(tmp_path / "a.pt", tmp_path / "c.pt", optimizer="AdamW", order={"b": orders["b"]})
+    assert (report.optimizers, report.left) == (["b"], ["a"])
+    got = torch.load(tmp_path / "c.pt", weights_only=True)
+    assert_same_state(got["a"], optimizers["a"].state_dict())
+    assert_same_state(got["b"], plan.grow_optimizer(optimizers["b"], student).state_dict())
+
+
+def test_state_without_dimensions_is_of_a_number(tmp_path: Path) -> None:
+    """An optimizer of all but the first layer, and of a number that is not the model's."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(6, 6, bias=False) for _ in range(4)))
+    own = [*list(model.parameters())[1:], nn.Parameter(torch.ones(()))]
+    for p in own:
+        p.grad = torch.randn_like(p)
+    (optimizer := AdamW(own)).step()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="are not those of the model in that order"):
+        net2net.plan_widen(model, torch.randn(2, 6), 1.5).grow_checkpoint(
+            tmp_path / "a.pt", tmp_path / "b.pt", optimizer="AdamW"
+        )
+
+
+def test_a_tied_weight_has_one_place(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(4)))
+    model[3].weight = model[0].weight
+    optimizer = stepped(model, [{"params": model.parameters()}])
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "a.pt")
+    plan = net2net.plan_widen(model, torch.randn(3, 8), 2, layers=["1"])
+    with pytest.raises(ValueError, match=r"optimizer has 0\.weight twice"):
+        plan.grow_checkpoint(
+            tmp_path / "a.pt", tmp_path / "b.pt", optimizer="AdamW", order=["0.weight", "3.weight", "1.weight"]
+        )
+
+
+def test_what_else_an_optimizers_dict_holds(tmp_path: Path) -> None:
+    model, x = EXAMPLES["plain_2d"].build()
+    plan = net2net.plan_widen(model, x, 1.5)
+    optimizer = stepped(model, [{"params": model.parameters()}])
+    more = {"scale": torch.ones(2), "nested": {"model": model.state_dict()}}
+    torch.save({**optimizer.state_dict(), **more}, tmp_path / "a.pt")
+    plan.grow_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt", optimizer="AdamW")
+    got = torch.load(tmp_path / "b.pt", weights_only=True)
+    assert torch.equal(got["scale"], more["scale"])
+    expected = plan.grow_state_dict(model.state_dict())
+    assert all(torch.equal(got["nested"]["model"][name], t) for name, t in expected.items())
+    state = {**optimizer.state_dict()}
+    state["param_groups"] = [{**state["param_groups"][0], "param_names": ["0.weight"]}]
+    torch.save(state, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match=r"params and 1 param_names"):
+        plan.grow_checkpoint(tmp_path / "c.pt", tmp_path / "d.pt", optimizer="AdamW")
+
+
+def test_a_flattened_state_dict_is_refused(tmp_path: Path) -> None:
+    model, x = EXAMPLES["plain_2d"].build()
+    optimizer = stepped(model, [{"params": model.parameters()}])
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+    weights, state = get_state_dict(model, optimizer, options=options)
+    torch.save({"model": weights, "optim": state}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"\(optim\) has a flattened state dict of an optimizer"):
+        net2net.plan_widen(model, x, 1.5).grow_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt", optimizer="AdamW")
+
+
+def test_what_nobody_claims_is_reported(tmp_path: Path) -> None:
+    model, x = EXAMPLES["plain_2d"].build()
+    plan = net2net.plan_widen(model, x, 1.5)
+    name, weight = next((n, p) for n, p in model.named_parameters() if p.dim() > 1)
+    bias = next(n for n, p in model.named_parameters() if p.dim() == 1)
+    others = {"best": [weight.data.clone()], "norms": {f"x.{bias}.y": dict(model.named_parameters())[bias].data}}
+    torch.save({"model": model.state_dict(), "epoch": torch.ones(3), **others}, tmp_path / "a.pt")
+    report = plan.grow_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert report.left == ["best.0", f"norms.x.{bias}.y"], name
+    assert "left as they were" in str(report)
+    with pytest.raises(ValueError, match=r"optimizer \(='AdamW'\) is given, but .* has no optimizer's state dict"):
+        plan.grow_checkpoint(tmp_path / "a.pt", tmp_path / "c.pt", optimizer="AdamW")
+
+
+def test_several_copies_of_the_network_in_one_state_dict(tmp_path: Path) -> None:
+    """As modules have them that train one and average it into another; a third is another network."""
+    model, x = EXAMPLES["plain_2d"].build()
+    names, state = list(model.state_dict()), model.state_dict()
+    other = {name: torch.zeros(*t.shape, 2) for name, t in state.items()}
+    plan = net2net.plan_widen(model, x, 1.5)
+    every = {
+        "net": state,
+        "ema": {name: t * 2 if t.is_floating_point() else t for name, t in state.items()},
+        "d": other,
+    }
+    flat = {f"{part}.{name}": t for part, its in every.items() for name, t in its.items()}
+    torch.save({"state_dict": flat}, tmp_path / "a.pt")
+    report = plan.grow_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert report.models == ["state_dict.net", "state_dict.ema"]
+    got = torch.load(tmp_path / "b.pt", weights_only=True)["state_dict"]
+    for part in ("net", "ema"):
+        expected = plan.grow_state_dict(every[part])
+        assert all(torch.equal(got[f"{part}.{name}"], expected[name]) for name in names)
+    assert all(torch.equal(got[f"d.{name}"], other[name]) for name in names)
 
 
 def test_an_assumed_order_is_reported(tmp_path: Path) -> None:

@@ -305,6 +305,26 @@ def test_a_full_disk(grown: tuple[net2net.GrowthPlan, Path, Path], monkeypatch: 
     plan.grow_checkpoint(source, target)
 
 
+@pytest.mark.parametrize("kind", ["pt", "dcp"])
+def test_a_disk_that_torchs_writers_find_full(kind: str, tmp_path: Path) -> None:
+    model, x = EXAMPLES["residual"].build()
+    plan = net2net.plan_widen(model, x, 1.5)
+    source = tmp_path / ("a.pt" if kind == "pt" else "a")
+    if kind == "pt":
+        torch.save(model.state_dict(), source)
+    else:
+        torch.distributed.checkpoint.save(model.state_dict(), checkpoint_id=source, no_dist=True)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (200, 3000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            with pytest.raises(OSError, match=r"cannot be written: .*as it was"):
+                plan.grow_checkpoint(source, tmp_path / ("b.pt" if kind == "pt" else "b"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert left_in(tmp_path) == [source.name]
+
+
 def test_an_interrupted_run_leaves_nothing(grown: tuple[net2net.GrowthPlan, Path, Path]) -> None:
     plan, source, target = grown
 

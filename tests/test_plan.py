@@ -95,6 +95,23 @@ def test_damaged_files_are_refused(change: Any, message: str, tmp_path: Path) ->
         net2net.GrowthPlan.load(edit(tmp_path / "plan.json", change))
 
 
+def test_a_file_whose_keys_were_sorted_is_the_same_plan() -> None:
+    """The order of parameters tells which noise each has, and which an optimizer knows by its position."""
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    for name, sizes in {"z": (6, 8), "y": (8, 9), "w": (9, 6)}.items():
+        model.add_module(name, nn.Linear(*sizes, bias=False))
+    plan = net2net.plan_widen(model, torch.randn(2, 6), 2.0)
+    document = json.loads(json.dumps(plan.document(), sort_keys=True))
+    again = net2net.GrowthPlan.from_document(document, "sorted")
+    assert list(again.shapes) == list(plan.shapes)
+    for a, b in zip(plan.apply(model).parameters(), again.apply(model).parameters(), strict=True):
+        assert torch.equal(a, b)
+    document["names"].reverse()
+    with pytest.raises(ValueError, match="was changed after it was written"):
+        net2net.GrowthPlan.from_document(document, "reversed")
+
+
 def test_files_that_are_no_plans(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ValueError, match="not JSON"):

@@ -376,7 +376,7 @@ class GrowthPlan(ABC):
         optimizer: str | None = None,
         state: str = "exact",
         model: nn.Module | None = None,
-        order: str | Sequence[str] | None = None,
+        order: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> CheckpointReport:
         """Grows a checkpoint into another one, with the bits of `grow_state_dict` and `grow_optimizer`.
@@ -399,7 +399,8 @@ class GrowthPlan(ABC):
             order: how these follow each other in each group of the optimizer: `"model"`, as in `model.parameters()`;
                 `"names"`, sorted by name; or a list of all names, group after group. The shapes of their state must
                 tell which group has which. None: as `"model"`, but where there are several groups and the shapes allow
-                for `"names"` too, that is an error.
+                for `"names"` too, that is an error. Where several optimizers know parameters by position, a dict has
+                the order of those that are the model's, by their names in the checkpoint.
             progress: called after each piece with the tensor's name, the bytes written, and all that there will be.
 
         Returns:
@@ -442,6 +443,7 @@ class GrowthPlan(ABC):
             "format": FORMAT,
             "version": VERSION,
             "kind": self.kind,
+            "names": list(self.shapes),  # in their order, which no JSON object has to keep
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "parameters": self.inventory.parameters,
             "aliases": self.inventory.aliases,

@@ -66,6 +66,9 @@ class Inventory:
     def read(document: dict[str, Any]) -> Inventory:
         """As a plan's file has it; ValueError if that cannot be one."""
         shapes = {name: plan_fields.wholes(f"shapes[{name!r}]", shape) for name, shape in document["shapes"].items()}
+        if sorted(names := plan_fields.texts("names", document["names"])) != sorted(shapes):
+            raise ValueError("the plan has other names than shapes")
+        shapes = {name: shapes[name] for name in names}
         for alias, first in document["aliases"].items():
             if alias in shapes or plan_fields.text(f"aliases[{alias!r}]", first) not in shapes:
                 raise ValueError(f"aliases[{alias!r}] (={first!r}) must be another name of one of the shapes")

@@ -19,6 +19,7 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
@@ -85,8 +86,20 @@ class Dcp(Format):
         writer = dcp.FileSystemWriter(path, sync_files=False, per_thread_copy_ahead=0)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
-            dcp.save(tree, storage_writer=writer, planner=_Planner(streams, tally), no_dist=True)
+            try:
+                dcp.save(tree, storage_writer=writer, planner=_Planner(streams, tally), no_dist=True)
+            except CheckpointException as error:  # which is no Exception
+                raise _why(error) from error
         (path / LOG).write_text(log.written(checkpoint.log), encoding="utf-8")
+
+
+def _why(error: CheckpointException) -> BaseException:
+    """What went wrong at first: a full disk makes torch's writer stumble over what it could not write."""
+    first: BaseException = next(iter(error.failures.values()))[0]
+    causes: list[BaseException] = [first]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    return next((cause for cause in causes if isinstance(cause, OSError)), first)
 
 
 class _Planner(DefaultSavePlanner):

@@ -13,7 +13,7 @@ from torch import nn
 
 from net2net.checkpoints import formats, log
 from net2net.checkpoints.architecture import architecture
-from net2net.checkpoints.prefixes import prefix_of
+from net2net.checkpoints.prefixes import prefixes_of
 from net2net.checkpoints.stored import Stored
 from net2net.skeleton import Tensors, rebuild
 
@@ -26,7 +26,7 @@ def load(path: str | os.PathLike[str], base_factory: Callable[[], nn.Module]) ->
     its network is the base.
 
     Args:
-        path: the checkpoint. Where it has several state dicts of the model, the first one counts.
+        path: the checkpoint. Where it has the model several times, the first one counts.
         base_factory: makes the network before its first growth; its values do not count, but what it keeps outside of
             its state dict does.
 
@@ -86,11 +86,16 @@ def _find(node: Any, names: Mapping[str, Any]) -> dict[str, Stored] | None:
         node = dict(enumerate(node))
     if not isinstance(node, Mapping):
         return None
-    prefix = prefix_of(node, {}, names, names)
-    if prefix is not None:
+    if prefixes := prefixes_of(node, {}, names, names):
+        prefix = prefixes[0]
         return {
             name.removeprefix(prefix): value
             for name, value in node.items()
-            if isinstance(value, Stored) and name.startswith(prefix)
+            if isinstance(value, Stored) and name.startswith(prefix) and not _longer(name, prefix, prefixes)
         }
     return next((found for value in node.values() if (found := _find(value, names)) is not None), None)
+
+
+def _longer(name: str, prefix: str, prefixes: list[str]) -> bool:
+    """Whether the tensor is of another one of the networks in the same state dict."""
+    return any(len(other) > len(prefix) and name.startswith(other) for other in prefixes)

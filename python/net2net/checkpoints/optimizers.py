@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from net2net import dynamics
 from net2net.checkpoints.moving import Moved, check_movable
-from net2net.checkpoints.positions import Order, State, by_position, has_names, names_of
+from net2net.checkpoints.positions import Order, State, ambiguous, by_position, has_names, names_of
 from net2net.checkpoints.stored import Stored
 from net2net.checkpoints.streams import Stream, unchanged
 from net2net.launches import Entry
@@ -82,11 +82,21 @@ def grown_optimizer(
     _add_new(plan, groups, group_of)
     result = {**given, "state": states, "param_groups": groups}
     if any(not isinstance(p, str) for group in given["param_groups"] for p in group["params"]):
-        result, numbered = by_position(plan, result, model, prefix, order, where)
-        return result, None if has_names(given) else numbered
+        positional = not has_names(given, where)
+        done, numbered = by_position(plan, result, model, prefix, order, where)
+        unsure = positional and order is None and len(groups) > 1 and _sorted_too(given, names)
+        # New and renamed parameters may follow each other otherwise, where the teacher's did not.
+        if unsure and by_position(plan, result, model, prefix, "names", where)[1] != numbered:
+            raise ambiguous(where, len(groups))
+        return done, numbered if positional else None
     for group in groups:
         group["params"] = [prefix + name for name in group["params"]]
     return {**result, "state": {prefix + name: kept for name, kept in states.items()}}, None
+
+
+def _sorted_too(given: State, names: Mapping[Any, str]) -> bool:
+    """Whether the groups may be sorted by name."""
+    return all((own := [names[p] for p in group["params"]]) == sorted(own) for group in given["param_groups"])
 
 
 class _Parameter:
@@ -106,7 +116,7 @@ class _Parameter:
         self.moved: dict[str, Moved] = {}
         laws = LAWS[kind]
         for key, value in kept.items():
-            if not isinstance(value, Stored) or not value.shape:
+            if not isinstance(value, Stored) or (not value.shape and key not in laws):
                 continue  # a step count
             if key not in laws or value.shape != plan.shapes[name]:
                 raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from net2net.checkpoints.architecture import architecture
 from net2net.checkpoints.prefixes import common_prefix
 from net2net.checkpoints.stored import Stored
+from net2net.optimizer import LAWS
 from net2net.plan import GrowthPlan
 from net2net.skeleton import Tensors
 
@@ -24,10 +26,16 @@ _MOST_WAYS = 20_000
 #: `model.parameters()`, or sorted by name; or the names themselves, group after group.
 ORDERS = ("model", "names")
 Order = str | Sequence[str]
+#: The same for some of a checkpoint's optimizers, by their names in it; the others are left alone.
+Orders = Order | Mapping[str, Order]
 
 
-def check_order(order: Order | None) -> None:
+def check_order(order: Orders | None) -> None:
     """ValueError or TypeError if it is none."""
+    if isinstance(order, Mapping):
+        for each in order.values():
+            check_order(each)
+        return
     if order is None or order in ORDERS:
         return
     if isinstance(order, str):
@@ -39,9 +47,14 @@ def check_order(order: Order | None) -> None:
         raise ValueError(f"order has {twice!r} twice")
 
 
-def has_names(given: State) -> bool:
-    """Whether a state dict says which parameters it is of."""
+def has_names(given: State, where: str) -> bool:
+    """Whether a state dict says which parameters it is of. ValueError if it does so for some of them."""
     groups = given["param_groups"]
+    for group in groups:
+        if "param_names" in group and len(group["param_names"]) != len(group["params"]):
+            raise ValueError(
+                f"{where} has a group of {len(group['params'])} params and {len(group['param_names'])} param_names"
+            )
     return all(isinstance(p, str) for group in groups for p in group["params"]) or all(
         "param_names" in group for group in groups
     )
@@ -61,7 +74,7 @@ def names_of(
     """
     groups = given["param_groups"]
     listed = [p for group in groups for p in group["params"]]
-    if not has_names(given):
+    if not has_names(given, where):
         names = _handed_out(plan, given, model, order, where)
     elif all("param_names" in group for group in groups):
         names = [name for group in groups for name in group["param_names"]]
@@ -73,6 +86,9 @@ def names_of(
     for name in found.values():
         if name not in plan.shapes:
             raise ValueError(f"{where} has {name}, which this plan does not know")
+    if len(set(found.values())) < len(found):
+        twice = next(name for name, count in Counter(found.values()).items() if count > 1)
+        raise ValueError(f"{where} has {twice} twice (a tied weight has one state, by whichever of its names)")
     return found, prefix
 
 
@@ -84,16 +100,11 @@ def _handed_out(plan: GrowthPlan, given: State, model: nn.Module | None, order: 
     count = len({id(p) for p in model.parameters()}) if model is not None else plan.inventory.parameters
     by_list = order is not None and order not in ORDERS
     own = list(order or ()) if by_list else own[:count]
-    remedy = (
-        "give order= (--order): 'model' or 'names' if each group has them in the order of model.parameters() or sorted "
-        "by name, or else their names; or make the optimizer of model.named_parameters(), so that its state dict has "
-        "them"
-    )
     if listed != list(range(len(listed))) or len(listed) != len(own):
         whose = "order" if by_list else "the model"
         raise ValueError(
             f"{where} knows {len(listed)} parameters by their positions, and {whose} has {len(own)}, so that nothing "
-            f"says which: {remedy}"
+            f"says which: {_REMEDY}"
         )
     shapes = {int(p): _shapes(kept) for p, kept in given.get("state", {}).items()}
     states = [shapes.get(p, set()) for p in listed]
@@ -112,18 +123,39 @@ def _handed_out(plan: GrowthPlan, given: State, model: nn.Module | None, order: 
             break
         ways += [names for way in found if (names := [candidates[i] for i in way]) not in ways]
     if len(ways) != 1:
-        whose = {"model": "the model's", "names": "the names'"}[str(order or "model")]
-        how = "cannot be told from" if ways else f"are not in {whose} order by"
+        if ways:
+            raise ambiguous(where, len(sizes))
         raise ValueError(
-            f"{where} knows parameters by their positions in {len(sizes)} groups, and which these are {how} the shapes "
-            f"of their states: {remedy}"
+            f"{where} knows parameters by their positions, and the shapes of their states are not those of "
+            f"{'sorted names' if order == 'names' else 'the model'} in that order: {_REMEDY}"
         )
     return ways[0]
 
 
+_REMEDY = (
+    "give order= (--order): 'model' or 'names' if each group has them in the order of model.parameters() or sorted by "
+    "name, or else their names; or make the optimizer of model.named_parameters(), so that its state dict has them"
+)
+
+
+def ambiguous(where: str, groups: int) -> ValueError:
+    """Nothing says which of its parameters are which."""
+    return ValueError(
+        f"{where} knows parameters by their positions in {groups} groups, and which these are cannot be told from the "
+        f"shapes of their states: {_REMEDY}"
+    )
+
+
 def _shapes(kept: Mapping[str, Any]) -> set[tuple[int, ...]]:
     """Of a parameter's state; step counts apart."""
-    return {value.shape for value in kept.values() if isinstance(value, Stored) and value.shape}
+    return {
+        value.shape for key, value in kept.items() if isinstance(value, Stored) and (value.shape or _of_elements(key))
+    }
+
+
+def _of_elements(key: str) -> bool:
+    """Whether this state, of whatever optimizer, has its parameter's shape."""
+    return any(key in laws for laws in LAWS.values())
 
 
 def _ways(

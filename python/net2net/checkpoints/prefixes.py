@@ -21,11 +21,11 @@ def common_prefix(names: Iterable[str], aliases: Mapping[str, str], known: Colle
     return next((prefix for prefix in PREFIXES if all(fits(prefix, name) for name in names)), None)
 
 
-def prefix_of(
+def prefixes_of(
     node: Mapping[Any, Any], aliases: Mapping[str, str], names: Mapping[str, Any], saved: Collection[str]
-) -> str | None:
-    """What stands before the names of a model of which this is a state dict, with the most names; None: it has none of
-    them."""
+) -> list[str]:
+    """What stands before the names of a model in a state dict that has it, perhaps several times: a wrapper's prefix if
+    there are any of its names, and whatever is before all of them, in the order of the dict."""
     keys = [key for key, value in node.items() if isinstance(key, str) and isinstance(value, Stored)]
     found = {
         prefix: sum(key.startswith(prefix) and aliases.get(key[len(prefix) :], key[len(prefix) :]) in names
@@ -33,9 +33,11 @@ def prefix_of(
         for prefix in PREFIXES
     }  # fmt: skip
     best = max(PREFIXES, key=lambda prefix: found[prefix])
-    if found[best]:
-        return best
-    # Other wrappers, nested ones, and attributes that hold the model: what is before its first name, if all are there.
+    # Other wrappers, nested ones, and attributes that hold the model.
     one = min(saved, default="")
-    others = {key.removesuffix(one) for key in keys if one and key.endswith(one)}
-    return next((prefix for prefix in sorted(others) if all(prefix + name in node for name in saved)), None)
+    others = dict.fromkeys(key.removesuffix(one) for key in keys if one and key.endswith(one))
+    whole = [
+        prefix for prefix in others
+        if (not prefix or prefix.endswith(".")) and all(prefix + name in node for name in saved)
+    ]  # fmt: skip
+    return list(dict.fromkeys([best, *whole])) if found[best] else whole

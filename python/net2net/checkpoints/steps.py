@@ -13,7 +13,7 @@ from torch import nn
 from net2net.checkpoints import formats, log
 from net2net.checkpoints.architecture import architecture
 from net2net.checkpoints.checkpoint import Checkpoint
-from net2net.checkpoints.positions import Order, check_order
+from net2net.checkpoints.positions import Orders, check_order
 from net2net.checkpoints.tally import Progress, Tally
 from net2net.checkpoints.trees import Grown, leaves
 from net2net.files import check_new, workshop
@@ -45,6 +45,7 @@ class CheckpointReport:
     seconds: float
     not_finite: dict[str, int] = field(default_factory=dict)
     by_position: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         named = [f"{what} {name!r}" if name else f"the {what}" for what, names in
@@ -59,6 +60,9 @@ class CheckpointReport:
                 "  note: the optimizer knows its parameters by position; they were taken to be in the order of "
                 "model.parameters() (order= and --order say otherwise)"
             )
+        if self.left:
+            some = ", ".join(self.left[:3]) + (f" and {len(self.left) - 3} more" if len(self.left) > 3 else "")
+            lines.append(f"  note: left as they were, though they may be of parameters that grew: {some}")
         return "\n".join(lines)
 
 
@@ -70,7 +74,7 @@ def grow_checkpoint(
     optimizer: str | None = None,
     state: str = "exact",
     model: nn.Module | None = None,
-    order: Order | None = None,
+    order: Orders | None = None,
     progress: Progress | None = None,
 ) -> CheckpointReport:
     """`GrowthPlan.grow_checkpoint` for several growths, one after the other.
@@ -112,7 +116,7 @@ def grow_checkpoint(
                 order = grown.order
     return CheckpointReport(
         source, target, grown.models, grown.optimizers, len(streams), tally.written, time.perf_counter() - started,
-        tally.not_finite, grown.by_position if assumed else [],
+        tally.not_finite, grown.by_position if assumed else [], grown.left,
     )  # fmt: skip
 
 

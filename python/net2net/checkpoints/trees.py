@@ -9,12 +9,15 @@ from typing import Any
 from torch import nn
 
 from net2net.checkpoints.optimizers import grown_optimizer
-from net2net.checkpoints.positions import ORDERS, Order
-from net2net.checkpoints.prefixes import prefix_of
+from net2net.checkpoints.positions import ORDERS, Order, Orders, has_names
+from net2net.checkpoints.prefixes import prefixes_of
 from net2net.checkpoints.stored import Stored
 from net2net.checkpoints.streams import Stream, unchanged
 from net2net.checkpoints.weights import grown_weights
 from net2net.plan import GrowthPlan
+
+#: What an optimizer's state dict has.
+_ITS_OWN = {"state", "param_groups"}
 
 
 class Grown:
@@ -26,6 +29,7 @@ class Grown:
         optimizers: likewise.
         order: of the student's parameters, where an optimizer knows them by their positions.
         by_position: such optimizers.
+        left: what stays as it is, though it looks like something of a parameter that grows.
 
     Raises:
         ValueError: there are neither, or what there is does not fit the plan.
@@ -39,47 +43,103 @@ class Grown:
         optimizer: str | None,
         state: str,
         model: nn.Module | None,
-        order: Order | None,
+        order: Orders | None,
         what: str,
     ) -> None:
         self.models: list[str] = []
         self.optimizers: list[str] = []
-        self.order: Order | None = order
+        self.order = order
         self.by_position: list[str] = []
-        self._order = order
+        self.left: list[str] = []
         self._plan, self._optimizer, self._state, self._model, self._what = plan, optimizer, state, model, what
+        self._order = order
+        self._growing = {
+            name: shape for name, shape in plan.shapes.items() if len(shape) and plan.student_shape(name) != shape
+        }
+        self._shapes = {shape for shape in self._growing.values() if len(shape) > 1}
         self.tree = self._node(tree, "")
         if not self.models and not self.optimizers:
             self._complain(tree)
+        self._check_optimizers()
+
+    def _check_optimizers(self) -> None:
+        if self._optimizer is not None and not self.optimizers:
+            raise ValueError(
+                f"optimizer (={self._optimizer!r}) is given, but {self._what} has no optimizer's state dict"
+            )
+        if isinstance(self._order, Mapping):
+            for where in self._order:
+                if where not in self.optimizers and where not in self.left:
+                    raise ValueError(f"order is of {where!r}, but {self._what} has no optimizer of that name")
+        elif len(self.by_position) > 1:
+            raise ValueError(
+                f"{self._what} has several optimizers that know parameters by their positions "
+                f"({', '.join(self.by_position)}), and nothing says which are of this model: give order= as a dict of "
+                "those that are"
+            )
 
     def _node(self, node: Any, where: str) -> Any:
         if isinstance(node, Stored):
+            self._look_at(node, where)
             return unchanged(node)
         if isinstance(node, Mapping):
             inventory = self._plan.inventory
             if is_optimizer(node):
                 return self._its_optimizer(node, where)
-            prefix = prefix_of(node, inventory.aliases, inventory.shapes, inventory.saved)
-            if prefix is not None:
-                self.models.append(where)
-                return self._weights(node, prefix, where)
-            return like(node, {key: self._node(value, f"{where}.{key}" if where else str(key))
-                               for key, value in node.items()})  # fmt: skip
+            self._refuse_flattened(node, where)
+            prefixes = prefixes_of(node, inventory.aliases, inventory.shapes, inventory.saved)
+            if len(prefixes) > 1:  # others may have the same names, and be of another network
+                prefixes = [p for p in prefixes if self._fits(node, p)] or prefixes[:1]
+            if prefixes:
+                self.models += (
+                    [where] if len(prefixes) == 1 else [_joined(where, p.removesuffix(".")) for p in prefixes]
+                )
+                return self._weights(node, prefixes, where)
+            return like(node, {key: self._node(value, _joined(where, key)) for key, value in node.items()})
         if isinstance(node, list | tuple):
             self._refuse_nameless(node, where)
             return type(node)(self._node(value, f"{where}.{i}") for i, value in enumerate(node))
         return node
 
-    def _its_optimizer(self, node: Mapping[str, Any], where: str) -> dict[str, Any]:
+    def _its_optimizer(self, node: Mapping[str, Any], where: str) -> Any:
+        order: Order | None
+        if isinstance(self._order, Mapping):
+            order = self._order.get(where)
+            if order is None and not has_names(node, where or self._what):
+                self.left.append(where)
+                return mapped(node, Stored, unchanged)
+        else:
+            order = self._order
         self.optimizers.append(where)
         grown, numbered = grown_optimizer(
-            self._plan, node, self._optimizer, self._state, self._model, self._order, where or self._what
+            self._plan, node, self._optimizer, self._state, self._model, order, where or self._what
         )
         if numbered is not None:
             self.by_position.append(where)
-            if self._order is not None and self._order not in ORDERS:
-                self.order = numbered
-        return grown
+            if order is not None and order not in ORDERS:
+                self.order = {**self.order, where: numbered} if isinstance(self.order, Mapping) else numbered
+        rest = {key: self._node(value, _joined(where, key)) for key, value in node.items() if key not in _ITS_OWN}
+        return mapped({**grown, **rest}, Stored, unchanged)
+
+    def _look_at(self, stored: Stored, where: str) -> None:
+        """Takes note of a tensor that nobody claims, if it may have to do with a parameter that grows."""
+        if stored.shape in self._shapes or any(
+            shape == stored.shape and f".{name}." in f".{where}." for name, shape in self._growing.items()
+        ):
+            self.left.append(where)
+
+    def _fits(self, node: Mapping[str, Any], prefix: str) -> bool:
+        shapes, aliases = self._plan.shapes, self._plan.inventory.aliases
+        found = ((name, node.get(prefix + name)) for name in self._plan.inventory.saved)
+        return all(isinstance(t, Stored) and t.shape == shapes[aliases.get(name, name)] for name, t in found)
+
+    def _refuse_flattened(self, node: Mapping[Any, Any], where: str) -> None:
+        keys = [key for key in node if isinstance(key, str)]
+        if any(key.startswith("state.") for key in keys) and any(key.startswith("param_groups.") for key in keys):
+            raise ValueError(
+                f"{self._what}{f' ({where})' if where else ''} has a flattened state dict of an optimizer: save it "
+                "without flatten_optimizer_state_dict"
+            )
 
     def _refuse_nameless(self, node: Any, where: str) -> None:
         """ValueError if it lists tensors of the shapes of the model's parameters, in their order."""
@@ -91,15 +151,24 @@ class Grown:
                 "moving average must be a state dict to be grown"
             )
 
-    def _weights(self, node: Mapping[str, Any], prefix: str, where: str) -> dict[str, Any]:
-        own = {key: value for key, value in node.items() if key.startswith(prefix)}
-        others = {key: self._node(value, key) for key, value in node.items() if key not in own or not _is_tensor(value)}
-        stored = {key.removeprefix(prefix): value for key, value in own.items() if _is_tensor(value)}
-        try:
-            grown = grown_weights(self._plan, stored)
-        except ValueError as error:
-            raise ValueError(f"{self._what}{f' ({where})' if where else ''} does not fit the plan: {error}") from error
-        return like(node, {**{prefix + key: stream for key, stream in grown.items()}, **others})
+    def _weights(self, node: Mapping[str, Any], prefixes: list[str], where: str) -> dict[str, Any]:
+        of: dict[str, dict[str, Stored]] = {prefix: {} for prefix in prefixes}
+        others = {}
+        for key, value in node.items():
+            prefix = max((p for p in prefixes if key.startswith(p)), key=len, default=None)
+            if prefix is None or not _is_tensor(value):
+                others[key] = self._node(value, _joined(where, key))
+            else:
+                of[prefix][key.removeprefix(prefix)] = value
+        grown: dict[str, Any] = {}
+        for prefix, stored in of.items():
+            try:
+                streams = grown_weights(self._plan, stored)
+            except ValueError as error:
+                place = f" ({where})" if where else ""
+                raise ValueError(f"{self._what}{place} does not fit the plan: {error}") from error
+            grown.update({prefix + key: stream for key, stream in streams.items()})
+        return like(node, {**grown, **others})
 
     def _complain(self, tree: Any) -> None:
         """ValueError: nothing in it is of the model's kind."""
@@ -107,6 +176,10 @@ class Grown:
             f"{self._what} does not fit the plan: it has none of the tensors that the plan was made for, such as "
             f"{next(iter(self._plan.shapes), 'any')}, but {', '.join(sorted(map(str, tree))[:3])}"
         )
+
+
+def _joined(where: str, key: object) -> str:
+    return f"{where}.{key}" if where else str(key)
 
 
 def _is_tensor(value: Any) -> bool:

@@ -127,7 +127,7 @@ def _order(given: str | None) -> str | list[str] | None:
     if given is None or given in ORDERS:
         return given
     try:
-        return Path(given).read_text(encoding="utf-8").split()
+        return Path(given).read_text(encoding="utf-8-sig").split()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--order (={given!r}) must be {' or '.join(ORDERS)}, or a file of names: {error}") from error
 
