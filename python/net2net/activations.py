@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from net2net import plan_fields
 from net2net.rules import name_of
 
 
@@ -109,7 +110,14 @@ _KNOWN = {
     "softplus": _softplus,
 }
 
-_NAMES = {"ReLU", "ReLU6", "Hardtanh", "GELU", "SiLU", "Hardswish", "LeakyReLU", "PReLU", "Softplus"}
+#: What `recognise` gives, and the arguments that these take.
+_ARGUMENTS: dict[str, set[str]] = {
+    "ReLU": set(), "ReLU6": set(), "Hardtanh": {"min_val", "max_val"}, "GELU": {"approximate"}, "SiLU": set(),
+    "Hardswish": set(), "LeakyReLU": {"negative_slope"}, "PReLU": {"init"}, "Softplus": {"beta", "threshold"},
+}  # fmt: skip
+
+#: Of these no numbers beyond their bounds come out, wherever these are.
+_BOUNDED = {"ReLU6", "Hardtanh"}
 
 
 def check(activation: Activation) -> None:
@@ -117,12 +125,21 @@ def check(activation: Activation) -> None:
 
     Plans come from files, and what is run from them must be known.
     """
-    if activation.name not in _NAMES:
+    if plan_fields.text("name of an activation", activation.name) not in _ARGUMENTS:
         raise ValueError(f"activation {activation.name!r} is not one that a plan may hold")
-    x = torch.linspace(-8, 8, 33, dtype=torch.float64)
+    # No others: one that works in place, say, would change what other layers read.
+    if unknown := set(activation.arguments) - _ARGUMENTS[activation.name]:
+        raise ValueError(f"activation {activation.name!r} has arguments that no plan gives: {sorted(unknown)}")
+    if activation.kappa is not None:
+        plan_fields.number(f"kappa of activation {activation.name!r}", activation.kappa)
+    x = torch.linspace(-64, 64, 257, dtype=torch.float64)
     with torch.no_grad():
         phi = activation.make().double()
         if activation.idempotent and not torch.equal(phi(phi(x)), phi(x)):
             raise ValueError(f"activation {activation.name!r} is not idempotent")
-        if activation.kappa is not None and not torch.allclose(phi(x) - phi(-x), activation.kappa * x, atol=1e-12):
+        if activation.kappa is None:
+            return
+        # A softplus is linear above its threshold, and off by 1e-10 of the value there.
+        pairs = torch.allclose(phi(x) - phi(-x), activation.kappa * x, rtol=1e-9, atol=1e-12)
+        if not pairs or activation.name in _BOUNDED:
             raise ValueError(f"activation {activation.name!r} does not carry numbers in pairs")

@@ -29,17 +29,22 @@ class Place(NamedTuple):
 
 
 class Caches:
-    """The caches of one model. ValueError if there are none at `places`: these may come from a file."""
+    """The caches of one model. ValueError if there can be none at `places`, which may come from a file: attributes of
+    the modules' own (not of their classes, which others share), that are plain dicts of plain tensors."""
 
     def __init__(self, model: nn.Module, places: Sequence[Place] = ()) -> None:
         modules = dict(model.named_modules(remove_duplicate=False)) if places else {}
-        self._at = [(modules.get(place.module), place.name) for place in places]
-        for place, (module, name) in zip(places, self._at, strict=True):
-            if name in OWN or not isinstance(getattr(module, name, None), dict):
-                raise ValueError(f"model has no dict {place}, which this plan empties")
+        self._at: list[tuple[nn.Module, str]] = []
+        for place in places:
+            module, name = modules.get(place.module), place.name
+            if module is None or not _may_be(name, vars(module).get(name)):
+                raise ValueError(
+                    f"model has no dict {place}, which this plan empties: a module's own, of tensors alone"
+                )
+            self._at.append((module, name))
 
     def dicts(self) -> list[dict[Any, Any]]:
-        return [getattr(module, name) for module, name in self._at]
+        return [vars(module)[name] for module, name in self._at]
 
     def clear(self) -> None:
         for held in self.dicts():
@@ -76,8 +81,13 @@ def find(model: nn.Module, inputs: Inputs) -> list[Place]:
 def _candidates(model: nn.Module) -> Iterator[Place]:
     for module_name, module in model.named_modules():
         for name, value in vars(module).items():
-            if name not in OWN and type(value) is dict and all(type(v) is Tensor for v in value.values()):
+            if _may_be(name, value):
                 yield Place(module_name, name)
+
+
+def _may_be(name: str, value: Any) -> bool:
+    """Whether an attribute of a module's own may be a cache."""
+    return name not in OWN and type(value) is dict and all(type(v) is Tensor for v in value.values())
 
 
 class _ForStructure(TorchDispatchMode):

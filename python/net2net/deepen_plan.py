@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import math
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from net2net import activations, new_layer_shards, new_layers
+from net2net import activations, new_layer_shards, new_layers, plan_fields
 from net2net.activations import Activation
 from net2net.blocks import Repetition
 from net2net.launches import Entry, Law
 from net2net.modules import Chain
 from net2net.new_layers import Insertion
 from net2net.plan import GrowthPlan
-from net2net.plan_parts import Copy, Fresh, Inventory, Skipped
+from net2net.plan_parts import Copy, Fresh, Inventory, Skipped, module_of
 
 #: The wrapped module's name within the module that takes its place.
 LAYER = "layer"
@@ -71,11 +72,20 @@ class DeepenPlan(GrowthPlan):
     def student_shape(self, name: str) -> tuple[int, ...]:
         return self.shapes[name]
 
+    def _numbers(self) -> int:
+        new = sum(insertion.numbers() for insertion in self.insertions)
+        for repetition in self.repetitions:
+            own = [shape for name, shape in self.shapes.items() if name.startswith(f"{repetition.module}.")]
+            new += repetition.count * sum(map(math.prod, own))
+        return super()._numbers() + new
+
     def _law(self, entry: Entry) -> Law:
         return Law()
 
     def _finish(self, student: nn.Module) -> None:
-        examples = {i.module: cast(Tensor, student.get_submodule(i.layer).weight) for i in self.insertions}
+        examples = {i.module: _weight(student, i.layer) for i in self.insertions}
+        for place in self._places:
+            module_of(student, place.module)
         # Inner modules first, so that a wrapped module may stand within another one.
         for place in sorted(self._places, key=lambda p: p.module.count("."), reverse=True):
             parent, _, child = place.module.rpartition(".")
@@ -182,21 +192,46 @@ class DeepenPlan(GrowthPlan):
 
     @classmethod
     def _from_body(cls, body: dict[str, Any], inventory: Inventory, skipped: list[Skipped]) -> DeepenPlan:
-        insertions = [_insertion(given) for given in body["insertions"]]
-        repetitions = [Repetition(**given) for given in body["repetitions"]]
+        insertions = [_insertion(given, inventory) for given in body["insertions"]]
+        repetitions = [_repetition(given, inventory) for given in body["repetitions"]]
+        modules = [i.module for i in insertions] + [r.module for r in repetitions]
+        for module, times in Counter(modules).items():
+            if times > 1:
+                raise ValueError(f"{module} is a place {times} times")
         for repetition in repetitions:
-            for name in repetition.zeroed:
-                if f"{repetition.module}.{name}" not in {**inventory.shapes, **inventory.aliases}:
-                    raise ValueError(f"{repetition.module} has no parameter {name}, which is to be zero in its copies")
+            for module in modules:
+                if module.startswith(f"{repetition.module}."):
+                    raise ValueError(f"{module} is a place within {repetition.module}, which is repeated")
         return cls(inventory, skipped, insertions, repetitions)
 
 
-def _insertion(given: dict[str, Any]) -> Insertion:
+def _insertion(given: dict[str, Any], inventory: Inventory) -> Insertion:
     fields = dict(given)
-    fields["kernel_sizes"] = [tuple(int(n) for n in k) for k in given["kernel_sizes"]]
+    fields["kernel_sizes"] = [plan_fields.wholes("a size of kernel_sizes", k, 1) for k in given["kernel_sizes"]]
     if given["activation"] is not None:
         fields["activation"] = activation = Activation(**given["activation"])
         activations.check(activation)
     insertion = Insertion(**fields)
     insertion.check()
+    if not any(name.startswith(f"{insertion.layer}.") for name in (*inventory.shapes, *inventory.aliases)):
+        raise ValueError(f"layer (={insertion.layer!r}) of {insertion.module} has no tensors among the plan's shapes")
     return insertion
+
+
+def _repetition(given: dict[str, Any], inventory: Inventory) -> Repetition:
+    repetition = Repetition(**given)
+    module = plan_fields.name("module of repetitions", repetition.module)
+    plan_fields.whole(f"count of {module}", repetition.count, 1, plan_fields.MOST_COPIES)
+    plan_fields.flag(f"several of {module}", repetition.several)
+    for name in plan_fields.texts(f"zeroed of {module}", repetition.zeroed, 1):
+        if f"{module}.{name}" not in {**inventory.shapes, **inventory.aliases}:
+            raise ValueError(f"{module} has no parameter {name}, which is to be zero in its copies")
+    return repetition
+
+
+def _weight(model: nn.Module, layer: str) -> Tensor:
+    """The weight of the layer that new ones are to be like; ValueError if there is none."""
+    weight = getattr(module_of(model, layer), "weight", None)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise ValueError(f"{layer} in model has no weight, for which this plan was made")
+    return weight

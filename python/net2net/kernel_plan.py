@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from n2n_kernels.layout import memory_format
+from net2net import plan_fields
 from net2net.launches import Entry, Law
 from net2net.optimizer import MOMENTA, StateTensor
 from net2net.plan import GrowthPlan
-from net2net.plan_parts import Inventory, Skipped
+from net2net.plan_parts import Inventory, Skipped, module_of
 
 
 class KernelPlan(GrowthPlan):
@@ -50,8 +51,9 @@ class KernelPlan(GrowthPlan):
 
     def _finish(self, student: nn.Module) -> None:
         for name, size in self.sizes.items():
-            module = student.get_submodule(name)
-            assert isinstance(module, _ConvNd)
+            module = module_of(student, name)
+            if not isinstance(module, _ConvNd):
+                raise ValueError(f"{name} is a {type(module).__name__} in model, but this plan is for a convolution")
             _resize(module, size)
 
     def _fill(self, student: nn.Module) -> None:
@@ -83,9 +85,13 @@ class KernelPlan(GrowthPlan):
 
     @classmethod
     def _from_body(cls, body: dict[str, Any], inventory: Inventory, skipped: list[Skipped]) -> KernelPlan:
-        sizes = {str(name): tuple(int(k) for k in size) for name, size in body["sizes"].items()}
+        sizes = {name: plan_fields.wholes(f"the size of {name}", size, 1) for name, size in body["sizes"].items()}
+        shared = {*inventory.aliases, *inventory.aliases.values()}
         for name, size in sizes.items():
-            check_size(f"the size of {name}", size, inventory.shapes[f"{name}.weight"][2:])
+            shape = inventory.shape(f"{name}.weight")
+            if len(shape) < 3 or f"{name}.weight" in shared:
+                raise ValueError(f"the weight of {name} (of shape {shape}) is not a convolution's own")
+            check_size(f"the size of {name}", size, shape[2:])
         return cls(inventory, skipped, sizes)
 
 

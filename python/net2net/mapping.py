@@ -64,15 +64,17 @@ def check_map(name: str, index: np.ndarray, units: int) -> None:
     """Raises ValueError if `index` names a unit that is not there, or leaves one out."""
     if index.ndim != 1 or ((index < 0) | (index >= units)).any():
         raise ValueError(f"{name} has an entry outside the teacher's {units} units")
-    if len(np.unique(index)) != units:
-        missing = int(np.setdiff1d(np.arange(units), index)[0])
+    found = np.unique(index)
+    if len(found) != units:
+        # Not by a list of all units: a file may say that there are very many.
+        missing = int(np.append(found != np.arange(len(found)), True).argmax())
         raise ValueError(f"{name} drops unit {missing}: every one of the {units} units must occur")
 
 
 def check_split(name: str, split: np.ndarray, index: np.ndarray) -> None:
-    """Raises ValueError if the shares of some unit's replicas do not sum to 1."""
-    if split.shape != index.shape or not np.isfinite(split).all():
-        raise ValueError(f"{name} must hold one finite number per student unit ({len(index)})")
+    """Raises ValueError if the shares of some unit's replicas are not positive, or do not sum to 1."""
+    if split.shape != index.shape or not (np.isfinite(split) & (split > 0)).all():
+        raise ValueError(f"{name} must hold one positive number per student unit ({len(index)})")
     sums = np.bincount(index, weights=split)
     wrong = np.flatnonzero(np.abs(sums - 1) > 1e-9)
     if wrong.size:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from n2n_kernels import identity_
+from net2net import plan_fields
 from net2net.activations import Activation
 from net2net.modules import Maxout
 
@@ -82,7 +84,9 @@ class Insertion:
     def check(self) -> None:
         """ValueError if these are not layers that keep the function: for what comes from a file."""
         needs = {"identity": "idempotent", "paired": "kappa", "maxout": None}
-        if self.method not in needs:
+        plan_fields.name("module of insertions", self.module)
+        plan_fields.name(f"layer of {self.module}", self.layer)
+        if plan_fields.text(f"method of {self.module}", self.method) not in needs:
             raise ValueError(f"method (={self.method!r}) of {self.module} must be one of {', '.join(map(repr, needs))}")
         need = needs[self.method]
         if need is not None and not getattr(self.activation, need, None):
@@ -90,18 +94,48 @@ class Insertion:
         if self.factor not in FACTORS:
             known = ", ".join(map(repr, FACTORS))
             raise ValueError(f"factor (={self.factor!r}) of {self.module} must be one of {known}")
-        if self.groups < 1 or self.channels % self.groups or self.pieces < 1:
-            raise ValueError(
-                f"{self.module} cannot have {self.channels} channels in {self.groups} groups, of {self.pieces} pieces"
-            )
+        for what in ("channels", "groups", "pieces"):
+            plan_fields.whole(f"{what} of {self.module}", getattr(self, what), 1)
+        plan_fields.whole(f"seed of {self.module}", self.seed)
+        plan_fields.flag(f"leading of {self.module}", self.leading)
+        if self.channels % self.groups:
+            raise ValueError(f"{self.module} cannot have {self.channels} channels in {self.groups} groups")
+        self._check_sizes()
+        self._check_norm()
+
+    def _check_sizes(self) -> None:
+        if not self.kernel_sizes:
+            raise ValueError(f"kernel_sizes of {self.module} names no layers")
+        if any(len(size) > max(CONVOLUTIONS) for size in self.kernel_sizes):
+            raise ValueError(f"kernel sizes of {self.module} have more than {max(CONVOLUTIONS)} dimensions")
         if any(k < 1 or k % 2 == 0 for size in self.kernel_sizes for k in size):
             raise ValueError(f"kernel sizes of {self.module} must be odd and positive")
+        if self.groups > 1 and () in self.kernel_sizes:
+            raise ValueError(f"groups (={self.groups}) of {self.module}: linear layers have none")
+
+    def _check_norm(self) -> None:
+        if self.norm is not None:
+            plan_fields.text(f"norm of {self.module}", self.norm)
+        plan_fields.number(f"eps of {self.module}", self.eps, 0)
+        if self.momentum is not None:
+            plan_fields.number(f"momentum of {self.module}", self.momentum, 0, 1)
         for what, moments in (("mean", self.mean), ("var", self.var)):
             for values in moments or []:
                 if len(values) != self.normed:
                     raise ValueError(f"{what} of {self.module} has {len(values)} entries, not {self.normed}")
+                for value in values:
+                    if what == "mean":
+                        plan_fields.number(f"mean of {self.module}", value)
+                    elif plan_fields.number(f"var of {self.module}", value, 0) + self.eps == 0:
+                        raise ValueError(f"var of {self.module} is 0, and so is eps: there is nothing to divide by")
             if moments is not None and len(moments) != len(self.kernel_sizes):
                 raise ValueError(f"{what} of {self.module} is of {len(moments)} layers, not {len(self.kernel_sizes)}")
+
+    def numbers(self) -> int:
+        """So many the weights of the new layers have, or somewhat more."""
+        rows = self.channels * {"paired": 2, "maxout": self.pieces}.get(self.method, 1)
+        kernels = sum(math.prod(size) + self.before for size in self.kernel_sizes)
+        return rows * (self.channels // self.groups) * kernels
 
     def names(self) -> list[str]:
         """The names of the new layers beside the wrapped module (one `nn.Sequential` each)."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from net2net import optimizer as optim
+from net2net import plan_fields
 from net2net.chunks import Part, cut, hand_over, placeholder
 from net2net.dynamics import GrownAxis, carry, check_dynamics
 from net2net.files import write_atomically
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 
 FORMAT = "net2net.GrowthPlan"
 VERSION = 1
+
+#: What reading a document raises where its parts are of other types than a plan's.
+_DAMAGE = LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError, MemoryError
 
 
 class _Students(WeakKeyDictionary[nn.Module, dict[int, tuple["ref[Tensor]", str]]]):
@@ -82,6 +87,10 @@ class GrowthPlan(ABC):
     @abstractmethod
     def student_shape(self, name: str) -> tuple[int, ...]:
         """The student's shape of a teacher tensor."""
+
+    def _numbers(self) -> int:
+        """So many numbers the student has, or somewhat more."""
+        return sum(math.prod(self.student_shape(name)) for name in self.shapes)
 
     @abstractmethod
     def _law(self, entry: Entry) -> Law:
@@ -416,7 +425,8 @@ class GrowthPlan(ABC):
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> GrowthPlan:
-        """Reads a plan.
+        """Reads a plan. All of its fields are checked, and nothing in it is run, so a file from elsewhere does no harm;
+        whether its student computes what the teacher does, only `net2net.verify` tells.
 
         Raises:
             ValueError: if the file is not a plan, is of another version, or holds an inconsistent plan.
@@ -448,26 +458,16 @@ class GrowthPlan(ABC):
         """The plan of a `document()`; `what` it is called in errors, which are those of `load`."""
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise ValueError(f"{what} is not a growth plan")
-        if document.get("version") != VERSION:
+        if type(document.get("version")) is not int or document["version"] != VERSION:
             raise ValueError(f"{what} is a plan of version {document.get('version')}; this program reads {VERSION}")
         kind = GrowthPlan._kinds.get(str(document.get("kind")))
         if kind is None:
             raise ValueError(f"{what} is a plan of an unknown kind (={document.get('kind')!r})")
         try:
-            shapes = {name: tuple(int(n) for n in shape) for name, shape in document["shapes"].items()}
-            if sorted(names := document["names"]) != sorted(shapes):
-                raise ValueError(f"{what} has other names than shapes")
-            shapes = {name: shapes[name] for name in names}
-            count = document.get("parameters")
-            inventory = Inventory(
-                shapes,
-                dict(document["aliases"]),
-                frozenset(document["saved"]),
-                None if count is None else int(count),
-            )
-            skipped = [Skipped(**s) for s in document["skipped"]]
-            plan = kind._from_body(document, inventory, skipped)
-        except (KeyError, TypeError, AttributeError, IndexError, OverflowError, RuntimeError, MemoryError) as error:
+            inventory = Inventory.read(document)
+            plan = kind._from_body(document, inventory, [Skipped.read(s) for s in document["skipped"]])
+            plan_fields.check_growth(what, inventory.numbers(), plan._numbers())
+        except _DAMAGE as error:
             raise ValueError(f"{what} is damaged: {type(error).__name__}: {error}") from error
         if document.get("digest") != _digest(document):
             raise ValueError(f"{what} was changed after it was written: its parts may no longer fit each other")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from net2net import plan_fields
 from net2net.skeleton import Tensors
 
 
@@ -22,6 +24,15 @@ class Skipped:
     def __str__(self) -> str:
         more = f" (+{len(self.layers) - 1} more)" if len(self.layers) > 1 else ""
         return f"{self.layers[0]}{more}: {self.reason}"
+
+    @staticmethod
+    def read(given: dict[str, Any]) -> Skipped:
+        """As a file has it; ValueError if that cannot be one."""
+        return Skipped(
+            plan_fields.texts("layers of skipped", given["layers"], 1),
+            plan_fields.whole("units of skipped", given["units"]),
+            plan_fields.text("reason of skipped", given["reason"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,34 @@ class Inventory:
             frozenset(k for k, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)),
             len({id(p) for p in tensors.parameters.values()}),
         )
+
+    @staticmethod
+    def read(document: dict[str, Any]) -> Inventory:
+        """As a plan's file has it; ValueError if that cannot be one."""
+        shapes = {name: plan_fields.wholes(f"shapes[{name!r}]", shape) for name, shape in document["shapes"].items()}
+        if sorted(names := plan_fields.texts("names", document["names"])) != sorted(shapes):
+            raise ValueError("the plan has other names than shapes")
+        shapes = {name: shapes[name] for name in names}
+        for alias, first in document["aliases"].items():
+            if alias in shapes or plan_fields.text(f"aliases[{alias!r}]", first) not in shapes:
+                raise ValueError(f"aliases[{alias!r}] (={first!r}) must be another name of one of the shapes")
+        count = document.get("parameters")
+        return Inventory(
+            shapes,
+            dict(document["aliases"]),
+            frozenset(plan_fields.texts("saved", document["saved"])),
+            None if count is None else plan_fields.whole("parameters", count, 0, len(shapes)),
+        )
+
+    def numbers(self) -> int:
+        """So many the teacher has."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """ValueError if there is no such tensor."""
+        if name not in self.shapes:
+            raise ValueError(f"the plan is about {name}, which is not among its shapes")
+        return self.shapes[name]
 
     def check_tensors(self, tensors: Tensors) -> None:
         """ValueError if the tensors of a model are not these."""
@@ -90,3 +129,11 @@ class Fresh:
 
     like: dict[str, Tensor]
     make: Callable[[], dict[str, Tensor]]
+
+
+def module_of(model: nn.Module, name: str) -> nn.Module:
+    """The module of this name; ValueError if there is none."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise ValueError(f"model has no module {name!r}, for which this plan was made") from error

@@ -42,7 +42,12 @@ class Change:
 
     def check(self, module: nn.Module) -> None:
         """ValueError unless the attribute of `module` is what it was, or (of torch's own) already what it becomes: a
-        plan may come from a file, and be applied to another architecture of the same shapes."""
+        plan may come from a file, and be applied to another architecture of the same shapes. Nor may what torch's own
+        modules know be changed (a stride, say): no plan does that."""
+        if not _users(module):
+            raise ValueError(
+                f"model is another than the plan was made for: {self} is of torch's {type(module).__name__}"
+            )
         numbers = _attributes(module)
         found = numbers.get(self.name)
         if found is None or tuple(_listed(found)) not in (tuple(_listed(self.before)), tuple(_listed(self.after))):
@@ -69,6 +74,12 @@ def attach(model: nn.Module, context: Student) -> list[Change]:
 def _users(module: nn.Module) -> bool:
     """Whether a module's attributes may be changed: torch's own modules know what they are about."""
     return isinstance(module, _ALSO) or not type(module).__module__.startswith("torch.")
+
+
+def _of_torch(module: nn.Module) -> bool:
+    """Whether all of a module's class is torch's: that of a user's module may have been put into one of FSDP's."""
+    kinds = itertools.takewhile(lambda kind: kind is not nn.Module, type(module).__mro__)
+    return all(kind.__module__.startswith("torch.") for kind in kinds)
 
 
 def _guarded(

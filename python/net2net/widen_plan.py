@@ -11,16 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from n2n_kernels import tensor_moments
-from net2net import attributes, mapping
+from net2net import attributes, map_runs, mapping, plan_fields
 from net2net.caches import Caches, Place
 from net2net.dynamics import GrownAxis
 from net2net.launches import Entry, Law
 from net2net.plan import GrowthPlan
-from net2net.plan_parts import Inventory, Skipped
+from net2net.plan_parts import Inventory, Skipped, module_of
 from net2net.repair import Change
 
 #: The kinds of noise, and the default noise_scale of each.
 NOISES = {"cancelling": 0.5, "paper": 0.05, "none": 0.0}
+
+#: The largest noise_scale, far above all that is of use: weights drown in it, but stay finite.
+LOUDEST = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +184,7 @@ class WidenPlan(GrowthPlan):
     def _finish(self, student: nn.Module) -> None:
         attributes.update(student)
         for change in self.changes:
-            module = student.get_submodule(change.module)
+            module = module_of(student, change.module)
             change.check(module)
             # A plan from a file has tuples for lists.
             listed = isinstance(getattr(module, change.name), list)
@@ -206,7 +209,7 @@ class WidenPlan(GrowthPlan):
             "widened": [asdict(w) for w in self.widened],
             "changes": [asdict(c) for c in self.changes],
             "caches": [list(place) for place in self.caches],
-            "maps": [_map_to_json(a) for a in distinct.values()],
+            "maps": [map_runs.written(a.index, a.share) for a in distinct.values()],
             "axes": [
                 {"tensor": name, "dim": dim, "split": a.split, "map": number[id(self._tables[name, dim])]}
                 for (name, dim), a in self.axes.items()
@@ -215,50 +218,58 @@ class WidenPlan(GrowthPlan):
 
     @classmethod
     def _from_body(cls, body: dict[str, Any], inventory: Inventory, skipped: list[Skipped]) -> WidenPlan:
-        maps = [_map_from_json(m) for m in body["maps"]]
-        axes = {}
-        for a in body["axes"]:
-            name, dim = a["tensor"], int(a["dim"])
-            index, share = maps[int(a["map"])]
-            mapping.check_map(f"the map of {name}, axis {dim},", index, inventory.shapes[name][dim])
-            if a["split"]:
-                mapping.check_split(f"the shares of {name}, axis {dim},", share, index)
-            axes[name, dim] = AxisPlan(index, share, bool(a["split"]))
-        check_noise(body["noise"], float(body["noise_scale"]))
-        widened = [Widened(**w) for w in body["widened"]]
+        axes = _axes_from_json(body["axes"], map_runs.read(body["maps"]), inventory)
+        check_noise(plan_fields.text("noise", body["noise"]), plan_fields.number("noise_scale", body["noise_scale"]))
+        widened = [
+            Widened(
+                plan_fields.texts("layers of widened", w["layers"], 1),
+                plan_fields.whole("units of widened", w["units"]),
+                plan_fields.whole("width of widened", w["width"]),
+            )
+            for w in body["widened"]
+        ]
         changes = [_change(c) for c in body["changes"]]
-        caches = [Place(str(module), str(name)) for module, name in body.get("caches", [])]
-        return cls(
-            inventory, skipped, widened, axes, changes, caches, body["noise"], body["noise_scale"], int(body["seed"])
-        )
+        caches = [
+            Place(plan_fields.text("module of caches", module), plan_fields.name("name of caches", name))
+            for module, name in body.get("caches", [])
+        ]
+        seed = plan_fields.whole("seed", body["seed"])
+        return cls(inventory, skipped, widened, axes, changes, caches, body["noise"], body["noise_scale"], seed)
 
 
 def _change(c: dict[str, Any]) -> Change:
     """JSON knows no tuples."""
-    before, after = c["before"], c["after"]
-    return Change(
-        str(c["module"]), str(c["name"]), *(tuple(v) if isinstance(v, list) else int(v) for v in (before, after))
-    )
+    module, name = plan_fields.text("module of changes", c["module"]), plan_fields.name("name of changes", c["name"])
+    what = f"the change of {module + '.' if module else ''}{name}"
+    if isinstance(c["before"], list | tuple) or isinstance(c["after"], list | tuple):
+        before, after = (plan_fields.wholes(what, c[key], 1) for key in ("before", "after"))
+        if len(before) != len(after):
+            raise ValueError(f"{what} is from {len(before)} numbers to {len(after)}")
+        return Change(module, name, before, after)
+    return Change(module, name, *(plan_fields.whole(what, c[key], 1) for key in ("before", "after")))
 
 
-def _map_to_json(axis: AxisPlan) -> dict[str, Any]:
-    """Runs of consecutive positions as [first, length], runs of equal shares as [share, length]."""
-    starts = np.flatnonzero(np.diff(axis.index, prepend=-2) != 1)
-    index = np.stack([axis.index[starts], np.diff(starts, append=len(axis.index))], 1).tolist()
-    equal = (
-        np.flatnonzero(np.append(True, np.diff(axis.share) != 0)) if len(axis.share) else np.zeros(0, dtype=np.int64)
-    )
-    lengths = np.diff(equal, append=len(axis.share)).tolist()
-    return {"index": index, "share": [[s, n] for s, n in zip(axis.share[equal].tolist(), lengths, strict=True)]}
-
-
-def _map_from_json(m: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    index = [np.arange(int(first), int(first) + int(n), dtype=np.int64) for first, n in m["index"]]
-    share = [np.full(int(n), float(s)) for s, n in m["share"]]
-    found = np.concatenate([np.zeros(0, dtype=np.int64), *index]), np.concatenate([np.zeros(0), *share])
-    if len(found[0]) != len(found[1]):
-        raise ValueError(f"a map has {len(found[0])} positions, but {len(found[1])} shares")
-    return found
+def _axes_from_json(
+    given: list[dict[str, Any]], maps: list[tuple[np.ndarray, np.ndarray]], inventory: Inventory
+) -> dict[tuple[str, int], AxisPlan]:
+    axes: dict[tuple[str, int], AxisPlan] = {}
+    grown: dict[str, set[int]] = {}
+    for a in given:
+        name = plan_fields.text("tensor of axes", a["tensor"])
+        shape = inventory.shape(name)
+        dim = plan_fields.whole(f"dim of {name}", a["dim"], 0, len(shape) - 1)
+        split = plan_fields.flag(f"split of {name}, axis {dim},", a["split"])
+        index, share = maps[plan_fields.whole(f"map of {name}, axis {dim},", a["map"], 0, len(maps) - 1)]
+        mapping.check_map(f"the map of {name}, axis {dim},", index, shape[dim])
+        mapping.check_split(f"the shares of {name}, axis {dim},", share, index)
+        if (name, dim) in axes:
+            raise ValueError(f"axis {dim} of {name} grows twice")
+        axes[name, dim] = AxisPlan(index, share, split)
+        dims = grown.setdefault(name, set())
+        dims.add(dim)
+        if len(dims) > 1 and dims != {0, 1}:
+            raise ValueError(f"{name} grows along axes {sorted(dims)}: only the first two can grow together")
+    return axes
 
 
 def _stds(tensors: list[Tensor]) -> Tensor:
@@ -273,7 +284,7 @@ def check_noise(noise: str, noise_scale: float | None) -> None:
         return
     if isinstance(noise_scale, bool) or not isinstance(noise_scale, int | float):
         raise TypeError(f"noise_scale (={noise_scale!r}) must be a number")
-    if not (math.isfinite(noise_scale) and noise_scale >= 0):
-        raise ValueError(f"noise_scale (={noise_scale}) must be finite and not negative")
+    if not 0 <= noise_scale <= LOUDEST:
+        raise ValueError(f"noise_scale (={noise_scale}) must be in [0, {LOUDEST}]: standard deviations of the weights")
     if noise == "none" and noise_scale != 0:
         raise ValueError(f"noise_scale (={noise_scale}) has no meaning where noise is 'none'")
