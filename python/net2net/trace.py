@@ -19,7 +19,7 @@ from net2net.derived import Derived, Watch, passes_values, reads, sizes_by_value
 from net2net.hashes import seed
 from net2net.outputs import kept, leaves
 from net2net.rules.table import flat, is_view, name_of, refuse, rule_for, view
-from net2net.running import Inputs, call, computed, of_no_value
+from net2net.running import Inputs, call, computed, of_no_value, written
 from net2net.shadows import compact
 from net2net.skeleton import own_random_state
 
@@ -129,6 +129,9 @@ class Walk(TorchDispatchMode):
                 raise
             except Exception as error:  # not foreseen by the rule; in a student the same happens
                 refuse(context, func, args, kwargs, out, f"{func} is not understood here ({error})")
+            if derived and (places := written(func)):
+                named = [*args, *(kwargs.get(a.name) for a in func._schema.arguments[len(args) :])]
+                self.derived.add(t for i in places for t in flat(named[i]) if isinstance(t, Tensor))
             self._follow(func, tensors, [t for t in flat(out) if isinstance(t, Tensor)], derived, sized)
         except Exception as error:
             if derived and isinstance(error, torch.linalg.LinAlgError):
@@ -153,8 +156,6 @@ class Walk(TorchDispatchMode):
             self.read(name_of(func))
         if derived and passes_values(func):
             self.derived.add(made)
-            if func._schema.is_mutable:
-                self.derived.add(given)
             lengths = {t.shape[0] for t in given if self.derived.is_sized(t)}
             self.derived.add_sized(t for t in made if t.dim() and (sized or t.shape[0] in lengths))
             if sized and not self.context.whole:
