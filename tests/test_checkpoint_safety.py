@@ -283,6 +283,25 @@ def test_networks_that_do_not_fit_are_refused(grown: tuple[net2net.GrowthPlan, P
         net2net.load(bare, make)
 
 
+def test_bytes_of_a_pickle_that_are_others(tmp_path: Path) -> None:
+    """Each file is read, or refused by a ValueError; the zip's checksums are not looked at, for speed."""
+    model, x = EXAMPLES["residual"].build()
+    plan = net2net.plan_widen(model, x, 1.5)
+    torch.save({"model": model.state_dict(), "epoch": 3}, tmp_path / "a.pt")
+    whole, rng = (tmp_path / "a.pt").read_bytes(), random.Random(0)
+    refused = 0
+    for i in range(60):
+        damaged = bytearray(whole)
+        for _ in range(3):
+            damaged[rng.randrange(min(4000, len(whole)))] ^= 1 << rng.randrange(8)
+        (tmp_path / "a.pt").write_bytes(damaged)
+        try:
+            plan.grow_checkpoint(tmp_path / "a.pt", tmp_path / f"{i}.pt")
+        except ValueError:
+            refused += 1
+    assert refused > 20
+
+
 # -- a full disk, and processes that are killed ------------------------------------------------------------------------
 
 

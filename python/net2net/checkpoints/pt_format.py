@@ -5,8 +5,6 @@ They are read with `weights_only=True`, so nothing in them is executed, and thei
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -34,8 +32,11 @@ class TorchFile(Format):
         file = MappedFile(path)
         try:
             loaded = torch.load(path, map_location="meta", weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError, OSError) as error:
-            raise ValueError(f"{path} is no file that torch.load reads with weights_only=True: {error}") from error
+        except Exception as error:  # a damaged pickle may raise anything
+            hint = " (sparse and quantised tensors cannot be read here)" if "meta" in str(error) else ""
+            raise ValueError(
+                f"{path} is no file that torch.load reads with weights_only=True{hint}: {type(error).__name__}: {error}"
+            ) from error
         if not isinstance(loaded, dict):
             raise ValueError(f"{path} has a {type(loaded).__name__}, not a dict")
         metadata = {**getattr(loaded, "_metadata", {}), **loaded}
