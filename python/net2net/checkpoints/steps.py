@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,7 +94,8 @@ def grow_checkpoint(
     assumed = order is None
     check_paths(source, target)
     with workshop(target) as folder:
-        current = formats.read(source, folder)
+        with _told(source, target, _FULL):  # tensors that lie in shards are put together there
+            current = formats.read(source, folder)
         for number, plan in enumerate(plans):
             grown = Grown(
                 plan, current.tree, optimizer=optimizer, state=state, model=model, order=order, what=str(source)
@@ -104,22 +107,33 @@ def grow_checkpoint(
                 new, place = formats.written_as(new, target), folder / target.name
             streams = [stream for _, stream in leaves(new.tree)]
             tally = Tally(progress, sum(stream.nbytes for stream in streams))
-            try:
+            with _told(source, target):
                 new.format.write(new, place, tally)
-            except (OSError, RuntimeError) as error:
-                if (first := _of_the_system(error)) is None:
-                    raise
-                raise OSError(
-                    first.errno, f"{target} cannot be written: {first.strerror}; {source} is as it was"
-                ) from error
             if place.name != target.name:
-                current = new.format.read(place, folder)
+                with _told(source, target, _FULL):
+                    current = new.format.read(place, folder)
                 model = None if model is None else architecture(plan, model)
                 order = grown.order
     return CheckpointReport(
         source, target, grown.models, grown.optimizers, len(streams), tally.written, time.perf_counter() - started,
         tally.not_finite, grown.by_position if assumed else [], grown.left,
     )  # fmt: skip
+
+
+#: There is no more room, or not for this file, or not for this user.
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+@contextmanager
+def _told(source: Path, target: Path, only: tuple[int, ...] = ()) -> Iterator[None]:
+    """What the system says while something is written (`only` these errors) is told as being about the target."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        first = _of_the_system(error)
+        if first is None or (only and first.errno not in only):
+            raise
+        raise OSError(first.errno, f"{target} cannot be written: {first.strerror}; {source} is as it was") from error
 
 
 def _of_the_system(error: BaseException | None) -> OSError | None:
