@@ -8,6 +8,7 @@ import net2net
 import pytest
 import torch
 from models import EXAMPLES
+from net2net.repair import Change
 from torch import nn
 
 
@@ -166,3 +167,16 @@ def test_attributes_are_changed_only_where_they_are_what_the_plan_says() -> None
         plan.changes = [type(plan.changes[0])("", name, 8, 16)]
         with pytest.raises(ValueError, match="another than the plan was made for"):
             plan.apply(model)
+
+
+def test_a_users_class_within_one_of_fsdps_is_the_users() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = 4
+
+    wrapped = Heads()
+    wrapped.__class__ = type("FSDPHeads", (Heads,), {"__module__": "torch.distributed.fsdp._fully_shard"})
+    Change("", "heads", 4, 6).check(wrapped)
+    with pytest.raises(ValueError, match="is of torch's Conv2d"):
+        Change("", "groups", 1, 2).check(nn.Conv2d(2, 2, 1))

@@ -72,14 +72,10 @@ def attach(model: nn.Module, context: Student) -> list[Change]:
 
 
 def _users(module: nn.Module) -> bool:
-    """Whether a module's attributes may be changed: torch's own modules know what they are about."""
-    return isinstance(module, _ALSO) or not type(module).__module__.startswith("torch.")
-
-
-def _of_torch(module: nn.Module) -> bool:
-    """Whether all of a module's class is torch's: that of a user's module may have been put into one of FSDP's."""
+    """Whether a module's attributes may be changed: torch's own modules know what they are about. (A user's class that
+    FSDP has made one of its own of is still the user's.)"""
     kinds = itertools.takewhile(lambda kind: kind is not nn.Module, type(module).__mro__)
-    return all(kind.__module__.startswith("torch.") for kind in kinds)
+    return isinstance(module, _ALSO) or not all(kind.__module__.startswith("torch.") for kind in kinds)
 
 
 def _guarded(
