@@ -297,10 +297,9 @@ class Context(ABC):
                 seen, here = np.moveaxis(ids, dim, -1)[line][0], np.moveaxis(places, dim, -1)[line][0]
                 self.apart(seen[np.argmax(here)], seen[np.argmax((here != here.max()) & (here != CONSTANT))])
                 continue
-            which = np.where(places == CONSTANT, 0, replicas_of(values))
-            if (
-                (which != which.max(axis=dim, keepdims=True)) & (places != CONSTANT)
-            ).any():  # replicas of a single unit
+            which = np.where(places == CONSTANT, 0, replicas_of(values))  # a constant is in place beside any of them
+            several = (which != which.max(axis=dim, keepdims=True)) & (places != CONSTANT)
+            if several.any():  # the replicas of a single unit
                 continue
             made = self.units.intern(expression(("family", n), (ids.take([i], axis=dim) for i in range(n))))
             chosen = np.argmax(roots, axis=dim, keepdims=True)

@@ -17,7 +17,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from net2net.rules.table import is_mask, name_of, tensors
+from net2net.rules.elementwise import constant
+from net2net.rules.table import is_mask, name_of, rule_for, tensors
 from net2net.skeleton import named_tensors
 
 
@@ -62,16 +63,10 @@ class Derived:
         return any(t in self for t in given)
 
 
-#: Operations that take no more than its shape, or its dtype, from a tensor.
-_OF_SHAPE = {
-    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like", "new_zeros",
-    "new_ones", "new_full", "new_empty", "new_empty_strided",
-}  # fmt: skip
-
-
 def passes_values(func: Any) -> bool:
-    """Whether the values of what an operation gives depend on those that it is given."""
-    return name_of(func) not in _OF_SHAPE
+    """Whether the values of what an operation gives depend on those that it is given: a constant takes no more than a
+    shape and a dtype."""
+    return rule_for(func) is not constant
 
 
 def reads(func: Any) -> bool:

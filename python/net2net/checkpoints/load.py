@@ -13,7 +13,7 @@ from torch import nn
 
 from net2net.checkpoints import formats, log
 from net2net.checkpoints.architecture import architecture
-from net2net.checkpoints.prefixes import prefixes_of
+from net2net.checkpoints.prefixes import parted, prefixes_of
 from net2net.checkpoints.stored import Stored
 from net2net.skeleton import Tensors, rebuild
 
@@ -87,15 +87,5 @@ def _find(node: Any, names: Mapping[str, Any]) -> dict[str, Stored] | None:
     if not isinstance(node, Mapping):
         return None
     if prefixes := prefixes_of(node, {}, names, names):
-        prefix = prefixes[0]
-        return {
-            name.removeprefix(prefix): value
-            for name, value in node.items()
-            if isinstance(value, Stored) and name.startswith(prefix) and not _longer(name, prefix, prefixes)
-        }
+        return parted(node, prefixes)[0][prefixes[0]]
     return next((found for value in node.values() if (found := _find(value, names)) is not None), None)
-
-
-def _longer(name: str, prefix: str, prefixes: list[str]) -> bool:
-    """Whether the tensor is of another one of the networks in the same state dict."""
-    return any(len(other) > len(prefix) and name.startswith(other) for other in prefixes)

@@ -41,3 +41,18 @@ def prefixes_of(
         if (not prefix or prefix.endswith(".")) and all(prefix + name in node for name in saved)
     ]  # fmt: skip
     return list(dict.fromkeys([best, *whole])) if found[best] else whole
+
+
+def parted(node: Mapping[Any, Any], prefixes: Iterable[str]) -> tuple[dict[str, dict[str, Stored]], dict[Any, Any]]:
+    """The tensors behind each of these prefixes (of those that fit, the longest counts), by the names behind it; and
+    the rest."""
+    of: dict[str, dict[str, Stored]] = {prefix: {} for prefix in prefixes}
+    rest = {}
+    for key, value in node.items():
+        fitting = [p for p in of if isinstance(key, str) and key.startswith(p)]
+        if fitting and isinstance(value, Stored):
+            prefix = max(fitting, key=len)
+            of[prefix][key.removeprefix(prefix)] = value
+        else:
+            rest[key] = value
+    return of, rest

@@ -10,7 +10,7 @@ from torch import nn
 
 from net2net.checkpoints.optimizers import grown_optimizer
 from net2net.checkpoints.positions import ORDERS, Order, Orders, has_names
-from net2net.checkpoints.prefixes import prefixes_of
+from net2net.checkpoints.prefixes import parted, prefixes_of
 from net2net.checkpoints.stored import Stored
 from net2net.checkpoints.streams import Stream, unchanged
 from net2net.checkpoints.weights import grown_weights
@@ -91,9 +91,8 @@ class Grown:
             if len(prefixes) > 1:  # others may have the same names, and be of another network
                 prefixes = [p for p in prefixes if self._fits(node, p)] or prefixes[:1]
             if prefixes:
-                self.models += (
-                    [where] if len(prefixes) == 1 else [_joined(where, p.removesuffix(".")) for p in prefixes]
-                )
+                several = len(prefixes) > 1
+                self.models += [_joined(where, p.removesuffix(".")) for p in prefixes] if several else [where]
                 return self._weights(node, prefixes, where)
             return like(node, {key: self._node(value, _joined(where, key)) for key, value in node.items()})
         if isinstance(node, list | tuple):
@@ -152,14 +151,8 @@ class Grown:
             )
 
     def _weights(self, node: Mapping[str, Any], prefixes: list[str], where: str) -> dict[str, Any]:
-        of: dict[str, dict[str, Stored]] = {prefix: {} for prefix in prefixes}
-        others = {}
-        for key, value in node.items():
-            prefix = max((p for p in prefixes if key.startswith(p)), key=len, default=None)
-            if prefix is None or not _is_tensor(value):
-                others[key] = self._node(value, _joined(where, key))
-            else:
-                of[prefix][key.removeprefix(prefix)] = value
+        of, rest = parted(node, prefixes)
+        others = {key: self._node(value, _joined(where, key)) for key, value in rest.items()}
         grown: dict[str, Any] = {}
         for prefix, stored in of.items():
             try:

@@ -13,6 +13,7 @@ from net2net.rules.table import (
     aligned_codes,
     ambiguous,
     array,
+    chosen_by,
     crosses_units,
     indexed_dims,
     is_long,
@@ -138,7 +139,7 @@ def put(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     operands = [x, values, *masked] if over_all else [x, values]
     aligned, tied = _meeting(context, func, operands, x.dim())
     if not over_all:
-        which = [array(context, i).ravel()[:1].reshape((1,) * x.dim()) for i in masked]
+        which = chosen_by(context, masked, x.dim())
         aligned, tied = [*aligned, *which], [*tied, *([False] * len(which))]
     return context.set(out, context.make(("index_put", numbers((args[3:], kwargs))), aligned, tied))
 

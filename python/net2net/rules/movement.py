@@ -13,6 +13,7 @@ from net2net.rules.table import (
     aligned_codes,
     ambiguous,
     array,
+    chosen_by,
     crosses_units,
     extent,
     indexed_dims,
@@ -116,7 +117,7 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     if few.numel() == 1 and name_of(func) in _TAKING and (context.roots(few.numpy()) == CONSTANT).all():
         return context.set(out, few.reshape(()))
     if few.numel() == 1:
-        which = [array(context, i).reshape(-1)[:1] for i in indices]
+        which = chosen_by(context, indices, 1)
         made = few.reshape(1).numpy()
         key = (name_of(func), numbers(args[1:]), extent(few.numpy(), x))
         tied = [True] + [False] * len(which)
@@ -139,7 +140,7 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     moved = compressed(moved)
     # Which places, and how many, the numbers tell that it is given; which units, their codes do.
     if (indices or name_of(func) == "unfold") and all(few.shape[d] == 1 for d in dims):
-        which = [array(context, i).reshape(-1)[:1].reshape((1,) * out.dim()) for i in indices]
+        which = chosen_by(context, indices, out.dim())
         tied = [True] + [False] * len(which)
         chosen = ("selected", name_of(func), numbers(args[1:]))
         return context.set(out, context.make(chosen, [compact(moved).numpy(), *which], tied))
@@ -155,7 +156,7 @@ def collect(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> No
     """Sums over places (the neighbours in a graph, the tokens of an expert), unit by unit, all by the same index."""
     x, dim, index, source = args[:4]
     codes = [array(context, t) for t in (x, source)]
-    if not x.dim() or context.has_units(array(context, index)) or any(c.shape[dim] > 1 for c in codes):
+    if not x.dim() or crosses_units(context, func, index) or any(c.shape[dim] > 1 for c in codes):
         return unknown(context, func, args, kwargs, out)
     if name_of(func).startswith("scatter"):
         others = [d for d in range(x.dim()) if d != dim % x.dim()]

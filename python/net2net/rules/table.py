@@ -244,6 +244,11 @@ def crosses_units(context: Context, func: Any, index: Tensor) -> bool:
     return context.has_units(codes)
 
 
+def chosen_by(context: Context, indices: list[Tensor], dims: int) -> list[np.ndarray]:
+    """One code for each index, to be broadcast to `dims` dimensions: all that it chooses is chosen by the same."""
+    return [array(context, i).reshape(-1)[:1].reshape((1,) * dims) for i in indices]
+
+
 def indexed_dims(indices: Any) -> list[int]:
     """The dimensions that the list of indices of `aten::index` or `index_put` is about."""
     found: list[int] = []
