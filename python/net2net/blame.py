@@ -22,7 +22,7 @@ class Blame:
 
     def __init__(self, units: Units) -> None:
         self._units = units
-        self._whole = units.heads()  # ids of units
+        self._whole = set(units.heads().tolist())  # ids of units
         self._pinned: Counter[str] = Counter()  # by pattern
         #: Groups that failed as a whole -> the units beside them that are replicated as a whole for their sake.
         self._hopes: dict[frozenset[str], set[int]] = {}

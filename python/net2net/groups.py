@@ -161,7 +161,7 @@ def structure(units: Units) -> Structure:
             together.join(root_of[key][1:], np.broadcast_to(root_of[key][:1], axis.size - 1))
     free = _free_roots(units, root_of, together, pinned)
     heads = np.zeros(len(units), dtype=bool)
-    heads[units.blocks.roots(np.array(sorted(units.heads()), dtype=np.int64))] = True
+    heads[units.blocks.roots(units.heads())] = True
     runs = {key: _runs(roots, units.places.roots(units.axes[key].ids()), heads) for key, roots in root_of.items()}
     segments = _segments(runs, together, free)
     segment_of = {int(root): s for s, roots in enumerate(segments) for root in roots[:1]}

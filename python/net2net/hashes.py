@@ -58,7 +58,7 @@ class Table:
         self._size = 0
         self._hashes = np.empty(1 << 13, dtype=np.uint64)
         self._numbers = np.empty(1 << 13, dtype=np.int64)
-        self._slots = np.full(1 << 14, -1, dtype=np.int32)  # where in the two others
+        self._slots = np.full(1 << 15, -1, dtype=np.int32)  # where in the two others
 
     def numbers(self, hashes: np.ndarray, add: Callable[[int], int]) -> np.ndarray:
         """int64 [n]: the number of each of the hashes [n]. Those that are not there yet are added, and numbered from
@@ -107,7 +107,7 @@ class Table:
         room = (1 << (size - 1).bit_length()) - len(self._hashes)
         self._hashes = np.concatenate([self._hashes, np.empty(room, dtype=np.uint64)])
         self._numbers = np.concatenate([self._numbers, np.empty(room, dtype=np.int64)])
-        self._slots = np.full(2 * len(self._hashes), -1, dtype=np.int32)
+        self._slots = np.full(4 * len(self._hashes), -1, dtype=np.int32)
         which = np.arange(self._size, dtype=np.int32)
         at = self._first(self._hashes[: self._size])
         while len(at):

@@ -37,10 +37,10 @@ def replicas_of(codes: np.ndarray) -> np.ndarray:
 
 def compact(codes: Tensor) -> Tensor:
     """`codes` with the dimensions along which they were expanded cut to size 1."""
-    for dim, (size, stride) in enumerate(zip(codes.shape, codes.stride(), strict=True)):
-        if stride == 0 and size > 1:
-            codes = codes.narrow(dim, 0, 1)
-    return codes
+    shape, strides = codes.shape, codes.stride()
+    if 0 not in strides or 0 in shape:
+        return codes
+    return codes.as_strided([n if s else 1 for n, s in zip(shape, strides, strict=True)], strides)
 
 
 def spread(vector: Tensor, dim: int, shape: torch.Size) -> Tensor:

@@ -2,11 +2,11 @@
 
 import contextlib
 import math
+import mmap
 import sys
 from collections.abc import Callable, ItemsView, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -194,12 +194,20 @@ def in_place_of(old: Tensor, new: Tensor) -> Tensor:
     return nn.Parameter(new, requires_grad=old.requires_grad)
 
 
+#: From so many bytes on it is quicker to ask the system for fresh pages than to fill used ones with zeros.
+_FRESH_PAGES = 2**18
+
+#: Pages of our own, where the system tells these from pages shared with other processes.
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+
+
 def lazy_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """`torch.zeros`, but on the CPU without touching the memory: the pages come when they are read or written."""
-    if device.type != "cpu" or 0 in shape:
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size < _FRESH_PAGES:
         return torch.zeros(shape, dtype=dtype, device=device)
-    pages = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(pages).view(dtype).view(torch.Size(shape))
+    pages = mmap.mmap(-1, size, **_PRIVATE)
+    return torch.frombuffer(pages, dtype=torch.uint8).view(dtype).view(torch.Size(shape))
 
 
 def skeleton(model: nn.Module, shape_of: Callable[[str, Tensor], torch.Size]) -> nn.Module:

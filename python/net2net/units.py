@@ -108,6 +108,25 @@ def ranks(index: np.ndarray) -> np.ndarray:
     return rank
 
 
+class Marks:
+    """A set of ids."""
+
+    def __init__(self) -> None:
+        self._is_in = np.zeros(1024, dtype=bool)
+
+    def add(self, ids: np.ndarray) -> None:
+        size = int(ids.max(initial=-1)) + 1
+        if size > (have := len(self._is_in)):
+            larger = np.zeros(2 * size, dtype=bool)
+            larger[:have] = self._is_in
+            self._is_in = larger
+        self._is_in[ids] = True
+
+    def ids(self) -> np.ndarray:
+        """int64: all of them, in order."""
+        return np.flatnonzero(self._is_in)
+
+
 class Units:
     """The values of a model: their ids, the sets that these are in, the axes, and why some must keep one replica."""
 
@@ -119,11 +138,9 @@ class Units:
         self.made: dict[bytes, np.ndarray] = {}
         self.fresh = 0  # ids from here on were made by the last `intern`
         self._pins: list[tuple[np.ndarray, str]] = []
-        self._even: list[np.ndarray] = []
-        self._heads: list[np.ndarray] = []
         #: What rules decided by what was known of the teacher at that time: the same must hold for students.
         self.decisions: dict[tuple[str, str], bool] = {}
-        self._read: list[np.ndarray] = []
+        self._even, self._heads, self._read = Marks(), Marks(), Marks()
         #: Parameters whose values are used as such, and the axis that has units then.
         self.values: set[tuple[str, int]] = set()
         self._starts: tuple[np.ndarray, np.ndarray] | None = None
@@ -134,7 +151,8 @@ class Units:
 
     def start_over(self) -> None:
         """Forgets all but what is joined."""
-        self._pins, self._even, self._heads, self._read = [], [], [], []
+        self._pins = []
+        self._even, self._heads, self._read = Marks(), Marks(), Marks()
         self.decisions = {}
         self._carriers, self._elsewhere = {}, set()
         for axis in self.axes.values():
@@ -177,7 +195,7 @@ class Units:
 
     def adopt(self, made: np.ndarray, root: int) -> None:
         """Values without a unit: CONSTANT or FIXED. Those that have one keep it."""
-        made = np.unique(made[self.blocks.roots(made) == made])
+        made = made[self.blocks.roots(made) == made]
         if not len(made):
             return
         new = made >= self.fresh
@@ -193,31 +211,30 @@ class Units:
 
     def even(self, ids: np.ndarray) -> None:
         """A norm averages over the replicas of these: only equal shares keep the law of the gradients."""
-        self._even.append(np.unique(ids))
+        self._even.add(ids)
 
     def head(self, ids: np.ndarray) -> None:
         """These are heads of attention. Code tells their width from their number and that of all features, so that all
         of them are replicated equally often."""
-        self._heads.append(np.unique(ids))
+        self._heads.add(ids)
 
     def read(self, ids: np.ndarray) -> None:
         """Something is made of these that does not have their units any more: a weighted sum, a reduction."""
-        self._read.append(np.unique(ids))
+        self._read.add(ids)
 
     def were_read(self) -> np.ndarray:
         """bool [len(self)]: of each root, whether something was made of its unit."""
         found = np.zeros(len(self), dtype=bool)
-        for ids in self._read:
-            found[self.blocks.roots(ids)] = True
+        found[self.blocks.roots(self._read.ids())] = True
         return found
 
-    def heads(self) -> set[int]:
+    def heads(self) -> np.ndarray:
         """The ids of such units."""
-        return set(np.concatenate([np.zeros(0, dtype=np.int64), *self._heads]).tolist())
+        return self._heads.ids()
 
     def evened(self) -> np.ndarray:
         """The roots of such blocks."""
-        return np.unique(self.blocks.roots(np.concatenate([np.zeros(0, dtype=np.int64), *self._even])))
+        return np.unique(self.blocks.roots(self._even.ids()))
 
     def carry(self, found: Mapping[tuple[str, int], tuple[tuple[str, int], ...] | None], read: set[str]) -> None:
         """What a walk found of vectors that may have shares, and which parameters took part in it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,26 @@ def seen(values: Tensor, kept: Geometry, view: Geometry, cut: bool) -> Tensor | 
     Args:
         cut: whether dimensions may be split and merged; else the view may only take some, and slices of them.
     """
+    place = _place(values.stride(), kept, view, cut)
+    if isinstance(place, tuple):
+        shape, strides, offset = place
+        return values.as_strided(shape, strides, values.storage_offset() + offset)
+    return _seen(values, kept, view, cut) if place else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _place(strides: tuple[int, ...], kept: Geometry, view: Geometry, cut: bool) -> Geometry | bool:
+    """Where among values of these strides `seen` finds what it gives, without looking at them: a view of them (its
+    offset from theirs), True for a copy, or False for None. Networks repeat their blocks."""
+    values = torch.empty_strided(kept[0], strides, device="meta")
+    found = _seen(values, kept, view, cut)
+    if found is None:
+        return False
+    shared = found.untyped_storage()._cdata == values.untyped_storage()._cdata
+    return geometry_of(found) if shared else True
+
+
+def _seen(values: Tensor, kept: Geometry, view: Geometry, cut: bool) -> Tensor | None:
     shape, strides, offset = kept
     if 0 in shape:
         return values.new_empty(view[0]) if 0 in view[0] else None

@@ -260,23 +260,18 @@ def product(context: Context, a: np.ndarray, b: np.ndarray, k: int, key: object)
     batch = max(a.shape[0], b.shape[0])
     a, b = np.broadcast_to(a, (batch, *a.shape[1:])), np.broadcast_to(b, (batch, *b.shape[1:]))
     wide = max(a.shape[2], b.shape[1])
-    replicas = context.fuse(np.concatenate([a.reshape(batch, -1), b.reshape(batch, -1)], axis=1))
-    context.head(np.concatenate([a.ravel(), b.ravel()]))
+    every = np.concatenate([a.reshape(batch, -1), b.reshape(batch, -1)], axis=1)
+    replicas = context.fuse(every)
+    context.head(every)
     left = np.broadcast_to(a, (*a.shape[:2], wide))[:, :, None, :]
     right = np.broadcast_to(b, (batch, wide, b.shape[2])).transpose(0, 2, 1)[:, None]
     terms = mix(mix(seed("pair"), ids_of(left)), ids_of(right))
     with np.errstate(over="ignore"):
         sums = total(terms) * np.uint64(k // wide)
-    about = np.concatenate([a.ravel(), b.ravel()])
-    units = np.array([_a_unit(context, a[i], b[i]) for i in range(batch)])
-    signatures = context.signature(mix(seed("product"), sums), about)
-    return context.derive(key, [signatures], units[:, None, None], replicas[:, None, None])
-
-
-def _a_unit(context: Context, *values: np.ndarray) -> int:
-    """Some value among these that has a unit; else any."""
-    every = np.concatenate([v.ravel() for v in values])
-    return int(every[np.argmax(context.roots(every) > FIXED)])
+    # Some value of each entry that has a unit; else any.
+    units = np.take_along_axis(every, np.argmax(context.roots(every) > FIXED, axis=1)[:, None], 1)
+    signatures = context.signature(mix(seed("product"), sums), every)
+    return context.derive(key, [signatures], units[:, :, None], replicas[:, None, None])
 
 
 @register(

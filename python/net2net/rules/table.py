@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,12 +127,20 @@ def _whole_places(context: Context, func: Any, x: Tensor, out: Tensor) -> None:
     known = context.shadows.get(out)
     if known is None or out.dim() < 2:
         return
-    codes = compact(compressed(compact(known))).numpy()
-    for dims in _split(tuple(x.shape), tuple(out.shape)):
-        if sum(codes.shape[d] > 1 for d in dims) < 2 or _of_one_unit(context, codes, dims):
+    known, rows = compact(known), _split(tuple(x.shape), tuple(out.shape))
+    if not any(_several(known.shape, dims) for dims in rows):
+        return
+    codes = compact(compressed(known)).numpy()
+    for dims in rows:
+        if not _several(codes.shape, dims) or _of_one_unit(context, codes, dims):
             continue
         if _scattered(np.where(context.roots(codes) == CONSTANT, -1, codes), dims):
             context.pin(codes, f"{func} cuts between places")
+
+
+def _several(shape: Sequence[int], dims: list[int]) -> bool:
+    """Whether several of these dimensions are longer than 1."""
+    return sum(shape[d] > 1 for d in dims) > 1
 
 
 def _of_one_unit(context: Context, codes: np.ndarray, dims: list[int]) -> bool:
