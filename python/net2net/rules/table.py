@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,16 +37,19 @@ def register(*names: str) -> Callable[[Rule], Rule]:
     def add(function: Rule) -> Rule:
         for name in names:
             _RULES[name] = function
+        rule_for.cache_clear()
         return function
 
     return add
 
 
+@functools.cache
 def name_of(func: Any) -> str:
     packet = func.overloadpacket.__name__
     return packet if func.namespace == "aten" else f"{func.namespace}::{packet}"
 
 
+@functools.cache
 def rule_for(func: Any) -> Rule:
     """The rule for an operation: its own, the one for element-wise operations or views, or the one that pins."""
     name = name_of(func)
@@ -61,6 +65,7 @@ def rule_for(func: Any) -> Rule:
     return unknown
 
 
+@functools.cache
 def is_view(func: Any) -> bool:
     """Whether what an operation returns is its operand, seen in another way."""
     returns = func._schema.returns
