@@ -21,7 +21,7 @@ _spec.loader.exec_module(coverage_script)
 def record(model: str, **changes: object) -> dict[str, object]:
     usual = {
         "model": model, "parameters": 1000, "share": 1.0, "growth": 2.1, "eval": 1e-15, "train": 1e-14, "seconds": 0.5,
-        "changes": 0, "skipped": [],
+        "cpu_seconds": 0.4, "changes": 0, "skipped": [],
     }  # fmt: skip
     return {**usual, **changes}
 
@@ -38,7 +38,8 @@ def test_report_tells_of_failures() -> None:
     assert "4 models" in text
     assert "2 exact" in text
     assert "1 not widened" in text
-    assert "| c | | | | | | | took more than 10 s |" in text
+    assert "| c | | | | | | | | took more than 10 s |" in text
+    assert "at most 0.4 s" in text
     assert "conv and others: no rule / for x" in text
 
 
