@@ -235,13 +235,37 @@ def test_rows_of_made_up_curves() -> None:
     ]
     teacher, scratch = summary.rows(experiment, results)
     assert (teacher.to_teacher, scratch.to_teacher) == ([20, 20, 20], [20])
-    assert (teacher.to_reference, scratch.to_reference) == ([10], [30, 40])
+    assert (teacher.to_reference, scratch.to_reference) == ([20], [30, 50])
     assert (scratch.seeds, scratch.diverged, teacher.diverged) == (3, 1, 0)
-    assert teacher.speed_up == 4.0  # in seed 1; in seed 0 it never had the reference's 0.9
+    assert teacher.speed_up == 2.5  # in seed 1; in seed 0 it never had the reference's 0.9
     assert scratch.speed_up == 1.0
     assert scratch.final is not None
-    assert scratch.final.mean == pytest.approx(0.7)
+    assert scratch.final.mean == pytest.approx((0.9 + 0.55) / 2)  # of five evaluations after the first step, the last two
     assert teacher.first_loss == Estimate(0.9, 0.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("steps", "values", "expected"),
+    [
+        ([0, 30], [0.1, 0.4], 0.4),  # what was before any step is never in it
+        ([0, 10, 20, 30], [0.1, 0.2, 0.3, 0.4], 0.4),
+        ([0, 1, 2, 3, 4, 5], [0.1, 0.2, 0.3, 0.4, 0.5, 0.7], 0.6),
+        (list(range(10)), [0.1 * i for i in range(10)], 0.8),
+        (list(range(101)), [0.01 * i for i in range(101)], 0.99),  # never more than three
+        ([10, 20], [0.3, 0.4], 0.4),
+        ([0], [0.1], 0.1),  # it was not trained at all
+    ],
+)
+def test_final_is_of_the_last_quarter(steps: list[int], values: list[float], expected: float) -> None:
+    assert summary.final(steps, values) == pytest.approx(expected)
+
+
+def test_who_computes_what_the_teacher_does_has_its_accuracy_at_once() -> None:
+    """The teacher may have been better shortly before its end: its students begin with what it was then."""
+    experiment = two_variants(tiny())
+    accuracy = [0.1, *[0.9] * 11, 0.8]
+    results = [made_up("teacher", 0, accuracy), made_up(SCRATCH, 0, [0.8, 0.7, 0.9])]
+    assert [row.to_teacher for row in summary.rows(experiment, results)] == [[10], [0]]
 
 
 def test_speed_up_from_the_start() -> None:

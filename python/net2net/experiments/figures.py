@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import fmean
 
 from net2net.experiments.experiment import Experiment
 from net2net.experiments.replicas import NOTE
 from net2net.experiments.runs import Result
-from net2net.experiments.summary import by_variant_and_seed, difference, final
+from net2net.experiments.summary import by_variant_and_seed, difference
 from net2net.plots import Curve, Panel, accuracies_png, intervals_png, panels_png
 from net2net.training import History
 
@@ -26,11 +27,8 @@ def curves(experiment: Experiment, results: Sequence[Result]) -> bytes:
     histories = {v.name: found for v in shown if (found := _histories(v.name, results))}
     if not histories or not teacher:
         return b""
-    lines = [
-        sum(final(values) for values in of_seeds) / len(of_seeds)
-        for of_seeds in ([h.train_accuracy for h in teacher], [h.val_accuracy for h in teacher])
-    ]
-    return accuracies_png(histories, _looks(experiment), (lines[0], lines[1]), experiment.title)
+    lines = fmean(h.train_accuracy[-1] for h in teacher), fmean(h.val_accuracy[-1] for h in teacher)
+    return accuracies_png(histories, _looks(experiment), lines, experiment.title)
 
 
 def replicas(experiment: Experiment, results: Sequence[Result]) -> bytes:
@@ -73,7 +71,7 @@ FIGURES: dict[str, Callable[[Experiment, Sequence[Result]], bytes]] = {
 }
 
 CAPTIONS = {
-    "curves": "Accuracy over mini-batches: means over seeds, and the range of the seeds. Horizontal: the teacher's.",
+    "curves": "Accuracy over mini-batches: means over seeds, and the range of the seeds. Horizontal: the teacher's last.",
     "replicas": "Distance of replicas: 0 for equal ones, sqrt(2) for unrelated ones.",
     "final": "At the end: mean differences with 95 % confidence intervals, of all variants, seed by seed.",
 }

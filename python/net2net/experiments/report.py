@@ -107,9 +107,10 @@ def ratio(value: float | None) -> str:
 
 NOTES = (
     "Means over seeds; ± is half of the 95 % confidence interval by Student's t. Accuracies and losses at the end are "
-    f"means of a run's last {summary.LAST} evaluations. An accuracy is reached at the first evaluation that has it; "
-    "the goals are final accuracies, of the same seed. The speed-up compares mini-batches to the reference's final "
-    "accuracy with those of the reference itself. Verdicts compare seed by seed; where the interval of the difference "
+    "means over the last quarter of a run's evaluations after the first step, rounded up, and at most "
+    f"{summary.LAST} of them. An accuracy is reached at the first evaluation that has it. The goals are of the same "
+    "seed: of the teacher, its last evaluation, for that very network is what students begin with; of the reference, "
+    "its accuracy at the end. The speed-up compares mini-batches to the latter with those of the reference itself. Verdicts compare seed by seed; where the interval of the difference "
     "holds 0, they are undecided. Mean accuracy is the area under the validation curve."
 )
 
@@ -198,6 +199,6 @@ code {{ background: #f3f3f3; padding: 0.1rem 0.3rem }}
 
 def _run(result: Result) -> list[str]:
     history = result.history
-    accuracy = f"{summary.final(history.val_accuracy):.2%}" if history.step else "-"
+    accuracy = "-" if result.error else f"{summary.final(history.step, history.val_accuracy):.2%}"
     seconds = f"{history.seconds[-1]:.0f}" if history.step else "-"
     return [result.variant, str(result.seed), accuracy, seconds, result.error or "as planned"]

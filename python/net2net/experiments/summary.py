@@ -11,7 +11,7 @@ from net2net.experiments.experiment import Claim, Experiment
 from net2net.experiments.runs import Result
 from net2net.training import History
 
-LAST = 3  # a run's final figures are means over so many last evaluations, for one alone is noisy
+LAST = 3  # a run's final figures are means over at most so many last evaluations, for one alone is noisy
 
 #: Student's t for a two-sided interval of 95 %, for 1, 2, ... degrees of freedom.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
@@ -38,9 +38,19 @@ class Estimate:
         return Estimate(statistics.fmean(values), margin, n)
 
 
-def final(values: Sequence[float]) -> float:
-    """The mean of the last evaluations."""
-    return statistics.fmean(values[-LAST:])
+def final(steps: Sequence[int], values: Sequence[float]) -> float:
+    """What a run came to: the mean of its last evaluations.
+
+    These are the last quarter of those that followed training, rounded up, and at most `LAST`. Of a short run that is
+    the last one alone, for those before are of a network that was still learning, and what was before any step is never
+    in it.
+
+    Args:
+        steps: of the evaluations, at least one; see `History`.
+        values: accuracies or losses, one for each.
+    """
+    trained = sum(step > 0 for step in steps)
+    return statistics.fmean(values[-min(LAST, max(1, math.ceil(trained / 4))) :])
 
 
 def mean_accuracy(history: History) -> float:
@@ -54,8 +64,8 @@ def mean_accuracy(history: History) -> float:
 
 #: What a run is judged by.
 MEASURES: dict[str, Callable[[History], float]] = {
-    "final accuracy": lambda history: final(history.val_accuracy),
-    "final training loss": lambda history: final(history.train_loss),
+    "final accuracy": lambda history: final(history.step, history.val_accuracy),
+    "final training loss": lambda history: final(history.step, history.train_loss),
     "mean accuracy": mean_accuracy,
 }
 
@@ -68,8 +78,9 @@ class Row:
         lr: the first learning rate.
         seeds: finished runs, those that diverged included.
         diverged: how many of them did; they are in none of the figures.
-        to_teacher, to_reference: of every seed that got there, the mini-batches to the final accuracy of its teacher
-            and of its reference.
+        to_teacher: of every seed that got there, the mini-batches to the accuracy of its teacher's last evaluation:
+            that very network is what students begin with, so one that computes the same has it at 0.
+        to_reference: likewise to the final accuracy of its reference.
         speed_up: the reference's mean number of mini-batches to its own final accuracy, divided by this variant's, over
             the seeds in which both got there; infinite if it was there before any step; None if no seed did.
         first_loss: validation loss before any step.
@@ -151,9 +162,10 @@ def by_variant_and_seed(results: Sequence[Result]) -> dict[str, dict[int, Result
 
 def _row(experiment: Experiment, mine: dict[int, Result], by_variant: dict[str, dict[int, Result]]) -> Row:
     good = {seed: r for seed, r in mine.items() if r.error is None}
-    to_teacher = _steps(good, by_variant.get(experiment.teacher.name, {}))
+    to_teacher = _steps(good, _goals(by_variant.get(experiment.teacher.name, {}), lambda h: h.val_accuracy[-1]))
     references = by_variant.get(experiment.reference, {})
-    to_reference, theirs = _steps(good, references), _steps(references, references)
+    goals = _goals(references, MEASURES["final accuracy"])
+    to_reference, theirs = _steps(good, goals), _steps(references, goals)
     both = sorted(to_reference.keys() & theirs.keys())
     mean = statistics.fmean([to_reference[seed] for seed in both]) if both else None
     speed_up = None
@@ -171,9 +183,9 @@ def _row(experiment: Experiment, mine: dict[int, Result], by_variant: dict[str, 
         list(to_reference.values()),
         speed_up,
         Estimate.of([h.val_loss[0] for h in histories]),
-        Estimate.of([final(h.val_accuracy) for h in histories]),
-        Estimate.of([final(h.train_accuracy) for h in histories]),
-        Estimate.of([final(h.train_loss) for h in histories]),
+        Estimate.of([final(h.step, h.val_accuracy) for h in histories]),
+        Estimate.of([final(h.step, h.train_accuracy) for h in histories]),
+        Estimate.of([final(h.step, h.train_loss) for h in histories]),
         *(
             difference(mine, by_variant.get(experiment.against or "", {}), measure)
             for measure in ("final training loss", "final accuracy")
@@ -181,16 +193,19 @@ def _row(experiment: Experiment, mine: dict[int, Result], by_variant: dict[str, 
     )
 
 
-def _steps(runs: dict[int, Result], goals: dict[int, Result]) -> dict[int, int]:
-    """By seed: the mini-batches until a run first had the final accuracy of the goal's run; those that never had it are
-    left out."""
+def _goals(runs: dict[int, Result], goal: Callable[[History], float]) -> dict[int, float]:
+    """By seed: an accuracy of a run that is to be reached; those that diverged have none."""
+    return {seed: goal(run.history) for seed, run in runs.items() if run.error is None}
+
+
+def _steps(runs: dict[int, Result], goals: dict[int, float]) -> dict[int, int]:
+    """By seed: the mini-batches until a run first had the goal; those that never had it are left out."""
     found = {}
     for seed, run in runs.items():
-        goal = goals.get(seed)
-        if goal is None or goal.error is not None or run.error is not None:
+        if seed not in goals or run.error is not None:
             continue
         # A mean of equal numbers may be a rounding error above them.
-        steps = run.history.steps_to_reach(final(goal.history.val_accuracy) - 1e-9)
+        steps = run.history.steps_to_reach(goals[seed] - 1e-9)
         if steps is not None:
             found[seed] = steps
     return found
