@@ -103,6 +103,38 @@ def test_a_grid_is_run_once_and_grows(tmp_path: Path) -> None:
         runs.carry_out(experiment, tiny(teacher_steps=9), tmp_path)
 
 
+def files_of(out: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_folder_is_of_one_experiment(tmp_path: Path) -> None:
+    """Two experiments have runs of the same names with other networks: none is gone on with as the other."""
+    config = tiny(seeds=1, teacher_steps=1, steps=1)
+    experiment = dataclasses.replace(two_variants(config), variants=[])
+    runs.carry_out(experiment, config, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["experiment"] == "two"
+    other = dataclasses.replace(experiment, name="another")
+
+    def old_without_its_name() -> None:
+        document = json.loads((tmp_path / "config.json").read_text())
+        del document["experiment"]
+        (tmp_path / "config.json").write_text(json.dumps(document))
+
+    def nothing_finished() -> None:
+        (tmp_path / "runs" / "teacher" / "seed-0" / "result.json").unlink()
+
+    for change, message in (
+        (lambda: None, "has runs of two, not of another: give another folder"),
+        (old_without_its_name, "has runs of two, not of another: give another folder"),
+        (nothing_finished, "does not say to what experiment"),
+    ):
+        change()
+        before = files_of(tmp_path)
+        with pytest.raises(ValueError, match=message):
+            runs.carry_out(other, config, tmp_path)
+        assert files_of(tmp_path) == before
+
+
 def _killed(out: Path, at: int | None) -> None:
     config = tiny(seeds=1)
 
@@ -240,7 +272,7 @@ def test_rows_of_made_up_curves() -> None:
     assert teacher.speed_up == 2.5  # in seed 1; in seed 0 it never had the reference's 0.9
     assert scratch.speed_up == 1.0
     assert scratch.final is not None
-    assert scratch.final.mean == pytest.approx((0.9 + 0.55) / 2)  # of five evaluations after the first step, the last two
+    assert scratch.final.mean == pytest.approx((0.9 + 0.55) / 2)  # means of two evaluations of five
     assert teacher.first_loss == Estimate(0.9, 0.0, 3)
 
 

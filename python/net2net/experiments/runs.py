@@ -140,20 +140,43 @@ def saved_config(out: Path) -> ReproduceConfig | None:
     if not path.is_file():
         return None
     try:
-        return options.from_json(ReproduceConfig, json.loads(path.read_text()))
+        document = json.loads(path.read_text())
+        if isinstance(document, dict):
+            document.pop("experiment", None)
+        return options.from_json(ReproduceConfig, document)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def _begin(experiment: Experiment, config: ReproduceConfig, out: Path) -> None:
+    """What is wrong with `out` is found out before anything is written."""
     before = saved_config(out)
+    _check_experiment(experiment, out)
     if before is not None:
         options.check_unchanged(before, config)
     out.mkdir(parents=True, exist_ok=True)
     remove_unfinished(out, "config.", "environment.", "results.")
     write_atomically(out / "environment.json", json.dumps(environment(), indent=1) + "\n")
-    write_atomically(out / "config.json", json.dumps(options.to_json(config), indent=1) + "\n")
+    document = {"experiment": experiment.name, **options.to_json(config)}
+    write_atomically(out / "config.json", json.dumps(document, indent=1) + "\n")
     _collect(experiment, out)
+
+
+def _check_experiment(experiment: Experiment, out: Path) -> None:
+    """ValueError if there are runs of another experiment, whose networks would be taken for this one's."""
+    found = {result.experiment for place in _finished(out) if (result := result_of(place)) is not None}
+    if (out / "config.json").is_file():
+        found |= {name for name in [json.loads((out / "config.json").read_text()).get("experiment")] if name}
+    if others := found - {experiment.name}:
+        raise ValueError(
+            f"--out (={str(out)!r}) has runs of {', '.join(sorted(others))}, not of {experiment.name}: "
+            "give another folder"
+        )
+    if not found and (out / "runs").is_dir():
+        raise ValueError(
+            f"--out (={str(out)!r}) has runs of which it does not say to what experiment they belong, and none is "
+            "finished: remove them, or give another folder"
+        )
 
 
 def _setting(experiment: Experiment, config: ReproduceConfig, out: Path, seed: int, device: torch.device) -> Setting:
