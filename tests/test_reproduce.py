@@ -324,6 +324,8 @@ def test_mean_accuracy_is_an_area() -> None:
         (0, [0.1, 0.11, 0.09], "contradicted"),
         (1, [0.1, -0.1, 0.05], "undecided"),
         (0, [0.1, -0.1, 0.05], "no difference found"),
+        (1, [0.1, 0.1], "undecided"),  # one image is 0.1
+        (1, [0.1, 0.1, 0.1, 0.1], "undecided"),
     ],
 )
 def test_verdicts(sign: int, gains: list[float], words: str) -> None:
@@ -333,6 +335,32 @@ def test_verdicts(sign: int, gains: list[float], words: str) -> None:
     results += [made_up(SCRATCH, seed, [0.1 * seed + 0.2 + gain]) for seed, gain in enumerate(gains)]
     (verdict,) = summary.verdicts(dataclasses.replace(experiment, claims=[claim]), results)
     assert verdict.words == words
+
+
+def test_one_image() -> None:
+    results = [made_up("teacher", 0, [k / 359 for k in (36, 39, 341)]), made_up("teacher", 1, [0.0, 1.0])]
+    assert summary.one_image(results) == pytest.approx(1 / 359)
+    assert summary.one_image(results[1:]) == 1
+
+
+@pytest.mark.parametrize(
+    ("measure", "words", "margin"),
+    # one image of 1000 is far less than the difference: 12.706 * 0.001 / sqrt(2)
+    [
+        ("final accuracy", "confirmed", 0.00898),
+        ("mean accuracy", "confirmed", 0.00898),
+        ("final training loss", "undecided", 0.0),
+    ],
+)
+def test_seeds_that_agree(measure: str, words: str, margin: float) -> None:
+    experiment = two_variants(tiny())
+    claim = dataclasses.replace(experiment.claims[0], measure=measure, sign=-1 if "loss" in measure else 1)
+    results = [made_up("teacher", seed, [0.25 + 0.125 * seed, 0.002]) for seed in (0, 1)]
+    results += [made_up(SCRATCH, seed, [0.5 + 0.125 * seed, 0.252]) for seed in (0, 1)]
+    (verdict,) = summary.verdicts(dataclasses.replace(experiment, claims=[claim]), [*results, made_up("x", 0, [0.001])])
+    assert verdict.words == words
+    assert verdict.difference is not None
+    assert verdict.difference.margin == pytest.approx(margin, abs=1e-5)
 
 
 # -- the report ------------------------------------------------------------------------------------------------------

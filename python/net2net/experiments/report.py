@@ -111,8 +111,9 @@ NOTES = (
     f"{summary.LAST} of them. An accuracy is reached at the first evaluation that has it. The goals are of the same "
     "seed: of the teacher, its last evaluation, for that very network is what students begin with; of the reference, "
     "its accuracy at the end. The speed-up compares mini-batches to the latter with those of the reference itself. "
-    "Verdicts compare seed by seed; where the interval of the difference holds 0, they are undecided. Mean accuracy is "
-    "the area under the validation curve."
+    "Verdicts compare seed by seed; where the interval of the difference holds 0, they are undecided. There, "
+    "differences in accuracy count as spread by one image of the validation set at least. Mean accuracy is the area "
+    "under the validation curve."
 )
 
 

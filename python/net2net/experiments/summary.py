@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from net2net.experiments.experiment import Claim, Experiment
 from net2net.experiments.runs import Result
@@ -27,14 +28,14 @@ class Estimate:
     seeds: int
 
     @staticmethod
-    def of(values: Sequence[float]) -> Estimate | None:
-        """None if there are no values."""
+    def of(values: Sequence[float], spread: float = 0.0) -> Estimate | None:
+        """None if there are no values. `spread`: their standard deviation is taken to be so large at least."""
         if not values:
             return None
         n = len(values)
         margin = None
         if n > 1:
-            margin = T95[min(n - 1, len(T95)) - 1] * statistics.stdev(values) / math.sqrt(n)
+            margin = T95[min(n - 1, len(T95)) - 1] * max(statistics.stdev(values), spread) / math.sqrt(n)
         return Estimate(statistics.fmean(values), margin, n)
 
 
@@ -62,7 +63,7 @@ def mean_accuracy(history: History) -> float:
     return area / (steps[-1] - steps[0])
 
 
-#: What a run is judged by.
+#: What a run is judged by: accuracies are in validation.
 MEASURES: dict[str, Callable[[History], float]] = {
     "final accuracy": lambda history: final(history.step, history.val_accuracy),
     "final training loss": lambda history: final(history.step, history.train_loss),
@@ -120,6 +121,8 @@ class Verdict:
             return "not run"
         if d.margin is None:
             return "one seed cannot tell"
+        if d.margin < 1e-9 * abs(d.mean):
+            return "undecided"  # seeds that agree to the last digit do so by chance: they tell nothing of the spread
         if abs(d.mean) <= d.margin:
             return "no difference found" if self.claim.sign == 0 else "undecided"
         return "confirmed" if d.mean * self.claim.sign > 0 else "contradicted"
@@ -136,20 +139,41 @@ def rows(experiment: Experiment, results: Sequence[Result]) -> list[Row]:
 
 
 def verdicts(experiment: Experiment, results: Sequence[Result]) -> list[Verdict]:
-    """One for every claim."""
+    """One for every claim. Differences in accuracy are taken to spread by one image of the validation set at least, for
+    less cannot be seen: two seeds that agree by chance would have an interval of no width."""
     by_variant = by_variant_and_seed(results)
+    image = one_image(results)
     return [
-        Verdict(c, difference(by_variant.get(c.first, {}), by_variant.get(c.second, {}), c.measure))
+        Verdict(
+            c,
+            difference(
+                by_variant.get(c.first, {}),
+                by_variant.get(c.second, {}),
+                c.measure,
+                image if c.measure.endswith("accuracy") else 0.0,
+            ),
+        )
         for c in experiment.claims
     ]
 
 
-def difference(first: dict[int, Result], second: dict[int, Result], measure: str) -> Estimate | None:
-    """Of a measure, `first` less `second`, over the seeds that both have; those that diverged have none."""
+def one_image(results: Sequence[Result]) -> float:
+    """What one image is of the validation set: the largest share of which all validation accuracies are multiples."""
+    accuracies = {accuracy for result in results for accuracy in result.history.val_accuracy}
+    return 1 / math.lcm(*(Fraction(accuracy).limit_denominator(10**6).denominator for accuracy in accuracies))
+
+
+def difference(
+    first: dict[int, Result], second: dict[int, Result], measure: str, spread: float = 0.0
+) -> Estimate | None:
+    """Of a measure, `first` less `second`, over the seeds that both have; those that diverged have none. For `spread`
+    see `Estimate.of`."""
     values = [
         {seed: MEASURES[measure](r.history) for seed, r in runs.items() if r.error is None} for runs in (first, second)
     ]
-    return Estimate.of([values[0][seed] - values[1][seed] for seed in sorted(values[0].keys() & values[1].keys())])
+    return Estimate.of(
+        [values[0][seed] - values[1][seed] for seed in sorted(values[0].keys() & values[1].keys())], spread
+    )
 
 
 def by_variant_and_seed(results: Sequence[Result]) -> dict[str, dict[int, Result]]:
