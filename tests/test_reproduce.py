@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 from html.parser import HTMLParser
 from pathlib import Path
@@ -133,6 +134,19 @@ def test_a_folder_is_of_one_experiment(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             runs.carry_out(other, config, tmp_path)
         assert files_of(tmp_path) == before
+
+
+def test_a_teacher_that_is_gone(tmp_path: Path) -> None:
+    config = tiny(seeds=1, teacher_steps=1, steps=1)
+    whole = two_variants(config)
+    runs.carry_out(dataclasses.replace(whole, variants=[]), config, tmp_path)
+    gone = tmp_path / "runs" / "teacher" / "seed-0" / "checkpoints"
+    shutil.rmtree(gone)
+    before = files_of(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"{gone} has no checkpoint of the teacher"):
+        runs.carry_out(whole, config, tmp_path)
+    assert files_of(tmp_path) == before
+    runs.carry_out(dataclasses.replace(whole, variants=[]), config, tmp_path)  # all is done: nobody needs it
 
 
 def _killed(out: Path, at: int | None) -> None:

@@ -83,6 +83,7 @@ def carry_out(
 
     Raises:
         ValueError: `config` does not fit the data, or what is in `out`; names the argument.
+        FileNotFoundError: the checkpoint of a finished teacher is gone with which runs are to begin; names its folder.
         ModuleNotFoundError: safetensors or what reads the data is not installed; names the extra that brings it.
     """
     require("safetensors", "train")
@@ -154,6 +155,7 @@ def _begin(experiment: Experiment, config: ReproduceConfig, out: Path) -> None:
     _check_experiment(experiment, out)
     if before is not None:
         options.check_unchanged(before, config)
+    _check_teachers(experiment, config, out)
     out.mkdir(parents=True, exist_ok=True)
     remove_unfinished(out, "config.", "environment.", "results.")
     write_atomically(out / "environment.json", json.dumps(environment(), indent=1) + "\n")
@@ -177,6 +179,18 @@ def _check_experiment(experiment: Experiment, out: Path) -> None:
             f"--out (={str(out)!r}) has runs of which it does not say to what experiment they belong, and none is "
             "finished: remove them, or give another folder"
         )
+
+
+def _check_teachers(experiment: Experiment, config: ReproduceConfig, out: Path) -> None:
+    """FileNotFoundError if a finished teacher is gone with which runs are to begin."""
+    for seed in range(config.grid.seeds):
+        place = place_of(out, experiment.teacher, seed)
+        waiting = [v.name for v in experiment.variants if result_of(place_of(out, v, seed)) is None]
+        if waiting and result_of(place) is not None and not checkpoint.saved(place / "checkpoints"):
+            raise FileNotFoundError(
+                f"{place / 'checkpoints'} has no checkpoint of the teacher, with which {waiting[0]!r} begins: put it "
+                "back, or begin anew in another --out"
+            )
 
 
 def _setting(experiment: Experiment, config: ReproduceConfig, out: Path, seed: int, device: torch.device) -> Setting:
