@@ -136,6 +136,30 @@ def test_a_folder_is_of_one_experiment(tmp_path: Path) -> None:
         assert files_of(tmp_path) == before
 
 
+def test_the_report_is_of_all_runs_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_rate(config: ReproduceConfig) -> Experiment:
+        two = two_variants(config)
+        variants = [dataclasses.replace(two.variants[0], detail=students.rate(s)) for s in config.grid.shares]
+        return dataclasses.replace(two, variants=variants, reference=variants[0].name, claims=[])
+
+    monkeypatch.setitem(reproduce.EXPERIMENTS, "two", by_rate)
+    changes = {"seeds": 1, "teacher_steps": 1, "steps": 1}
+    for rates, variants in (("0.2", 2), ("0.1", 3), ("0.2", 3)):
+        results = reproduce.reproduce("two", tiny("two", rates=rates, **changes), tmp_path)
+        assert len(results) == variants
+        for rate in {"0.2", rates}:
+            assert f"| {SCRATCH}, rate {rate} |" in (tmp_path / "table.md").read_text()
+    experiment, config = reproduce.of_folder("two", tmp_path)
+    assert config.grid.rates == "0.1,0.2"
+    assert len(summary.rows(experiment, results)) == 3
+
+
+def test_grids_together() -> None:
+    before = tiny(rates="0.1,0.2", every=True, seeds=5).grid
+    assert tiny(rates="0.3", seeds=2).grid.together(before) == tiny(rates="0.1,0.2,0.3", every=True, seeds=5).grid
+    assert tiny(rates="0.2,0.1", seeds=6).grid.together(before).rates == "0.2,0.1"
+
+
 def test_a_teacher_that_is_gone(tmp_path: Path) -> None:
     config = tiny(seeds=1, teacher_steps=1, steps=1)
     whole = two_variants(config)

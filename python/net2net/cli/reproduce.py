@@ -11,7 +11,7 @@ from net2net import console, options
 from net2net.cli.command import Command
 from net2net.experiments import report
 from net2net.experiments.config import BUDGETS, CHANGES, ReproduceConfig
-from net2net.experiments.reproduce import EXPERIMENTS, configure, reproduce
+from net2net.experiments.reproduce import EXPERIMENTS, configure, of_folder, reproduce
 from net2net.experiments.runs import total_steps
 
 
@@ -41,7 +41,8 @@ def _run(args: argparse.Namespace) -> int:
     experiment = EXPERIMENTS[args.experiment](config)
     with console.progress_bar(total_steps(experiment, config)) as on_step:
         results = reproduce(args.experiment, config, out, _command(args, given), on_step)
-    variants, *claims = report.tables(experiment, results)
+    shown, _ = of_folder(args.experiment, out)
+    variants, *claims = report.tables(shown, results)
     for table in (variants.brief(0, 4, 5, 6, 8, 10), *(table.brief(0, 2, 3) for table in claims)):
         console.print_table(table.title, table.headings, table.rows)
     print("wrote", out / "report.html")
@@ -74,7 +75,8 @@ COMMAND = Command(
     "  net2net reproduce figure5 --budget small --data cifar10       hours on a GPU\n"
     "  net2net reproduce figure4 --budget full --data imagenet --image-size 224 --out runs/imagenet4\n"
     "  net2net reproduce symmetry --seeds 8 --every\n\n"
-    "The same command goes on after an interruption; more --seeds or other --rates add runs to those that are there.\n"
+    "The same command goes on after an interruption; more --seeds or other --rates add runs to those that are there,\n"
+    "and the report shows all that --out has. A folder is of one experiment.\n"
     "--steps is for each student and baseline, --teacher-steps for the teacher, --lr the teacher's first rate.\n"
     "Writes report.html (everything in one page), table.md, figures and results.jsonl (raw numbers) into --out.\n\n"
     "budgets, and what experiments change of them:\n" + _budgets(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from net2net.options import Section, option
@@ -49,6 +49,19 @@ class GridConfig(Section):
         if not found or not all(0 < share < float("inf") for share in found) or len(set(found)) < len(found):
             raise ValueError(f"rates (={self.rates!r}) must be different positive numbers, separated by commas")
         return found
+
+    def together(self, before: GridConfig) -> GridConfig:
+        """The grid with the runs of both, which may differ in what is changeable."""
+        rates = self.rates
+        if set(before.shares) - set(self.shares):
+            rates = ",".join(f"{share:g}" for share in sorted({*self.shares, *before.shares}))
+        return replace(
+            self,
+            seeds=max(self.seeds, before.seeds),
+            rates=rates,
+            feature_prediction=self.feature_prediction or before.feature_prediction,
+            every=self.every or before.every,
+        )
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ def reproduce(
 ) -> list[Result]:
     """Do the runs of an experiment that are not done yet, and write its report after each seed.
 
+    The report is of all runs that the folder has, those with other rates from earlier calls too.
+
     Args:
         name: one of `EXPERIMENTS`.
         config: everything that decides the outcome.
@@ -51,9 +53,17 @@ def reproduce(
     experiment = EXPERIMENTS[name](config)
 
     def on_seed(results: list[Result]) -> None:
-        write(experiment, config, results, out, command)
+        write(*of_folder(name, out), results, out, command)
 
     return runs.carry_out(experiment, config, out, on_step, on_seed)
+
+
+def of_folder(name: str, out: Path) -> tuple[Experiment, ReproduceConfig]:
+    """The experiment `name` with everything that was ever asked for in its folder `out`."""
+    config = runs.saved_config(out)
+    if config is None:
+        raise FileNotFoundError(f"out (={str(out)!r}) has no config.json")
+    return EXPERIMENTS[name](config), config
 
 
 def write(

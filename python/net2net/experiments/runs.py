@@ -1,6 +1,7 @@
 """A grid of runs, every variant with every seed, on the one training loop; what is finished is kept.
 
-OUT/config.json, environment.json       everything that decides the outcome, and what it was measured on
+OUT/config.json, environment.json       everything that decides the outcome, with the grid of all runs that were asked
+                                        for here, and what it was measured on
 OUT/runs/VARIANT/seed-0/result.json     a finished run; it is there as a whole or not at all
 OUT/runs/VARIANT/seed-0/metrics.*       its log, row by row; and checkpoints/ while it is going on (a teacher's stay)
 OUT/results.jsonl                       all finished runs, one in each line
@@ -159,7 +160,8 @@ def _begin(experiment: Experiment, config: ReproduceConfig, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     remove_unfinished(out, "config.", "environment.", "results.")
     write_atomically(out / "environment.json", json.dumps(environment(), indent=1) + "\n")
-    document = {"experiment": experiment.name, **options.to_json(config)}
+    everything = config if before is None else dataclasses.replace(config, grid=config.grid.together(before.grid))
+    document = {"experiment": experiment.name, **options.to_json(everything)}
     write_atomically(out / "config.json", json.dumps(document, indent=1) + "\n")
     _collect(experiment, out)
 
