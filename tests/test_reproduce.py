@@ -22,6 +22,7 @@ from net2net.experiments.experiment import Claim, Experiment, Variant
 from net2net.experiments.networks import Size
 from net2net.experiments.runs import Result
 from net2net.experiments.summary import Estimate
+from net2net.plots import Curve, Panel, accuracy_limits
 from net2net.training import History
 
 for module in ("sklearn", "safetensors", "matplotlib", "rich"):
@@ -436,6 +437,16 @@ def test_report_is_one_well_formed_page(tmp_path: Path) -> None:
     assert tables[1][1][0] == "one is better"
     assert ["--teacher-steps", "2"] in tables[3]
     assert "| teacher | 1,000 |" in (tmp_path / "table.md").read_text()
+
+
+def test_axes_begin_where_curves_can_be_told_apart() -> None:
+    """Not at 0, where they begin, but below the second half of their means, and alike in all panels."""
+    steps = [0, 10, 20, 30, 40]
+    runs = [[0.1, 0.3, 0.80, 0.90, 0.92], [0.1, 0.3, 0.82, 0.92, 0.94]]
+    students = Curve("students", [(steps, values) for values in runs])
+    low, high = accuracy_limits([Panel([students], "accuracy", teacher=0.78), Panel([students], "accuracy")])
+    assert (low, high) == pytest.approx((0.78 - 0.015, 0.93 + 0.015))
+    assert accuracy_limits([Panel([Curve("all", [(steps, [1.0] * 5)])], "accuracy")]) == pytest.approx((0.995, 1.005))
 
 
 def test_all_figures_are_drawn() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from net2net.extras import require
@@ -77,8 +77,23 @@ def accuracies_png(
             for name, runs in histories.items()
         ]
         heading = {"train": "Training", "val": "Validation"}[kind]
-        panels[heading] = Panel(curves, f"{heading.lower()} accuracy", line, accuracy=True)
-    return panels_png(panels, title)
+        panels[heading] = Panel(curves, f"{heading.lower()} accuracy", line)
+    limits = accuracy_limits(list(panels.values()))
+    return panels_png({heading: replace(panel, limits=limits) for heading, panel in panels.items()}, title)
+
+
+def accuracy_limits(panels: Sequence[Panel]) -> tuple[float, float]:
+    """Where the vertical axes of all these panels begin and end, so that curves can be told apart where they come to.
+
+    They hold every mean in the second half of the curves, the teachers' lines, and a margin; what lies lower, in a
+    random network's first steps, is left out.
+    """
+    means = [_means(curve) for panel in panels for curve in panel.curves]
+    last = max(max(found) for found in means)
+    values = [value for found in means for step, value in found.items() if 2 * step >= last]
+    values += [panel.teacher for panel in panels if panel.teacher is not None]
+    margin = max(0.1 * (max(values) - min(values)), 0.005)
+    return max(min(values) - margin, -0.02), min(max(values) + margin, 1.02)
 
 
 @dataclass(frozen=True)
@@ -88,13 +103,13 @@ class Panel:
     Attributes:
         quantity: the name of the vertical axis.
         teacher: where the horizontal line is; None for none.
-        accuracy: the quantity is a share in [0, 1].
+        limits: of the vertical axis; None for what holds all curves.
     """
 
     curves: Sequence[Curve]
     quantity: str
     teacher: float | None = None
-    accuracy: bool = False
+    limits: tuple[float, float] | None = None
 
 
 def panels_png(panels: Mapping[str, Panel], title: str = "") -> bytes:
@@ -107,12 +122,12 @@ def panels_png(panels: Mapping[str, Panel], title: str = "") -> bytes:
     handles: dict[str, Any] = {}
     for axes, (heading, panel) in zip(axes_of, panels.items(), strict=True):
         for curve in panel.curves:
-            handles[curve.label] = _draw(axes, curve)
+            handles[curve.label] = _draw(axes, curve, min(0.12, 0.6 / len(panel.curves)))
         if panel.teacher is not None:
             handles["teacher"] = axes.axhline(panel.teacher, color="black", linestyle=(0, (6, 3)), linewidth=1)
         axes.set(xlabel="mini-batches", ylabel=panel.quantity, title=heading)
-        if panel.accuracy:
-            axes.set_ylim(0, 1.02)
+        if panel.limits is not None:
+            axes.set_ylim(panel.limits)
         axes.grid(alpha=0.3)
     _legend(figure, handles)
     figure.suptitle(title)
@@ -154,20 +169,30 @@ def intervals_png(
     return _png(figure)
 
 
-def _draw(axes: Any, curve: Curve) -> Any:
-    """The mean, and the range as a band."""
+def _by_step(curve: Curve) -> dict[int, list[float]]:
+    """The values of those runs that got to a step, in the order of the steps."""
     found: dict[int, list[float]] = {}
     for steps, values in curve.runs:
         for step, value in zip(steps, values, strict=True):
             found.setdefault(step, []).append(value)
-    steps = sorted(found)
+    return dict(sorted(found.items()))
+
+
+def _means(curve: Curve) -> dict[int, float]:
+    return {step: statistics.fmean(values) for step, values in _by_step(curve).items()}
+
+
+def _draw(axes: Any, curve: Curve, opacity: float) -> Any:
+    """The mean, and the range as a band, which is fainter where there are many."""
+    found = _by_step(curve)
+    steps = list(found)
     colour = COLOURS[curve.colour % len(COLOURS)]
     line = LINES[(curve.line + curve.colour // len(COLOURS)) % len(LINES)]
     if len(curve.runs) > 1:
         low, high = ([f(found[s]) for s in steps] for f in (min, max))
-        axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
-    means = [statistics.fmean(found[s]) for s in steps]
-    return axes.plot(steps, means, color=colour, linestyle=line, linewidth=1.6)[0]
+        axes.fill_between(steps, low, high, color=colour, alpha=opacity, linewidth=0)
+    means = _means(curve)
+    return axes.plot(steps, list(means.values()), color=colour, linestyle=line, linewidth=1.6)[0]
 
 
 def _legend(figure: Any, handles: Mapping[str, Any]) -> None:

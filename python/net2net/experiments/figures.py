@@ -71,7 +71,8 @@ FIGURES: dict[str, Callable[[Experiment, Sequence[Result]], bytes]] = {
 }
 
 CAPTIONS = {
-    "curves": "Accuracy over mini-batches: means over seeds, and the seeds' range. Horizontal: the teacher's last.",
+    "curves": "Accuracy over mini-batches: means over seeds, and the seeds' range. Horizontal: the teacher's last. The "
+    "axis begins below the lowest mean of the second half, not at 0.",
     "replicas": "Distance of replicas: 0 for equal ones, sqrt(2) for unrelated ones.",
     "final": "At the end: mean differences with 95 % confidence intervals, of all variants, seed by seed.",
 }
