@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from folders import raw_digits, write_image_folder
+from net2net import console
 from net2net.cli import main
 from net2net.experiments import figures, reproduce, runs, students, summary
 from net2net.experiments.config import BUDGETS, ReproduceConfig
@@ -400,6 +401,21 @@ def test_seeds_that_agree(measure: str, words: str, margin: float) -> None:
     assert verdict.words == words
     assert verdict.difference is not None
     assert verdict.difference.margin == pytest.approx(margin, abs=1e-5)
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_nothing_is_cut_on_a_narrow_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    name, figure = "Net2WiderNet, the paper's noise, rate 0.1", "0.4688 ± 0.2321"
+    headings = ["variant", "to the teacher's", "to that of random initialisation", "validation accuracy"]
+    console.print_table("Table", headings, [[name, "0", "never", figure], ["teacher", "1", "2", "-"]])
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    for word in [*name.split(), *figure.split()] if columns >= 80 else []:
+        assert word in shown
+    assert (f"{name} " in shown) == (columns == 200)
 
 
 # -- the report ------------------------------------------------------------------------------------------------------

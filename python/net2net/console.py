@@ -86,16 +86,22 @@ def _method(training: Training, steps: str) -> tuple[str, ...]:
 
 
 def print_table(title: str, headings: list[str], rows: list[list[str]]) -> None:
-    """Names in the first column, figures in the others."""
+    """Names in the first column, figures in the others. Where the terminal is narrow, cells wrap; nothing is cut."""
+    console = require("rich.console").Console()
     table = _table(title, headings, wrap=True)
     for row in rows:
         table.add_row(*row)
-    require("rich.console").Console().print(table)
+    wanted = console.measure(table, options=console.options.update(max_width=10**6)).maximum
+    if wanted > console.width:  # the names, whose words are long, get what figures do not need
+        table.collapse_padding = True
+        for column, *cells in list(zip(table.columns, headings, *rows, strict=True))[1:]:
+            column.max_width = max(len(word) for cell in cells for word in cell.split())
+    console.print(table)
 
 
 def _table(title: str, headings: list[str], *, wrap: bool = False) -> Any:
     """A table with names in its first column and figures in the others."""
     table = require("rich.table").Table(title=title)
     for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i else "left", no_wrap=not wrap)
+        table.add_column(heading, justify="right" if i else "left", no_wrap=not wrap, overflow="fold")
     return table
