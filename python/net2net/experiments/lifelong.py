@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from net2net.data import Dataset, MemoryFeed, digits
+from net2net.environment import environment
 from net2net.files import write_atomically
 from net2net.growth_text import parse
 from net2net.training import History, LoopConfig, State, rmsprop, train
@@ -184,7 +185,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = run(config, digits(), on_growth=print)
     print(table(result))
     args.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(args.out / "results.json", json.dumps(dataclasses.asdict(result), indent=1) + "\n")
+    document = dataclasses.asdict(result) | {"environment": environment()}
+    write_atomically(args.out / "results.json", json.dumps(document, indent=1) + "\n")
     print("wrote", args.out / "results.json")
     return 0
 
