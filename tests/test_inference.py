@@ -458,3 +458,34 @@ def test_what_code_draws_is_the_same_for_teacher_and_student() -> None:
         assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: NPY002
         random.random(), np.random.rand(), torch.rand(())  # noqa: NPY002
     assert net2net.verify(model.eval(), plan.apply(model), x).max_rel < EXACT
+
+
+class Standardised(nn.Conv2d):
+    """A convolution with standardised weights (Qiao et al., 2019)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, w / w.std((1, 2, 3), keepdim=True), self.bias, padding=1)
+
+
+@pytest.mark.parametrize("mapping", ["random", "importance"])
+def test_layers_with_computed_weights_are_reported(mapping: str) -> None:
+    torch.manual_seed(0)
+    normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 7, 1))
+    layers = (
+        nn.Conv2d(3, 6, 1),
+        nn.ReLU(),
+        Standardised(6, 6, 3),
+        nn.ReLU(),
+        normed,
+        nn.Conv2d(7, 8, 1),
+        nn.Conv2d(8, 2, 1),
+    )
+    model, x = nn.Sequential(*layers).double(), torch.randn(2, 3, 6, 6).double()
+    plan = net2net.plan_widen(model, x, {"5": 12}, mapping=mapping)
+    assert {s.layers[0]: s.units for s in plan.skipped} == {"0": 6, "2": 6, "4": 7}
+    assert all("is computed" in s.reason for s in plan.skipped)
+    assert net2net.verify(model, plan.apply(model), x).max_rel < EXACT
+    with pytest.raises(ValueError, match="is computed"):
+        net2net.plan_widen(model, x, 2, strict=True)
+    net2net.picture(net2net.groups(model, x))

@@ -46,7 +46,7 @@ class Group:
     units: int
     reason: str | None = None
     segments: list[int] = field(default_factory=list)  # indices into Structure.segments
-    axes: list[tuple[str, int]] = field(default_factory=list)  # what produces them, one per layer
+    axes: list[tuple[str, int]] = field(default_factory=list)  # what produces them, one per layer; none: not known
     blocks: int = 0
     partly: str | None = None
     readers: list[tuple[str, int]] = field(default_factory=list)
@@ -317,7 +317,9 @@ def _groups(
             fixed = sum(p.repeat for p in first if p.segment is None)
             group.partly = None if group.output else f"{fixed} of {group.units} units stay: {group.reason}"
             group.reason = None
-    return list(found.values())
+    layers = {layer for group in found.values() for layer in group.layers}
+    others = [Group([layer], n, why, blocks=n) for layer, (n, why) in units.unknown.items() if layer not in layers]
+    return [*found.values(), *others]
 
 
 def layer_of(tensor: str) -> str:

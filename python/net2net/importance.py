@@ -63,7 +63,7 @@ def scores(found: Structure, layers: dict[str, np.ndarray]) -> np.ndarray:
     """float64, indexed by root: the sum of what its positions do, in all layers that make it."""
     total = np.zeros(1 + max((int(roots.max(initial=0)) for roots in found.root_of.values()), default=0))
     for group in found.groups:
-        for layer, axis in zip(group.layers, group.axes, strict=True):
+        for layer, axis in zip(group.layers, group.axes, strict=False):
             roots = found.root_of[axis]
             if layer in layers and len(layers[layer]) == len(roots):
                 np.add.at(total, roots, layers[layer])

@@ -42,8 +42,8 @@ def leaves(returned: Any) -> Iterator[Any]:
         yield from leaves(vars(returned))
     else:
         raise TypeError(
-            f"the model returns a {type(returned).__name__}, in which outputs cannot be told apart: let it return tensors, "
-            "containers or dataclasses of them (and switch off what caches keys and values: config.use_cache = False)"
+            f"the model returns a {type(returned).__name__}, in which outputs cannot be told apart: let it return "
+            "tensors, containers or dataclasses of them (and switch off what caches keys: config.use_cache = False)"
         )
 
 

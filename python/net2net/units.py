@@ -138,6 +138,8 @@ class Units:
         self.made: dict[bytes, np.ndarray] = {}
         self.fresh = 0  # ids from here on were made by the last `intern`
         self._pins: list[tuple[np.ndarray, str]] = []
+        #: Layers that make units of which nothing is known: how many, and why.
+        self.unknown: dict[str, tuple[int, str]] = {}
         #: What rules decided by what was known of the teacher at that time: the same must hold for students.
         self.decisions: dict[tuple[str, str], bool] = {}
         self._even, self._heads, self._read = Marks(), Marks(), Marks()
@@ -152,6 +154,7 @@ class Units:
     def start_over(self) -> None:
         """Forgets all but what is joined."""
         self._pins = []
+        self.unknown = {}
         self._even, self._heads, self._read = Marks(), Marks(), Marks()
         self.decisions = {}
         self._carriers, self._elsewhere = {}, set()
@@ -259,6 +262,10 @@ class Units:
             c.roles = {"in"}
         axis.roles.discard("in")
         return bool(carriers)
+
+    def left_alone(self, layer: str, units: int, reason: str) -> None:
+        """A layer that makes so many units, of which nothing is known."""
+        self.unknown.setdefault(layer, (units, reason))
 
     def pin(self, ids: np.ndarray, reason: str) -> None:
         """These units keep one replica."""

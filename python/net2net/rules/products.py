@@ -14,6 +14,16 @@ from net2net.shadows import codes, ids_of
 from net2net.units import FIXED
 
 
+def _computed(context: Context, func: Any, args: Any, kwargs: Any, out: Any, units: int) -> None:
+    """A layer whose weight is made of parameters in ways that a scale of these does not go through."""
+    context.units.left_alone(context.module or "the model", units, COMPUTED)
+    refuse(context, func, args, kwargs, out, COMPUTED)
+
+
+#: Why such a layer stays.
+COMPUTED = "its weight is computed, not a parameter (weight norm, for one, can be removed, and applied to the student)"
+
+
 @register("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution", "convolution_overrideable")
 def convolution(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """A convolution sums over its input channels and makes new units; a grouped one does so group by group."""
@@ -25,7 +35,7 @@ def convolution(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
     given = array(context, x)
     into, outof = (0, 1) if transposed else (1, 0)
     if known is None or known.dims != tuple(range(weight.dim())):
-        return refuse(context, func, args, kwargs, out, "the weight of a convolution is computed, not a parameter")
+        return _computed(context, func, args, kwargs, out, weight.shape[outof])
     name = known.name
     given = context.bundle(given, range(channel + 1, x.dim()))
     rows = rows_along(given, channel, x.shape[channel])
@@ -100,7 +110,7 @@ def linear(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> Non
             return _between(context, func, x[None], right[None], out[None])
         if kind != "linear" and (part := context.parameters.rows(right)) is not None:
             return _by_rows(context, func, ("linear", part[0], numbers(kwargs)), x, bias, part, out)
-        return refuse(context, func, args, kwargs, out, "the weight of a matrix product is computed, not a parameter")
+        return _computed(context, func, args, kwargs, out, right.shape[0 if kind == "linear" else 1])
     name, dims = known.name, known.dims
     # F.linear has the weight as [out, in]; mm and addmm have it on the right, as [in, out].
     into, outof = (dims[1], dims[0]) if kind == "linear" else (dims[0], dims[1])
