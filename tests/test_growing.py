@@ -253,6 +253,18 @@ def test_a_tenth_and_the_schedule_goes_on(data: Dataset) -> None:
         assert usual[step] == pytest.approx(0.02 * share), step
 
 
+@pytest.mark.parametrize(("rule", "after"), [("tenth", 0.1), ("keep", 1.0), ("dynamics", 1.0), ("0.5", 0.5)])
+def test_a_warm_up_leads_up_to_the_rate_after_a_growth(data: Dataset, rule: str, after: float) -> None:
+    state = state_of()
+    state.scheduler = attach(state.optimizer, Schedule(warmup=8))
+    rows, [record] = train_with(data, state, "step 3: widen 1.5", config={"growth_lr": rule})
+    rates = [row["lr"] for row in rows if "loss" in row]
+    full = [0.02 if step < 3 else 0.02 * after for step in range(12)]
+    assert rates == pytest.approx([lr * min((step + 1) / 8, 1) for step, lr in enumerate(full)])
+    assert record.lr[1] == pytest.approx(rates[3])
+    assert f"(warming up to {0.02 * after:.4g})" in str(record)
+
+
 def test_every_growth_is_verified_and_logged(data: Dataset, tmp_path: Path) -> None:
     state = state_of("rmsprop")
     rows, records = train_with(data, state, "step 4: widen 1.5; epoch 0: deepen 1 after=2; step 4: deepen 1 after=6")

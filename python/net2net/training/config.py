@@ -93,8 +93,9 @@ class GrowthConfig(Section):
     )
     growth_lr: str = option(
         "tenth",
-        "learning rate after a growth; tenth: of the run's first one, from where the schedule goes on; dynamics: the "
-        "same, with steps as the smaller network would have taken them; keep: the same; or a factor",
+        "learning rate after a growth; tenth: of the run's first one, from where the schedule goes on (in a warm-up: "
+        "which that then leads up to); dynamics: the same, with steps as the smaller network would have taken them; "
+        "keep: the same; or a factor",
     )
     growth_state: str = option("exact", "what becomes of the optimizer's state", choices=STATES)
     growth_batches: int = option(

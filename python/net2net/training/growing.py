@@ -31,6 +31,7 @@ from net2net.training import checkpoint, distributed
 from net2net.training.config import GrowthConfig, lr_rule
 from net2net.training.growth_record import Record
 from net2net.training.loop import Row
+from net2net.training.schedules import Schedule
 from net2net.training.state import State
 from net2net.verify import compare_growth
 
@@ -119,7 +120,7 @@ def grow_state(
         batches: images `[N, C, H, W]`: the growth is planned on the first two of them, compared on all, and the
             statistics of new normalisations are taken on all. In every process the same.
         lr: `"tenth"`: from now on, the schedule goes on from a tenth of the rate that the first of all teachers began
-            with; else see `net2net.grow`.
+            with. A warm-up that is not over goes on, and leads up to that tenth. Else see `net2net.grow`.
         optimizer_state: see `net2net.grow`.
         seed: see `growth`.
         folder: where the plans are saved.
@@ -137,7 +138,8 @@ def grow_state(
     before = float(group["lr"])
     if lr == "tenth" and before == 0:
         raise ValueError(f"{growth}: growth_lr (='tenth') has no meaning where the learning rate is 0; give 'keep'")
-    rule = 0.1 * first / before if lr == "tenth" else lr
+    warming = _warming(state)
+    rule = 0.1 * first * warming / before if lr == "tenth" else lr
     grown = _grow(state, growth, batches, rule, optimizer_state, seed=key(seed, NOTES, number))
     largest = _largest_difference(state, grown, batches)
     _check_all_alike(grown)
@@ -154,6 +156,7 @@ def grow_state(
         model_bytes=grown.report.model_bytes,
         optimizer_bytes=grown.report.optimizer_bytes,
         lr=(before, float(state.optimizer.param_groups[0]["lr"])),
+        warming=warming,
         plans=saved,
     )
     notes["done"].append(dataclasses.asdict(record))
@@ -294,6 +297,12 @@ def _largest_difference(state: State, grown: Grown, batches: Sequence[Tensor]) -
     for report in found:
         if exact and not report.ok:
             raise RuntimeError(f"the grown model is not its teacher's equal: {report}. Please report the model")
+def _warming(state: State) -> float:
+    """The share that the warm-up leaves of the rate of the next step."""
+    schedule = getattr(state.scheduler, "lr_lambdas", [None])[0]
+    return schedule.warming(state.scheduler.last_epoch) if isinstance(schedule, Schedule) else 1.0  # type: ignore[union-attr]
+
+
     return (max(r.max_abs for r in found), max(r.max_rel for r in found)) if found else None
 
 

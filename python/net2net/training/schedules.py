@@ -56,7 +56,11 @@ class Schedule:
             factor = cosine(min(step / max(self.steps, 1), 1.0), self.final)
         elif self.kind == "exponential":
             factor = self.decay ** (step // self.decay_steps)
-        return factor * min((step + 1) / self.warmup, 1.0) if self.warmup else factor
+        return factor * self.warming(step)
+
+    def warming(self, step: int) -> float:
+        """The share of its value that the warm-up leaves of the factor, in (0, 1]; 1 when it is over."""
+        return min((step + 1) / self.warmup, 1.0) if self.warmup else 1.0
 
 
 def cosine(progress: float, final: float) -> float:
