@@ -73,8 +73,14 @@ def clean(folder: Path) -> None:
     remove_unfinished(folder, PREFIX, "latest")
 
 
-def restore(state: State, path: Path) -> None:
+def restore(state: State, path: Path, *, settings: bool = True) -> None:
     """Bring `state`, with a model, optimizer, scheduler and average like those that were saved, to what `path` has.
+
+    Args:
+        state: as far as it has been trained, it is overwritten.
+        path: a checkpoint's folder.
+        settings: also the learning rates, the schedule and the optimizer's other options; False leaves those that
+            `state` has, and restores what training has made: weights, moments, steps, history.
 
     Raises:
         ValueError: it is no checkpoint, or of another version, or does not fit `state`.
@@ -90,12 +96,17 @@ def restore(state: State, path: Path) -> None:
     if state.ema is not None:
         _load_model(state.ema.module, path / "ema.safetensors", document["shared"])
         state.ema.n_averaged.fill_(document["ema"])
-    _load_optimizer(state.model, state.optimizer, path / "optimizer.safetensors", document["optimizer"])
-    if state.scheduler is not None:
+    _load_optimizer(state.model, state.optimizer, path / "optimizer.safetensors", document["optimizer"], settings)
+    if state.scheduler is not None and settings:
         state.scheduler.load_state_dict(document["scheduler"])
     for name in SIMPLE:
         setattr(state, name, document[name])
     state.history = History(**document["history"])
+
+
+def base_lr(path: Path) -> float:
+    """The rate that a checkpoint's schedule multiplies, of the first group of parameters. ValueError as `notes`."""
+    return float(_document(path)["scheduler"]["base_lrs"][0])
 
 
 def notes(path: Path) -> dict[str, Any]:
@@ -195,7 +206,9 @@ def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, 
     return tensors, {"class": type(optimizer).__name__, "groups": groups, "others": others}
 
 
-def _load_optimizer(model: nn.Module, optimizer: Optimizer, path: Path, document: dict[str, Any]) -> None:
+def _load_optimizer(
+    model: nn.Module, optimizer: Optimizer, path: Path, document: dict[str, Any], settings: bool
+) -> None:
     if document["class"] != type(optimizer).__name__:
         raise ValueError(
             f"path (={str(path)!r}) has the state of {document['class']}, the run's optimizer is "
@@ -208,6 +221,8 @@ def _load_optimizer(model: nn.Module, optimizer: Optimizer, path: Path, document
         raise ValueError(f"path (={str(path)!r}) has state of other parameters than the run's optimizer")
     for group, there in zip(optimizer.param_groups, document["groups"], strict=True):
         for key, value in there.items():
+            if key in group and not settings:
+                continue  # what is not there yet, such as the factors of `dynamics`, is no setting
             # JSON has no tuples (Adam's betas)
             group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
         group["params"] = [parameters[name] for name in there["params"]]

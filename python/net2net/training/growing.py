@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from net2net.checkpoints import log
 from net2net.checkpoints.run_format import NOTES
@@ -31,7 +32,7 @@ from net2net.training import checkpoint, distributed
 from net2net.training.config import GrowthConfig, lr_rule
 from net2net.training.growth_record import Record
 from net2net.training.loop import Row
-from net2net.training.schedules import Schedule
+from net2net.training.schedules import Schedule, go_on
 from net2net.training.state import State
 from net2net.verify import compare_growth
 
@@ -207,9 +208,19 @@ def plans(path: Path) -> list[GrowthPlan]:
     return log.plans(log.growth_log(path), str(path))
 
 
-def begin_with(state: State, path: Path) -> dict[str, GrowthPlan]:
+def begin_with(state: State, path: Path, batches_per_epoch: int) -> dict[str, GrowthPlan]:
     """Bring the fresh state of a new run to that of another run's checkpoint, or of what `net2net grow` has made of
     one.
+
+    Weights, moments and steps done are the checkpoint's; learning rate, schedule and the optimizer's other options are
+    the new run's. Its schedule is where it would be after as many steps, and its rates are multiplied by what the
+    growths so far have made of the other run's (`"tenth"`, factors). The epoch and the place in it are where so many
+    steps would have led in the new run.
+
+    Args:
+        state: as a run begins.
+        path: the checkpoint.
+        batches_per_epoch: of the new run.
 
     Returns:
         The plans that lead to its model, by the names that the run's own checkpoints know them by: to be kept in the
@@ -219,9 +230,17 @@ def begin_with(state: State, path: Path) -> dict[str, GrowthPlan]:
         ValueError: `path` is no checkpoint, or does not fit `state`.
     """
     replay(state, path)
-    checkpoint.restore(state, path)
+    lr = float(state.optimizer.param_groups[0]["initial_lr"])
+    checkpoint.restore(state, path, settings=False)
+    state.epoch, state.batch = divmod(state.step, batches_per_epoch)
     notes = state.notes.setdefault(NOTES, {"done": []})
     notes.pop("schedule", None)  # this run has its own
+    factor = 1.0
+    if "first_lr" in notes:
+        factor = checkpoint.base_lr(path) / notes["first_lr"]
+        notes["first_lr"] = lr
+    assert isinstance(state.scheduler, LambdaLR)
+    go_on(state.optimizer, state.scheduler, state.step, factor)
     done = notes["done"]
     names = [name for record in done for name in record["plans"]]
     earlier = plans(path)
@@ -280,6 +299,12 @@ def _arguments(what: What, batches: Sequence[Tensor], seed: int) -> dict[str, An
     return arguments
 
 
+def _warming(state: State) -> float:
+    """The share that the warm-up leaves of the rate of the next step."""
+    schedule = getattr(state.scheduler, "lr_lambdas", [None])[0]
+    return schedule.warming(state.scheduler.last_epoch) if isinstance(schedule, Schedule) else 1.0  # type: ignore[union-attr]
+
+
 def _metric(state: State, entries: Sequence[Growth]) -> float | None:
     """What plateaus are of, if it has just been measured: validation loss, or accuracy where more is better."""
     history = state.history
@@ -297,12 +322,6 @@ def _largest_difference(state: State, grown: Grown, batches: Sequence[Tensor]) -
     for report in found:
         if exact and not report.ok:
             raise RuntimeError(f"the grown model is not its teacher's equal: {report}. Please report the model")
-def _warming(state: State) -> float:
-    """The share that the warm-up leaves of the rate of the next step."""
-    schedule = getattr(state.scheduler, "lr_lambdas", [None])[0]
-    return schedule.warming(state.scheduler.last_epoch) if isinstance(schedule, Schedule) else 1.0  # type: ignore[union-attr]
-
-
     return (max(r.max_abs for r in found), max(r.max_rel for r in found)) if found else None
 
 
