@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import threading
 from multiprocessing.context import ForkServerContext
@@ -128,6 +129,18 @@ def test_runs_are_not_mixed_up(images: Path, tmp_path: Path) -> None:
     runs.run(options.override(config, {"keep": 1, "workers": 1}), resume=True)
     assert runs.saved_config(tmp_path / "run") == options.override(config, {"keep": 1, "workers": 1})
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["versions"]["torch"]
+
+
+def test_other_images_are_refused(images: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(images, tmp_path / "images"))
+    config = config_of(copied, tmp_path, "run", steps=1, workers=0)
+    runs.run(config)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    for split, message in (("val", "19 validation images now, and had 20"), ("train", "39 training images now, and")):
+        next((copied / split).glob("*/*.png")).unlink()
+        with pytest.raises(ValueError, match=rf"--data \(='.*images'\) has {message}"):
+            runs.run(config, resume=True)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,10 @@ class Feed(Protocol):
     def batches_per_epoch(self) -> int:
         """Mini-batches in an epoch."""
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Images in the training and in the validation set."""
+
     def batches(self, epoch: int, batch: int) -> Iterator[Batch]:
         """This process's share of every mini-batch, for ever, from mini-batch `batch` of `epoch` on."""
 
@@ -80,6 +84,10 @@ class MemoryFeed:
     @property
     def batches_per_epoch(self) -> int:
         return self.order.batches_per_epoch
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        return len(self.dataset.train_y), len(self.dataset.val_y)
 
     def batches(self, epoch: int, batch: int) -> Iterator[Batch]:
         x, y, device = self.dataset.train_x, self.dataset.train_y, self.dataset.train_x.device
@@ -148,6 +156,10 @@ class LoaderFeed:
     @property
     def batches_per_epoch(self) -> int:
         return self.order.batches_per_epoch
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        return len(self.images.train), len(self.images.val)
 
     def batches(self, epoch: int, batch: int) -> Iterator[Batch]:
         images = _Transformed(self.images.train, self.train_transform, self.order.seed)

@@ -34,6 +34,9 @@ from net2net.training.loop import LoopConfig, train
 from net2net.training.schedules import Schedule, attach
 from net2net.training.state import State, moving_average
 
+#: The note of a run's state that has `Feed.counts`.
+IMAGES = "images"
+
 SMALL = 64  # pixels; what is larger is treated like ImageNet's images
 
 
@@ -76,7 +79,10 @@ def run(
         checkpoints = place / "checkpoints"
         earlier = {}
         if config.run.start and not (begun and checkpoint.saved(checkpoints)):
-            earlier = begin_with(state, Path(config.run.start))
+            earlier = begin_with(state, Path(config.run.start), feed.batches_per_epoch)
+        if begun:
+            _check_images(checkpoints, feed, config.data.data)
+        state.notes[IMAGES] = list(feed.counts)
         if not begun:
             rehearse(state, config.growth, config.loop.steps, feed.batches_per_epoch, image_shape)
         distributed.wait_for_all()  # nothing is written before every process has looked
@@ -188,6 +194,17 @@ def _begun(config: TrainConfig, place: Path, resume: bool) -> bool:
         raise FileExistsError(f"{place} exists already; --resume goes on with that run, --name NAME begins another")
     options.check_unchanged(before, config)
     return True
+
+
+def _check_images(checkpoints: Path, feed: Feed, data: str) -> None:
+    """ValueError if the sets have changed since the run was begun: the order of the images would be another one."""
+    for last in checkpoint.saved(checkpoints)[-1:]:
+        before = checkpoint.notes(last).get(IMAGES, list(feed.counts))
+        for split, there, here in zip(("training", "validation"), before, feed.counts, strict=True):
+            if there != here:
+                raise ValueError(
+                    f"--data (={data!r}) has {here} {split} images now, and had {there} when the run was begun"
+                )
 
 
 def _begin(config: TrainConfig, place: Path) -> None:
