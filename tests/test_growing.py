@@ -172,8 +172,15 @@ def test_a_run_starts_from_a_grown_checkpoint(processes: ForkServerContext, imag
 
 
 def test_a_start_with_the_same_options_goes_on(images: Path, tmp_path: Path) -> None:
-    """With the bits of one run, whose growth had made its rate a tenth."""
-    shared: dict[str, Any] = {"in_memory": True, "grow": "", "save_every": 4, "optimizer": "adamw", "warmup": 6}
+    """With the bits of one run, where growth has left the rate as it was."""
+    shared: dict[str, Any] = {
+        "in_memory": True,
+        "growth_lr": "keep",
+        "grow": "",
+        "save_every": 4,
+        "optimizer": "adamw",
+        "warmup": 6,
+    }
     whole = grown_config(images, tmp_path, "whole", **shared | {"grow": "step 3: widen 1.5"})
     state = runs.run(short(whole, 12))
     start = str(tmp_path / "whole" / "checkpoints" / "step-00000008")
@@ -206,7 +213,9 @@ def test_a_start_has_options_of_its_own(images: Path, tmp_path: Path) -> None:
     assert (state.epoch, state.batch) == (6, 0)  # two mini-batches in an epoch, where the other run had five
     rows = logs.read(tmp_path / "own")
     rates = [row["lr"] for row in rows if "loss" in row]
-    assert rates == pytest.approx([0.05 * 0.5**4, 0.05 * 0.5**4, 0.05, 0.05])  # a tenth each time; half in an epoch
+    assert rates == pytest.approx(
+        [0.5 * 0.5**4, 0.5 * 0.5**4, 0.05, 0.05]
+    )  # half in an epoch, then a tenth of the first
     assert [row["step"] for row in rows if "grown" in row] == [10]
     for step in (10, 11, 12):
         remove_folder(tmp_path / "own" / "checkpoints" / f"step-{step:08d}")

@@ -104,11 +104,6 @@ def restore(state: State, path: Path, *, settings: bool = True) -> None:
     state.history = History(**document["history"])
 
 
-def base_lr(path: Path) -> float:
-    """The rate that a checkpoint's schedule multiplies, of the first group of parameters. ValueError as `notes`."""
-    return float(_document(path)["scheduler"]["base_lrs"][0])
-
-
 def notes(path: Path) -> dict[str, Any]:
     """The `State.notes` of a checkpoint. ValueError if it is none, or of another version."""
     found: dict[str, Any] = _document(path)["notes"]

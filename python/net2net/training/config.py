@@ -130,9 +130,8 @@ class RunConfig(Section):
     start: str = option(
         "",
         "checkpoint to begin with: another run's, or what net2net grow has made of one. Weights, the optimizer's "
-        "moments and the count of mini-batches are the checkpoint's; the learning rate, its schedule (from that count "
-        "on) and the optimizer's other options are this run's, and what growths so far have made of the other run's "
-        "rate (a tenth, a factor) is made of this one's",
+        "moments and the count of mini-batches are the checkpoint's; the learning rate (whatever growths have made of "
+        "the other run's), its schedule from that count on, and the optimizer's other options are this run's",
     )
     keep: int = option(3, "checkpoints that are kept; 0: all", least=0, changeable=True)
     seed: int = option(0, "of everything random", least=0)

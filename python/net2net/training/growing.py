@@ -213,9 +213,8 @@ def begin_with(state: State, path: Path, batches_per_epoch: int) -> dict[str, Gr
     one.
 
     Weights, moments and steps done are the checkpoint's; learning rate, schedule and the optimizer's other options are
-    the new run's. Its schedule is where it would be after as many steps, and its rates are multiplied by what the
-    growths so far have made of the other run's (`"tenth"`, factors). The epoch and the place in it are where so many
-    steps would have led in the new run.
+    the new run's, whatever growths have made of the other run's rate. Its schedule is where it would be after as many
+    steps, and so are the epoch and the place in it.
 
     Args:
         state: as a run begins.
@@ -230,17 +229,13 @@ def begin_with(state: State, path: Path, batches_per_epoch: int) -> dict[str, Gr
         ValueError: `path` is no checkpoint, or does not fit `state`.
     """
     replay(state, path)
-    lr = float(state.optimizer.param_groups[0]["initial_lr"])
     checkpoint.restore(state, path, settings=False)
     state.epoch, state.batch = divmod(state.step, batches_per_epoch)
     notes = state.notes.setdefault(NOTES, {"done": []})
-    notes.pop("schedule", None)  # this run has its own
-    factor = 1.0
-    if "first_lr" in notes:
-        factor = checkpoint.base_lr(path) / notes["first_lr"]
-        notes["first_lr"] = lr
+    for own in ("schedule", "first_lr"):  # this run has its own
+        notes.pop(own, None)
     assert isinstance(state.scheduler, LambdaLR)
-    go_on(state.optimizer, state.scheduler, state.step, factor)
+    go_on(state.optimizer, state.scheduler, state.step)
     done = notes["done"]
     names = [name for record in done for name in record["plans"]]
     earlier = plans(path)

@@ -68,10 +68,9 @@ def cosine(progress: float, final: float) -> float:
     return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def go_on(optimizer: Optimizer, scheduler: LambdaLR, step: int, factor: float = 1.0) -> None:
+def go_on(optimizer: Optimizer, scheduler: LambdaLR, step: int) -> None:
     """Bring a scheduler that has just been attached, and the rates of `optimizer`, to where they are after so many
-    steps, with all rates multiplied by `factor`."""
-    scheduler.base_lrs = [lr * factor for lr in scheduler.base_lrs]
+    steps."""
     scheduler.last_epoch, scheduler._step_count = step, step + 1
     rates = [lr * f(step) for lr, f in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
     for group, base, lr in zip(optimizer.param_groups, scheduler.base_lrs, rates, strict=True):
