@@ -139,6 +139,11 @@ class RunConfig(Section):
     threads: int | None = option(None, "CPU threads; automatic: torch's own", least=1)
     deterministic: bool = option(False, "on a GPU too: only algorithms that give the same bits every time")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name in ("", ".", "..") or any(c in self.name for c in "/\\\0"):
+            raise ValueError(f"name (={self.name!r}) must be the name of a folder in RUNS, not a path")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
