@@ -198,6 +198,7 @@ def test_train_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (["--lr", "0"], "lr (=0.0) must be above 0"),
         (["--name", ""], "name (='') must be the name of a folder"),
         (["--name", "../esc"], "name (='../esc') must be the name of a folder"),
+        (["--threads", "1000000"], "threads (=1000000) must be at most"),
         (["--steps", "-1"], "steps (=-1) must be at least 0"),
         (["--data", "nowhere"], "path (='nowhere') does not exist"),
         (["--config", "nowhere.json"], "nowhere.json"),

@@ -221,7 +221,7 @@ def test_cifar10_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     datasets = pytest.importorskip("torchvision.datasets")
     place = tmp_path / "cifar-10-batches-py"
     place.mkdir()
-    with pytest.raises(ValueError, match="is incomplete or damaged"):
+    with pytest.raises(ValueError, match="is incomplete or damaged: a file is missing, or its checksum is not"):
         open_images(tmp_path)
     pixels, labels = raw_digits(20)
     rows = pixels[:, None].repeat(1, 3, 4, 4).flatten(1).numpy()

@@ -417,6 +417,15 @@ def test_compiled_models_are_compiled_anew(data: Dataset) -> None:
     assert losses[True] == pytest.approx(losses[False], rel=1e-6)
 
 
+def test_too_large_a_growth_is_refused(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 1 PiB")
+
+    monkeypatch.setattr(growing, "grow", no_memory)
+    with pytest.raises(ValueError, match=r"grow \(='step 0: widen 1e6'\) cannot be done: Unable to allocate 1 PiB"):
+        growing.rehearse(state_of(), GrowthConfig(grow="step 0: widen 1e6"), 5, 5, (1, 16, 16))
+
+
 # -- refused before the run begins -----------------------------------------------------------------------------------
 
 

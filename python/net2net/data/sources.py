@@ -120,8 +120,11 @@ def _cifar10(root: Path) -> ImageSet:
     def load(train: bool) -> Any:
         try:
             return kind(root, train=train, download=False)
-        except RuntimeError as error:  # torchvision compares checksums
-            raise ValueError(f"path (={str(root)!r}): {CIFAR10_FOLDER} is incomplete or damaged. {error}") from error
+        except RuntimeError as error:  # torchvision's message is about downloads
+            raise ValueError(
+                f"path (={str(root)!r}): {CIFAR10_FOLDER} is incomplete or damaged: a file is missing, or its checksum "
+                "is not that of the published one"
+            ) from error
 
     return _image_set("CIFAR10", load, True, False, 10)
 

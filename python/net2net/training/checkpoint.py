@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from net2net.dynamics import keep_dynamics
 from net2net.extras import require
-from net2net.files import new_folder, remove_folder, remove_unfinished, write_atomically
+from net2net.files import naming, new_folder, remove_folder, remove_unfinished, write_atomically
 from net2net.training import distributed
 from net2net.training.state import History, State
 
@@ -121,13 +121,12 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _write(state: State, place: Path) -> None:
-    save_file = require("safetensors.torch", "train").save_file
     tensors, shared = _without_twins(state.model)
-    save_file(tensors, place / "model.safetensors")
+    _save_tensors(tensors, place / "model.safetensors")
     if state.ema is not None:
-        save_file(_without_twins(state.ema.module)[0], place / "ema.safetensors")
+        _save_tensors(_without_twins(state.ema.module)[0], place / "ema.safetensors")
     tensors, optimizer = _optimizer_state(state.model, state.optimizer)
-    save_file(tensors, place / "optimizer.safetensors")
+    _save_tensors(tensors, place / "optimizer.safetensors")
     document = {
         "version": VERSION,
         **{name: getattr(state, name) for name in SIMPLE},
@@ -137,7 +136,19 @@ def _write(state: State, place: Path) -> None:
         "optimizer": optimizer,
         "shared": shared,
     }
-    (place / "state.json").write_text(json.dumps(document, indent=1, default=_numbers) + "\n")
+    with naming(place / "state.json"):
+        (place / "state.json").write_text(json.dumps(document, indent=1, default=_numbers) + "\n")
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """OSError if they cannot be written, as where the disk is full."""
+    try:
+        require("safetensors.torch", "train").save_file(tensors, path)
+    except require("safetensors", "train").SafetensorError as error:
+        raise OSError(
+            f"{path.name} of {path.parent.name} cannot be written into {path.parent.parent}: {error}; "
+            "the run can be resumed from the checkpoint before"
+        ) from error
 
 
 def _numbers(tensor: Tensor) -> dict[str, Any]:

@@ -72,8 +72,8 @@ class ScheduleConfig(Section):
         choices=schedules.KINDS,
     )
     warmup: int = option(0, "mini-batches over which the rate rises at first", least=0)
-    final_lr: float = option(0.0, "the cosine's last rate, as a share of the first", least=0)
-    decay_rate: float = option(0.94, "of the exponential schedule", above=0)
+    final_lr: float = option(0.0, "the cosine's last rate, as a share of the first", least=0, most=1)
+    decay_rate: float = option(0.94, "of the exponential schedule", above=0, most=1)
     decay_epochs: float = option(2.0, "of the exponential schedule", above=0)
 
 
@@ -134,7 +134,7 @@ class RunConfig(Section):
         "the other run's), its schedule from that count on, and the optimizer's other options are this run's",
     )
     keep: int = option(3, "checkpoints that are kept; 0: all", least=0, changeable=True)
-    seed: int = option(0, "of everything random", least=0)
+    seed: int = option(0, "of everything random", least=0, below=2**63)
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one", changeable=True)
     threads: int | None = option(None, "CPU threads; automatic: torch's own", least=1)
     deterministic: bool = option(False, "on a GPU too: only algorithms that give the same bits every time")

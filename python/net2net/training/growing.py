@@ -187,7 +187,7 @@ def rehearse(
             raise ValueError(f"grow (={growth.text!r}) was due before the run starts, after {state.step} mini-batches")
         try:
             grown = _grow(state, growth, [images], lr_rule(config.growth_lr), config.growth_state, verify=False)
-        except (ValueError, TypeError, RuntimeError) as error:
+        except (ValueError, TypeError, RuntimeError, MemoryError, OSError) as error:  # OSError: memory, too
             raise ValueError(f"grow (={growth.text!r}) cannot be done: {error}") from error
         state.model, state.optimizer, state.scheduler, state.ema = grown[:4]  # type: ignore[assignment]
 

@@ -9,6 +9,7 @@ runs/NAME/checkpoints/           see `checkpoint`
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -352,7 +353,13 @@ def _try(
 
 @contextmanager
 def settings(threads: int | None, deterministic: bool) -> Iterator[None]:
-    """torch's global settings, for the time of a run; None leaves the CPU threads as they are."""
+    """torch's global settings, for the time of a run; None leaves the CPU threads as they are.
+
+    ValueError for so many threads that the system might not give them, which would end the process.
+    """
+    most = max(1024, 16 * (os.cpu_count() or 1))
+    if threads is not None and threads > most:
+        raise ValueError(f"threads (={threads}) must be at most {most} here")
     before, was_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads or before)
     torch.use_deterministic_algorithms(was_deterministic or deterministic)
