@@ -30,7 +30,11 @@ class DataConfig(Section):
     )
     batch_size: int = option(32, "images per mini-batch, of all processes together", least=1)
     workers: int = option(2, "processes that read images; 0: none but this one", least=0, changeable=True)
-    in_memory: bool = option(False, "keep all images on the device, for small sets (digits always are)")
+    in_memory: bool = option(
+        False,
+        "keep all images on the device, for small sets (digits always are). They are normalised by the training set's "
+        "own mean and standard deviation, where images that are read have (x - 0.5) / 0.5: numbers differ from theirs",
+    )
     eval_images: int = option(0, "evaluate on so many images of either set at most; 0: all of val/", least=0)
 
 
