@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 from pathlib import Path
 
 import net2net
@@ -402,3 +403,58 @@ def test_lists_stay_lists_in_a_loaded_plan(tmp_path) -> None:  # type: ignore[no
     plan.save(tmp_path / "plan.json")
     student = net2net.GrowthPlan.load(tmp_path / "plan.json").apply(model)
     assert student.sizes == plan.apply(model).sizes == [6, 6, 1]
+
+
+class Layer(nn.Module):
+    """A convolution that checks what it is given, by an attribute that no operation is given."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.conv = nn.Conv2d(channels, channels, 3, stride, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == self.channels
+        return self.conv(x).relu()
+
+
+def test_attributes_that_inputs_are_checked_against_grow_along() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Layer(8, 1), nn.Conv2d(8, 6, 1), Layer(6, 2), nn.Conv2d(6, 2, 1)).double()
+    x = torch.randn(2, 3, 6, 6).double()
+    plan = net2net.plan_widen(model, x, {"0": 12, "2": 9, "[13].conv": 1.5})
+    assert {str(c) for c in plan.changes} == {"1.channels: 8 -> 12", "3.channels: 6 -> 9"}
+    assert net2net.verify(model, plan.apply(model), x).max_rel < EXACT
+
+
+class Chancy(nn.Module):
+    """In training it leaves out layers and masks features, by numbers drawn in three ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(6))
+        self.first, self.head, self.mask = nn.Linear(5, 8), nn.Linear(8, 3), nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if self.training:
+            y = y.clone()
+            y[torch.from_numpy(np.random.rand(*x.shape[:-1]) < 0.5)] = self.mask  # noqa: NPY002
+        for layer in self.layers:
+            y = nn.functional.dropout(y, 0.1, self.training)
+            if self.training and (torch.rand(()) < 0.5 or random.random() < 0.2):
+                continue
+            y = y + layer(y).relu()
+        return self.head(y)
+
+
+def test_what_code_draws_is_the_same_for_teacher_and_student() -> None:
+    torch.manual_seed(0)
+    model, x = Chancy().double(), torch.randn(4, 6, 5).double()
+    for _ in range(5):
+        before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+        plan = net2net.plan_widen(model, x, 2)
+        assert not plan.skipped
+        assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: NPY002
+        random.random(), np.random.rand(), torch.rand(())  # noqa: NPY002
+    assert net2net.verify(model.eval(), plan.apply(model), x).max_rel < EXACT

@@ -381,3 +381,59 @@ def test_a_tied_table_whose_shares_are_the_norms() -> None:
     named = net2net.widen(model, index, {"table": 18})  # by the width that the table has, not its number of words
     assert named.table.weight.shape == (9, 18)
     assert (student.norm.weight[:6] / model.norm.weight).allclose(torch.tensor(0.5).double())
+
+
+class Sampling(nn.Module):
+    """A variational autoencoder, which draws its latent variables, one for each unit of `mean` and `log_var`."""
+
+    def __init__(self, draw: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.draw = [draw]
+        self.encoder, self.mean, self.log_var = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(8, 6)
+        self.decoder, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.encoder(x).relu()
+        z = self.draw[0](self.mean(y), self.log_var(y).mul(0.5).exp())
+        return self.head(self.decoder(z).relu())
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda m, s: m + s * torch.randn_like(m),
+        lambda m, s: m + s * torch.randn(m.shape, dtype=m.dtype),
+        lambda m, s: m + s * torch.empty_like(m).normal_(),
+        lambda m, s: m + s * -torch.log(torch.rand_like(m)),
+        lambda m, s: torch.normal(m, s),
+        lambda m, s: torch.distributions.Normal(m, s).rsample(),
+        lambda m, s: torch.bernoulli((m * s).sigmoid()),
+    ],
+    ids=["randn_like", "randn", "normal_", "rand_like", "normal", "rsample", "bernoulli"],
+)
+def test_what_is_drawn_for_each_unit_is_drawn_as_often(draw: Callable[[Tensor, Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model, x = Sampling(draw).double().eval(), torch.randn(4, 5).double()
+    plan = net2net.plan_widen(model, x, 2)
+    assert sorted(layer for w in plan.widened for layer in w.layers) == ["decoder", "encoder"]
+    student = plan.apply(model)
+    for training in (False, True):
+        assert net2net.verify(model.train(training), student.train(training), x).max_rel < EXACT
+
+
+def test_dropout_and_noise_that_units_share_pin_nothing() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.strength = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 3), nn.Parameter(torch.randn(6, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.dropout2d(F.dropout(self.a(x), 0.1, self.training), 0.1, self.training)
+            y = y * torch.bernoulli(torch.full_like(x[:, :1, :1, :1], 0.9))
+            return self.b(y + self.strength * torch.randn(len(y), 1, *y.shape[2:], dtype=y.dtype))
+
+    torch.manual_seed(0)
+    model, x = Noisy().double().eval(), torch.randn(2, 3, 8, 8).double()
+    plan = net2net.plan_widen(model, x, 2)
+    assert [w.layers for w in plan.widened] == [["a"]]
+    assert net2net.verify(model, plan.apply(model), x).max_rel < EXACT

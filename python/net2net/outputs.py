@@ -41,7 +41,10 @@ def leaves(returned: Any) -> Iterator[Any]:
     elif dataclasses.is_dataclass(returned) or isinstance(returned, SimpleNamespace):
         yield from leaves(vars(returned))
     else:
-        raise TypeError(f"the model returns a {type(returned).__name__}, in which outputs cannot be told apart")
+        raise TypeError(
+            f"the model returns a {type(returned).__name__}, in which outputs cannot be told apart: let it return tensors, "
+            "containers or dataclasses of them (and switch off what caches keys and values: config.use_cache = False)"
+        )
 
 
 def kept(model: nn.Module, caches: Sequence[dict[Any, Any]] = ()) -> Iterator[Tensor]:

@@ -140,7 +140,8 @@ def _guarded(
         for _ in range(_DEPTH):
             best: tuple[list[_Edit], Exception, list[Any]] | None = None
             known: dict[tuple[str, str], bool] = {}
-            for trial in _candidates(module, name, latest, context.seen[since:], context, helped):
+            given = [] if isinstance(latest, TraceError) else context.grown_sizes(state)
+            for trial in _candidates(module, name, latest, context.seen[since:], given, context, helped):
                 for owner, change in trial:
                     if (key := (change.module, change.name)) not in known:
                         known[key] = counts(owner, change.name)
@@ -208,10 +209,17 @@ def _is_int(value: Any) -> bool:
 
 
 def _candidates(
-    module: nn.Module, name: str, error: Exception, seen: list[Any], context: Student, helped: set[tuple[type, str]]
+    module: nn.Module,
+    name: str,
+    error: Exception,
+    seen: list[Any],
+    given: list[tuple[int, int]],
+    context: Student,
+    helped: set[tuple[type, str]],
 ) -> Iterator[list[_Edit]]:
     """What to try, the likeliest first: attributes that helped in modules of this class, then those whose value the
-    last operations were given: those of the last one, each by itself and all of them, then those before."""
+    last operations were given: those of the last one, each by itself and all of them, then those before; then those
+    that are as a size of what the module was `given` had been, against which code may check it."""
     if stated := _stated(error):
         seen = [*seen, stated]
     order: dict[int, int] = {}
@@ -222,6 +230,8 @@ def _candidates(
     latest = seen[-1][1] if seen else ()
     for a, b in itertools.combinations([n for n in latest if n > 1], 2):
         order.setdefault(a * b, 0)
+    for before, _ in given:
+        order.setdefault(before, len(seen) + 1)
     found: list[_Found] = []
     for attribute, value in _attributes(module).items():
         values = [value] if _is_int(value) else list(value)
@@ -230,7 +240,7 @@ def _candidates(
             age = max(order.get(v, len(order)) for v in values)
             found.append(((type(module), attribute) not in helped, age, attribute, value))
     found.sort(key=lambda f: f[:3])
-    factors = _factors(error, context)
+    factors = list(dict.fromkeys([*_factors(error, context), *(after / before for before, after in given)]))
     last = [f for f in found if f[1] == 0]
     numbers = dict.fromkeys(v for _, _, _, v in last if _is_int(v))
     trials = itertools.chain(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +22,19 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, dict):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
+@contextlib.contextmanager
+def one_draw() -> Iterator[None]:
+    """Whatever is drawn here, the random state moves on by one number, on the CPU: what is drawn afterwards, and which
+    way code goes by it, does not depend on the width of what was masked before."""
+    seed = int(torch.randint(2**62, ()))
+    after = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(after)
 
 
 #: Operations whose result is not worth computing: the weights of a skeleton are zero anyway, and only structure is

@@ -3,10 +3,12 @@
 import contextlib
 import math
 import mmap
+import random
 import sys
 from collections.abc import Callable, ItemsView, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -99,10 +101,16 @@ def movable(t: Tensor) -> bool:
 
 @contextlib.contextmanager
 def own_random_state(model: nn.Module) -> Iterator[None]:
-    """Puts the random state back, on the CPU and on the devices of `model`."""
+    """Puts the random state back, on the CPU and on the devices of `model`, and Python's and NumPy's: code may draw
+    from these (what to mask in training, which layers to leave out), and teacher and student then draw the same."""
     devices = {t.device for _, t in named_tensors(model) if t.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)):
-        yield
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 -- the global one
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 _WRAPPERS = nn.parallel.DistributedDataParallel, nn.DataParallel

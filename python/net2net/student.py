@@ -87,6 +87,17 @@ class Student(Context):
         with _disable_current_modes():
             return [compact(known).numpy() for _, known in state[2]]
 
+    def grown_sizes(self, state: Saved) -> list[tuple[int, int]]:
+        """The sizes of what was given that have grown: as the teacher's were, and as they are."""
+        found = []
+        for values in self.codes_in(state):
+            more = self._widened(values) & (replicas_of(values) > 0)
+            for dim, size in enumerate(values.shape):
+                extra = int(np.moveaxis(more, dim, 0).reshape(size, -1).all(1).sum()) if values.size else 0
+                if extra:
+                    found.append((size - extra, size))
+        return list(dict.fromkeys(found))
+
     def restore(self, state: Saved) -> None:
         laid, outputs, values = state
         self.laid = dict(laid)

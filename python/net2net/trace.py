@@ -19,7 +19,7 @@ from net2net.derived import Derived, Watch, passes_values, reads, sizes_by_value
 from net2net.hashes import seed
 from net2net.outputs import kept, leaves
 from net2net.rules.table import flat, is_view, name_of, refuse, rule_for, view
-from net2net.running import Inputs, call, computed, of_no_value, written
+from net2net.running import Inputs, call, computed, of_no_value, one_draw, written
 from net2net.shadows import compact
 from net2net.skeleton import own_random_state
 
@@ -38,6 +38,8 @@ _MOST_SIZES = 1000
 
 #: Where torch's code is, and ours.
 _NOT_THEIRS = tuple(str(Path(package).parent) + os.sep for package in (torch.__file__, __file__))
+
+_NOTHING = contextlib.nullcontext()
 
 _RESHAPING = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, torch.ops.aten.reshape.default}
 
@@ -115,11 +117,12 @@ class Walk(TorchDispatchMode):
         if derived and context.whole:
             args = whole_selection(func, args, self.derived, self._stand_in)
         try:
-            if not derived:  # made of inputs alone
-                out = func(*args, **kwargs)
-            else:
-                run = of_no_value if rule is not view and self._without_value(tensors) else computed
-                out = run(func, args, kwargs)
+            with one_draw() if torch.Tag.nondeterministic_seeded in func.tags else _NOTHING:
+                if not derived:  # made of inputs alone
+                    out = func(*args, **kwargs)
+                else:
+                    run = of_no_value if rule is not view and self._without_value(tensors) else computed
+                    out = run(func, args, kwargs)
             context.operation = str(func)
             if rule is not view and not is_view(func):
                 context.carriers.saw(name_of(func), tensors, [t for t in flat(out) if isinstance(t, Tensor)])

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from net2net.context import Context
+from net2net.hashes import seed
 from net2net.rules.table import (
     POINTWISE,
     aligned_codes,
@@ -167,13 +168,29 @@ def constant(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> N
     context.set(out, context.make((name, value), []))
 
 
-@register("bernoulli", "rand_like", "randn_like", "rand", "randn", "normal", "uniform", "exponential")
-def random(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """Random numbers, such as dropout's mask. They differ from replica to replica, which is welcome (the paper, section
-    2.3), so that any units may be combined with them."""
-    if kwargs.get("generator") is not None:  # always the same numbers are part of the function
+@register("bernoulli")
+def chance(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Dropout's mask. It differs from replica to replica, which is welcome (the paper, section 2.3), so that any units
+    may be combined with it."""
+    in_place = func._schema.is_mutable
+    probabilities = [array(context, t) for t in tensors(args[1:] if in_place else args)]
+    # Always the same numbers are part of the function, and so are units that are on or off by chance.
+    if kwargs.get("generator") is not None or any(map(context.has_units, probabilities)):
         return unknown(context, func, args, kwargs, out)
-    context.set(out, context.make((name_of(func), numbers([a for a in args[1:] if isinstance(a, float)])), []))
+    context.set(out, context.make((name_of(func), numbers(args[1:])), []))
+    return None
+
+
+@register("rand_like", "randn_like", "rand", "randn", "normal", "uniform", "exponential", "cauchy", "log_normal")
+def noise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Random numbers of a given distribution: as many as there are. What is made of one for each unit (a sample of a
+    latent variable) would have another distribution with one for each replica, since a sum over these averages it."""
+    moments = [array(context, t) for t in tensors(args)] if "Tensor" in func._overloadname else []
+    if kwargs.get("generator") is not None or any(map(context.has_units, moments)):
+        return unknown(context, func, args, kwargs, out)
+    made = context.units.intern(np.atleast_1d(seed((name_of(func), numbers((args[1:], kwargs))))))
+    context.units.adopt(made, FIXED)
+    context.set(out, made.reshape(()))
     return None
 
 
