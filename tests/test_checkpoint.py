@@ -3,18 +3,30 @@
 import copy
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import net2net
 import pytest
 import torch
-from net2net.files import new_folder, remove_folder
+from net2net.files import new_folder, remove_folder, write_atomically
 from net2net.rmsprop import RMSpropTF
 from net2net.training import State, checkpoint, moving_average
+from net2net.training.logs import Logs
 from net2net.training.schedules import Schedule, attach
 from torch import nn
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file can be larger than so many bytes, as on a full disk."""
+    resource = pytest.importorskip("resource", reason="there are no such limits")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class Tied(nn.Module):
@@ -240,3 +252,15 @@ def test_new_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "file").read_text() == "whole"
     remove_folder(tmp_path / "new")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("small_files")
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"model\.safetensors of .*step-00000000.* cannot be written .*can be resumed"):
+        checkpoint.save(make(width=20), tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match=r"File too large: '.*a\.json'"):
+        write_atomically(tmp_path / "a.json", " " * 2000)
+    with Logs(tmp_path) as logs, pytest.raises(OSError, match=r"File too large: '.*metrics\.jsonl'"):
+        logs.row({"step": 1, "grown": "x" * 2000})
+    assert not [path for path in tmp_path.iterdir() if path.name == "a.json"]

@@ -179,6 +179,12 @@ def test_train_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["train", "--runs", str(tmp_path), "--resume"]) == 0  # what is not given is as it was
     assert main(["train", "--runs", str(tmp_path), "--resume", "--steps", "9"]) == 1
     assert "--steps (=9) is 3 in the run" in capsys.readouterr().err
+    document = {**config, "optimizer": {**config["optimizer"], "lr": 0.5}}
+    (tmp_path / "other.json").write_text(json.dumps(document))
+    other = ["train", "--runs", str(tmp_path), "--resume", "--config", str(tmp_path / "other.json")]
+    assert main(other) == 1
+    assert "--lr (=0.5) is 0.045 in the run" in capsys.readouterr().err
+    assert main([*other, "--lr", "0.045"]) == 0
     copied = ["train", "--config", str(tmp_path / "train" / "config.json"), "--name", "other"]
     assert main(copied) == 0
     for place in ("train", "other"):
@@ -190,6 +196,9 @@ def test_train_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ("argv", "message"),
     [
         (["--lr", "0"], "lr (=0.0) must be above 0"),
+        (["--name", ""], "name (='') must be the name of a folder"),
+        (["--name", "../esc"], "name (='../esc') must be the name of a folder"),
+        (["--threads", "1000000"], "threads (=1000000) must be at most"),
         (["--steps", "-1"], "steps (=-1) must be at least 0"),
         (["--data", "nowhere"], "path (='nowhere') does not exist"),
         (["--config", "nowhere.json"], "nowhere.json"),

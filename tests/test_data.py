@@ -1,5 +1,6 @@
 """Data: the handwritten digits, and the same digits written into the folder layouts that torchvision reads."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,28 @@ def test_image_size_is_checked(tmp_path: Path) -> None:
 def test_fashion_mnist_files_missing(tmp_path: Path) -> None:
     (tmp_path / "FashionMNIST" / "raw").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="FashionMNIST/raw lacks train-images-idx3-ubyte"):
+        folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("train-images-idx3-ubyte", lambda old: old[:-3000], "train files of FashionMNIST/raw are damaged: "),
+        ("t10k-images-idx3-ubyte", lambda old: old[:6], "t10k files of FashionMNIST/raw are damaged: "),
+        (
+            "train-labels-idx1-ubyte",
+            lambda old: old[:4] + bytes([0, 0, 0, 32]) + old[8:40],
+            "train files of FashionMNIST/raw have 40 images and 32 labels",
+        ),
+        ("t10k-labels-idx1-ubyte", lambda old: old[:-1] + b"\x0b", "labels from 0 to 11, but there are 10 classes"),
+    ],
+)
+def test_damaged_fashion_mnist(
+    tmp_path: Path, raw: Raw, file: str, change: Callable[[bytes], bytes], message: str
+) -> None:
+    place = write_fashion_mnist(tmp_path, raw) / "FashionMNIST" / "raw" / file
+    place.write_bytes(change(place.read_bytes()))
+    with pytest.raises(ValueError, match=message):
         folder(tmp_path)
 
 

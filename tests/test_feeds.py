@@ -205,7 +205,7 @@ def test_broken_image_is_named_also_by_a_worker(tmp_path: Path) -> None:
     broken = sorted((root / "train" / "digit5").iterdir())[0]
     broken.write_bytes(b"not a picture")
     feed = loader(open_images(root), batch_size=40, workers=1)
-    with pytest.raises(ValueError, match=f"cannot read the image .*{broken.name}"):
+    with pytest.raises(ValueError, match=rf"^cannot read the image [^\n]*{broken.name}[^\n]*$"):  # and no traceback
         next(feed.batches(0, 0))
 
 
@@ -221,7 +221,7 @@ def test_cifar10_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     datasets = pytest.importorskip("torchvision.datasets")
     place = tmp_path / "cifar-10-batches-py"
     place.mkdir()
-    with pytest.raises(ValueError, match="is incomplete or damaged"):
+    with pytest.raises(ValueError, match="is incomplete or damaged: a file is missing, or its checksum is not"):
         open_images(tmp_path)
     pixels, labels = raw_digits(20)
     rows = pixels[:, None].repeat(1, 3, 4, 4).flatten(1).numpy()

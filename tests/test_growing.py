@@ -12,8 +12,20 @@ import net2net
 import pytest
 import torch
 from net2net.data import Dataset, MemoryFeed, digits
+from net2net.files import remove_folder
 from net2net.growth_text import parse
-from net2net.training import LoopConfig, Schedule, State, TrainConfig, attach, growing, moving_average, runs, train
+from net2net.training import (
+    LoopConfig,
+    Schedule,
+    State,
+    TrainConfig,
+    attach,
+    growing,
+    logs,
+    moving_average,
+    runs,
+    train,
+)
 from net2net.training.config import GrowthConfig
 from net2net.training.growing import Growing, grow_state, plans
 from net2net.training.growth_record import Record
@@ -45,6 +57,10 @@ def data() -> Dataset:
 def grown_config(images: Path, tmp_path: Path, name: str, **changes: Any) -> TrainConfig:
     every = {"log_every": 2, "eval_every": 4, "save_every": 5, "grow": ENTRIES, "growth_batches": 2, "workers": 0}
     return config_of(images, tmp_path, name, steps=24, **{**every, **changes})
+
+
+def short(config: TrainConfig, steps: int) -> TrainConfig:
+    return dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=steps))
 
 
 def die() -> None:
@@ -155,6 +171,58 @@ def test_a_run_starts_from_a_grown_checkpoint(processes: ForkServerContext, imag
     assert not (tmp_path / "runs" / "none").exists()
 
 
+def test_a_start_with_the_same_options_goes_on(images: Path, tmp_path: Path) -> None:
+    """With the bits of one run, where growth has left the rate as it was."""
+    shared: dict[str, Any] = {
+        "in_memory": True,
+        "growth_lr": "keep",
+        "grow": "",
+        "save_every": 4,
+        "optimizer": "adamw",
+        "warmup": 6,
+    }
+    whole = grown_config(images, tmp_path, "whole", **shared | {"grow": "step 3: widen 1.5"})
+    state = runs.run(short(whole, 12))
+    start = str(tmp_path / "whole" / "checkpoints" / "step-00000008")
+    later = runs.run(short(grown_config(images, tmp_path, "later", **shared, start=start), 12))
+    assert all(map(torch.equal, state.model.state_dict().values(), later.model.state_dict().values()))
+    assert state.optimizer.param_groups[0]["lr"] == later.optimizer.param_groups[0]["lr"]
+    assert state.scheduler is not None
+    assert later.scheduler is not None
+    assert state.scheduler.state_dict() == later.scheduler.state_dict()
+
+
+def test_a_start_has_options_of_its_own(images: Path, tmp_path: Path) -> None:
+    """Learning rate, schedule, options of the optimizer, size of mini-batches: all but what was learned."""
+    shared: dict[str, Any] = {"in_memory": True, "save_every": 4, "schedule": "cosine"}
+    first = short(grown_config(images, tmp_path, "first", **shared, grow="step 3: widen 1.5"), 8)
+    before = runs.run(first)
+    assert before.optimizer.param_groups[0]["lr"] == 0
+    own: dict[str, Any] = {"lr": 0.5, "momentum": 0.3, "decay": 0.7, "eps": 0.2, "weight_decay": 0.01, "batch_size": 20}
+    own |= {"schedule": "exponential", "decay_epochs": 1, "decay_rate": 0.5, "grow": "epoch 5: widen 1.5"}
+    own |= {"start": str(tmp_path / "first" / "checkpoints" / "step-00000008"), "save_every": 1, "keep": 0}
+    state = runs.run(short(grown_config(images, tmp_path, "untrained", **{**own, "grow": ""}), 8))
+    assert [(g["momentum"], g["alpha"], g["eps"]) for g in state.optimizer.param_groups] == [(0.3, 0.7, 0.2)] * 2
+    assert [g["weight_decay"] for g in state.optimizer.param_groups] == [0.01, 0]
+    for p, q in zip(state.model.parameters(), before.model.parameters(), strict=True):
+        for moment in ("square_avg", "momentum_buffer"):
+            assert torch.equal(state.optimizer.state[p][moment], before.optimizer.state[q][moment])
+
+    config = short(grown_config(images, tmp_path, "own", **own, log_every=1), 12)
+    state = runs.run(config)
+    assert (state.epoch, state.batch) == (6, 0)  # two mini-batches in an epoch, where the other run had five
+    rows = logs.read(tmp_path / "own")
+    rates = [row["lr"] for row in rows if "loss" in row]
+    assert rates == pytest.approx(
+        [0.5 * 0.5**4, 0.5 * 0.5**4, 0.05, 0.05]
+    )  # half in an epoch, then a tenth of the first
+    assert [row["step"] for row in rows if "grown" in row] == [10]
+    for step in (10, 11, 12):
+        remove_folder(tmp_path / "own" / "checkpoints" / f"step-{step:08d}")
+    resumed = runs.run(config, resume=True)
+    assert all(map(torch.equal, state.model.state_dict().values(), resumed.model.state_dict().values()))
+
+
 def test_a_checkpoint_is_replayed_by_hand(images: Path, tmp_path: Path) -> None:
     config = grown_config(images, tmp_path, "run", in_memory=True)
     state = runs.run(config)
@@ -253,6 +321,18 @@ def test_a_tenth_and_the_schedule_goes_on(data: Dataset) -> None:
         assert usual[step] == pytest.approx(0.02 * share), step
 
 
+@pytest.mark.parametrize(("rule", "after"), [("tenth", 0.1), ("keep", 1.0), ("dynamics", 1.0), ("0.5", 0.5)])
+def test_a_warm_up_leads_up_to_the_rate_after_a_growth(data: Dataset, rule: str, after: float) -> None:
+    state = state_of()
+    state.scheduler = attach(state.optimizer, Schedule(warmup=8))
+    rows, [record] = train_with(data, state, "step 3: widen 1.5", config={"growth_lr": rule})
+    rates = [row["lr"] for row in rows if "loss" in row]
+    full = [0.02 if step < 3 else 0.02 * after for step in range(12)]
+    assert rates == pytest.approx([lr * min((step + 1) / 8, 1) for step, lr in enumerate(full)])
+    assert record.lr[1] == pytest.approx(rates[3])
+    assert f"(warming up to {0.02 * after:.4g})" in str(record)
+
+
 def test_every_growth_is_verified_and_logged(data: Dataset, tmp_path: Path) -> None:
     state = state_of("rmsprop")
     rows, records = train_with(data, state, "step 4: widen 1.5; epoch 0: deepen 1 after=2; step 4: deepen 1 after=6")
@@ -335,6 +415,15 @@ def test_compiled_models_are_compiled_anew(data: Dataset) -> None:
         assert isinstance(state.model, nn.Sequential)
     losses = {c: [row["loss"] for row in r if "loss" in row] for c, r in rows.items()}
     assert losses[True] == pytest.approx(losses[False], rel=1e-6)
+
+
+def test_too_large_a_growth_is_refused(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 1 PiB")
+
+    monkeypatch.setattr(growing, "grow", no_memory)
+    with pytest.raises(ValueError, match=r"grow \(='step 0: widen 1e6'\) cannot be done: Unable to allocate 1 PiB"):
+        growing.rehearse(state_of(), GrowthConfig(grow="step 0: widen 1e6"), 5, 5, (1, 16, 16))
 
 
 # -- refused before the run begins -----------------------------------------------------------------------------------

@@ -90,3 +90,22 @@ def test_predicting_adds_its_gradient() -> None:
         assert p.grad is not None
         assert torch.allclose(found[name], p.grad, rtol=1e-9, atol=1e-12)
     assert torch.equal(model.eval()(x), student(x))
+
+
+def test_predicting_in_parts() -> None:
+    """Parts of a mini-batch have its gradient, also where they are not alike."""
+    torch.manual_seed(1)
+    teacher, student = (inception_bn(3, base=0.02, in_channels=1, stem="small").double() for _ in range(2))
+    x, y = torch.randn(5, 1, 16, 16, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
+    model = Predicting(teacher, student, x, batch_size=5).train()
+    for module in student.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()  # statistics of a part are other ones
+    gradients = []
+    for parts in (1, 2):
+        model.zero_grad()
+        for part, labels in zip(x.chunk(parts), y.chunk(parts), strict=True):
+            (F.cross_entropy(model(part), labels) * (len(labels) / 5)).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for whole, summed in zip(*gradients, strict=True):
+        assert torch.allclose(whole, summed, rtol=1e-9, atol=1e-12)

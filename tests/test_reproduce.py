@@ -79,6 +79,13 @@ def test_bad_rates(rates: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("base", "message"), [("inf", "must be finite"), ("1e-9", "must be at least 0.01")])
+def test_bad_base(base: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "figure4", "--base", base, "--out", str(tmp_path)]) == 1
+    assert f"base (={float(base)}) {message}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 # -- runs ------------------------------------------------------------------------------------------------------------
 
 

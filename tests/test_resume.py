@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import threading
 from multiprocessing.context import ForkServerContext
@@ -56,6 +57,17 @@ def work(config: TrainConfig, seconds: float | None) -> None:
         armed = True
 
     runs.run(config, resume=True, on_step=on_step)
+
+
+def stay(config: TrainConfig, begun: Any, end: Any) -> None:
+    """Train, but stay in the first step until the end."""
+    multiprocessing.set_start_method("fork", force=True)
+
+    def on_step(step: int) -> None:
+        begun.set()
+        end.wait()
+
+    runs.run(config, on_step=on_step)
 
 
 def train_in(processes: ForkServerContext, config: TrainConfig, seconds: float | None = None) -> int | None:
@@ -128,6 +140,37 @@ def test_runs_are_not_mixed_up(images: Path, tmp_path: Path) -> None:
     runs.run(options.override(config, {"keep": 1, "workers": 1}), resume=True)
     assert runs.saved_config(tmp_path / "run") == options.override(config, {"keep": 1, "workers": 1})
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["versions"]["torch"]
+
+
+def test_a_run_is_one_process_at_a_time(processes: ForkServerContext, images: Path, tmp_path: Path) -> None:
+    """Until it is killed, though its readers of images may outlive it."""
+    config = config_of(images, tmp_path, "run", steps=3, log_every=1, workers=1)
+    begun, end = processes.Event(), processes.Event()
+    first = processes.Process(target=stay, args=(config, begun, end))
+    first.start()
+    assert begun.wait(60)
+    log = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(BlockingIOError, match="run is being written by another process"):
+        runs.run(config, resume=True)
+    with pytest.raises(FileExistsError, match="exists already"):
+        runs.run(config)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == log
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGKILL)
+    first.join(60)
+    assert runs.run(config, resume=True).step == 3
+
+
+def test_other_images_are_refused(images: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(images, tmp_path / "images"))
+    config = config_of(copied, tmp_path, "run", steps=1, workers=0)
+    runs.run(config)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    for split, message in (("val", "19 validation images now, and had 20"), ("train", "39 training images now, and")):
+        next((copied / split).glob("*/*.png")).unlink()
+        with pytest.raises(ValueError, match=rf"--data \(='.*images'\) has {message}"):
+            runs.run(config, resume=True)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
 
 
 @pytest.mark.parametrize(

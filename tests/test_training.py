@@ -303,6 +303,28 @@ def test_diverging_is_an_error(data: Dataset) -> None:
             train(state, MemoryFeed(data, 32), config)
 
 
+@pytest.mark.parametrize(
+    ("bad", "message"), [("loss", "after 4 steps the training loss is nan"), ("weights", "after 6 steps the weights")]
+)
+def test_what_diverged_is_not_saved(data: Dataset, bad: str, message: str) -> None:
+    """Though nothing is logged or evaluated until long after; in the step before the checkpoint, too."""
+    state = state_of(nn.Sequential(nn.Flatten(), nn.Linear(256, 10)))
+    saved: list[int] = []
+
+    def between(state: State) -> None:
+        with torch.no_grad():
+            if bad == "loss" and state.step in (3, 4):  # and then the weights are as good as new
+                for p in state.model.parameters():
+                    p.fill_(math.nan if state.step == 3 else 0)
+        if bad == "weights" and state.step == 5:
+            state.optimizer.param_groups[0]["lr"] = math.inf
+
+    config = LoopConfig(steps=100, log_every=100, eval_every=100, save_every=2)
+    with pytest.raises(FloatingPointError, match=message):
+        train(state, MemoryFeed(data, 32), config, between=between, save=lambda state: saved.append(state.step))
+    assert saved == [0, 2, 4] if bad == "weights" else [0, 2]
+
+
 @pytest.mark.slow
 def test_compiled_model_trains_alike(data: Dataset) -> None:
     plain, _ = run(data, steps=5)

@@ -23,7 +23,7 @@ def write_atomically(path: Path, data: str | bytes) -> None:
     """Write beside `path`, make it durable, then rename: `path` is the old file or the new one, never a part."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming(path), os.fdopen(handle, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
@@ -32,6 +32,17 @@ def write_atomically(path: Path, data: str | bytes) -> None:
         _sync(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError in here, such as that of a full disk, names `path` where it would name no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
         raise
 
 
@@ -73,11 +84,11 @@ def workshop(path: Path) -> Iterator[Path]:
     check_new(path)
     # `mkdtemp` puts eight characters in the middle; `*` would find the folders of longer names too.
     for left in path.parent.glob(f".{glob.escape(_short(path.name))}.{8 * '?'}{UNFINISHED}"):
-        with _alone(left, path):
+        with alone(left, f"another process is at work on {path}"):
             shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{_short(path.name)}.", suffix=UNFINISHED))
     try:
-        with _alone(folder, path):
+        with alone(folder, f"another process is at work on {path}"):
             yield folder
             made = folder / path.name
             for part in (*sorted(made.rglob("*")), made):
@@ -113,19 +124,40 @@ def check_new(path: Path) -> None:
         raise FileNotFoundError(f"there is no folder {str(path.parent)!r} for {path.name}")
 
 
+#: Of the locks that this process holds.
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    """A process that was forked, such as a reader of images, would hold the lock for longer than its parent lives."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
 @contextmanager
-def _alone(folder: Path, path: Path) -> Iterator[None]:
-    """Holds the lock of `folder`, which the system takes back from a process that is killed."""
+def alone(folder: Path, refusal: str) -> Iterator[None]:
+    """Holds the lock of `folder`, which the system takes back from a process that is killed.
+
+    Raises:
+        BlockingIOError: another process has it, or this one already; with the text `refusal`.
+    """
     handle = os.open(folder, os.O_RDONLY)
+    _held.add(handle)
     try:
         if fcntl is not None:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise BlockingIOError(f"another process is at work on {path}") from error
+                raise BlockingIOError(refusal) from error
         yield
     finally:
-        os.close(handle)
+        if handle in _held:  # not in a process that was forked meanwhile
+            _held.remove(handle)
+            os.close(handle)
 
 
 def remove_folder(path: Path) -> None:

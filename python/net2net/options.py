@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ def option(
     help: str,
     *,
     least: float | None = None,
+    most: float | None = None,
     above: float | None = None,
     below: float | None = None,
     choices: Sequence[str] | None = None,
@@ -30,7 +32,7 @@ def option(
 ) -> Any:
     """A field with this default. `changeable`: a run that goes on may have another value, it makes no difference.
     `joined`: the command line may give a text several times, joined by this it is the value."""
-    metadata = {"help": help, "least": least, "above": above, "below": below, "choices": choices}
+    metadata = {"help": help, "least": least, "most": most, "above": above, "below": below, "choices": choices}
     return dataclasses.field(default=default, metadata={**metadata, "changeable": changeable, "joined": joined})
 
 
@@ -160,12 +162,15 @@ def checked(name: str, value: Any, field: Field[Any], kind: type, optional: bool
         raise ValueError(f"{name} (={value!r}) must be one of {', '.join(about['choices'])}")
     for limit, words, fits in (
         (about["least"], "at least", lambda a, b: a >= b),
+        (about["most"], "at most", lambda a, b: a <= b),
         (about["above"], "above", lambda a, b: a > b),
         (about["below"], "below", lambda a, b: a < b),
     ):
         # "not fits": a NaN fits nothing
         if limit is not None and not fits(value, limit):
             raise ValueError(f"{name} (={value}) must be {words} {limit}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} (={value}) must be finite")
     return value
 
 

@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
         print(f"net2net {args.command.name}: error: {error}", file=sys.stderr)
         return 1
+    except MemoryError as error:
+        print(f"net2net {args.command.name}: error: not enough memory. {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"net2net {args.command.name}: interrupted", file=sys.stderr)
         return 130

@@ -22,7 +22,7 @@ def _run(args: argparse.Namespace) -> int:
     config = runs.read_config(args.config) if args.config else TrainConfig()
     given = options.given(TrainConfig, args)
     config = options.override(config, given)
-    if args.resume:  # what is not given is as it was
+    if args.resume and args.config is None:  # what is not given is as it was; a file gives everything
         config = options.override(runs.saved_config(runs.folder_of(config)) or config, given)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun has started
     with console.progress_bar(config.loop.steps, shown=first) as on_step:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from net2net.data.augment import flip, shift
@@ -31,6 +31,10 @@ class Feed(Protocol):
     @property
     def batches_per_epoch(self) -> int:
         """Mini-batches in an epoch."""
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Images in the training and in the validation set."""
 
     def batches(self, epoch: int, batch: int) -> Iterator[Batch]:
         """This process's share of every mini-batch, for ever, from mini-batch `batch` of `epoch` on."""
@@ -80,6 +84,10 @@ class MemoryFeed:
     @property
     def batches_per_epoch(self) -> int:
         return self.order.batches_per_epoch
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        return len(self.dataset.train_y), len(self.dataset.val_y)
 
     def batches(self, epoch: int, batch: int) -> Iterator[Batch]:
         x, y, device = self.dataset.train_x, self.dataset.train_y, self.dataset.train_x.device
@@ -143,18 +151,21 @@ class LoaderFeed:
         self.train_transform = train_transform
         self.eval_transform = eval_transform
         self.eval_images = eval_images
-        self.options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory}
+        self.options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory, "collate_fn": _together}
 
     @property
     def batches_per_epoch(self) -> int:
         return self.order.batches_per_epoch
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        return len(self.images.train), len(self.images.val)
+
     def batches(self, epoch: int, batch: int) -> Iterator[Batch]:
         images = _Transformed(self.images.train, self.train_transform, self.order.seed)
         places = _Places(self.order, epoch, batch)
         # Its own generator: a loader draws a seed for its workers, and from the global one that would change the run.
-        loader = DataLoader(images, batch_sampler=places, generator=torch.Generator(), **self.options)
-        return iter(loader)
+        return _unbroken(DataLoader(images, batch_sampler=places, generator=torch.Generator(), **self.options))
 
     def sample(self, split: Split) -> Iterable[Batch]:
         part = self.images.train if split == "train" else self.images.val
@@ -164,7 +175,7 @@ class LoaderFeed:
         places = [(0, index) for index in chosen[self.order.rank :: self.order.ranks].tolist()]
         batches = [places[first : first + EVAL_BATCH] for first in range(0, len(places), EVAL_BATCH)]
         images = _Transformed(part, self.eval_transform, self.order.seed)
-        return DataLoader(images, batch_sampler=batches, generator=torch.Generator(), **self.options)
+        return _unbroken(DataLoader(images, batch_sampler=batches, generator=torch.Generator(), **self.options))
 
 
 class _Places:
@@ -178,13 +189,33 @@ class _Places:
             yield [(epoch, index) for index in chosen.tolist()]
 
 
-class _Transformed(TorchDataset[tuple[Tensor, int]]):
-    """Images by (epoch, index), transformed with the generator that belongs to the place."""
+def _together(images: list[tuple[Tensor, int] | ValueError]) -> Batch | ValueError:
+    """A mini-batch; or what is wrong with an image of it: what a worker raises has its whole traceback as text."""
+    for image in images:
+        if isinstance(image, ValueError):
+            return image
+    batch: Batch = tuple(default_collate(images))
+    return batch
+
+
+def _unbroken(loader: Iterable[Batch | ValueError]) -> Iterator[Batch]:
+    """Raises what `_together` has found."""
+    for batch in loader:
+        if isinstance(batch, ValueError):
+            raise batch
+        yield batch
+
+
+class _Transformed(TorchDataset[tuple[Tensor, int] | ValueError]):
+    """Images by (epoch, index), transformed with the generator that belongs to the place; or why one cannot be read."""
 
     def __init__(self, images: Any, transform: Callable[[Any], Tensor], seed: int) -> None:
         self.images, self.transform, self.seed = images, transform, seed
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
-        image, label = read(self.images, place[1])
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int] | ValueError:
+        try:
+            image, label = read(self.images, place[1])
+        except ValueError as error:
+            return error
         with seeded(self.seed, "image", *place):
             return self.transform(image), label

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from net2net.extras import require
 
 if TYPE_CHECKING:
@@ -111,7 +113,31 @@ def _fashion_mnist(root: Path) -> ImageSet:
     if missing:
         raise FileNotFoundError(f"path (={str(root)!r}): FashionMNIST/raw lacks {', '.join(missing)}")
     kind = require("torchvision.datasets").FashionMNIST
-    return _image_set("FashionMNIST", lambda train: kind(root, train=train, download=False), True, False, 10)
+
+    def load(train: bool) -> Any:
+        split = "train" if train else "t10k"
+        try:
+            images = kind(root, train=train, download=False)
+        except (ValueError, RuntimeError, AssertionError) as error:  # of fewer numbers than the header says
+            raise ValueError(
+                f"path (={str(root)!r}): the {split} files of FashionMNIST/raw are damaged: {error}"
+            ) from error
+        _check_labels(root, f"the {split} files of FashionMNIST/raw", images, 10)
+        return images
+
+    return _image_set("FashionMNIST", load, True, False, 10)
+
+
+def _check_labels(root: Path, what: str, images: Any, num_classes: int) -> None:
+    """ValueError unless every image has a label, and every label is that of a class."""
+    labels = torch.as_tensor(images.targets)
+    if len(images.data) != len(labels):
+        raise ValueError(f"path (={str(root)!r}): {what} have {len(images.data)} images and {len(labels)} labels")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(
+            f"path (={str(root)!r}): {what} have labels from {int(labels.min())} to {int(labels.max())}, but there are "
+            f"{num_classes} classes, from 0 on"
+        )
 
 
 def _cifar10(root: Path) -> ImageSet:
@@ -120,8 +146,11 @@ def _cifar10(root: Path) -> ImageSet:
     def load(train: bool) -> Any:
         try:
             return kind(root, train=train, download=False)
-        except RuntimeError as error:  # torchvision compares checksums
-            raise ValueError(f"path (={str(root)!r}): {CIFAR10_FOLDER} is incomplete or damaged. {error}") from error
+        except RuntimeError as error:  # torchvision's message is about downloads
+            raise ValueError(
+                f"path (={str(root)!r}): {CIFAR10_FOLDER} is incomplete or damaged: a file is missing, or its checksum "
+                "is not that of the published one"
+            ) from error
 
     return _image_set("CIFAR10", load, True, False, 10)
 

@@ -30,7 +30,7 @@ class GridConfig(Section):
         "symmetry: every combination of noise, optimizer state and rate rule, not one thing changed at a time",
         changeable=True,
     )
-    base: float = option(0.125, "factor on all channels of the networks", above=0)
+    base: float = option(0.125, "factor on all channels of the networks", least=0.01)
     growth_batches: int = option(
         8, "mini-batches on which statistics are taken where layers are added, and growth is compared", least=1
     )

@@ -72,7 +72,13 @@ def predicting(size: Size) -> Variant:
 
     def start(setting: Setting) -> Start:
         student = setting.networks.make(size, setting.seed, setting.device)
-        model = Predicting(setting.taught().model, student, setting.batches()[0][:2], setting.seed)
+        model = Predicting(
+            setting.taught().model,
+            student,
+            setting.batches()[0][:2],
+            setting.seed,
+            setting.config.data.batch_size,
+        )
         optimizer = make_optimizer(setting.config.optimizer, model)
         notes = {"parameters": count(student)}  # those of the heads are thrown away
         return Start(setting.state(model, optimizer, setting.config.loop.steps, notes))

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from net2net.dynamics import keep_dynamics
 from net2net.extras import require
-from net2net.files import new_folder, remove_folder, remove_unfinished, write_atomically
+from net2net.files import naming, new_folder, remove_folder, remove_unfinished, write_atomically
 from net2net.training import distributed
 from net2net.training.state import History, State
 
@@ -73,8 +73,14 @@ def clean(folder: Path) -> None:
     remove_unfinished(folder, PREFIX, "latest")
 
 
-def restore(state: State, path: Path) -> None:
+def restore(state: State, path: Path, *, settings: bool = True) -> None:
     """Bring `state`, with a model, optimizer, scheduler and average like those that were saved, to what `path` has.
+
+    Args:
+        state: as far as it has been trained, it is overwritten.
+        path: a checkpoint's folder.
+        settings: also the learning rates, the schedule and the optimizer's other options; False leaves those that
+            `state` has, and restores what training has made: weights, moments, steps, history.
 
     Raises:
         ValueError: it is no checkpoint, or of another version, or does not fit `state`.
@@ -90,8 +96,8 @@ def restore(state: State, path: Path) -> None:
     if state.ema is not None:
         _load_model(state.ema.module, path / "ema.safetensors", document["shared"])
         state.ema.n_averaged.fill_(document["ema"])
-    _load_optimizer(state.model, state.optimizer, path / "optimizer.safetensors", document["optimizer"])
-    if state.scheduler is not None:
+    _load_optimizer(state.model, state.optimizer, path / "optimizer.safetensors", document["optimizer"], settings)
+    if state.scheduler is not None and settings:
         state.scheduler.load_state_dict(document["scheduler"])
     for name in SIMPLE:
         setattr(state, name, document[name])
@@ -115,13 +121,12 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _write(state: State, place: Path) -> None:
-    save_file = require("safetensors.torch", "train").save_file
     tensors, shared = _without_twins(state.model)
-    save_file(tensors, place / "model.safetensors")
+    _save_tensors(tensors, place / "model.safetensors")
     if state.ema is not None:
-        save_file(_without_twins(state.ema.module)[0], place / "ema.safetensors")
+        _save_tensors(_without_twins(state.ema.module)[0], place / "ema.safetensors")
     tensors, optimizer = _optimizer_state(state.model, state.optimizer)
-    save_file(tensors, place / "optimizer.safetensors")
+    _save_tensors(tensors, place / "optimizer.safetensors")
     document = {
         "version": VERSION,
         **{name: getattr(state, name) for name in SIMPLE},
@@ -131,7 +136,19 @@ def _write(state: State, place: Path) -> None:
         "optimizer": optimizer,
         "shared": shared,
     }
-    (place / "state.json").write_text(json.dumps(document, indent=1, default=_numbers) + "\n")
+    with naming(place / "state.json"):
+        (place / "state.json").write_text(json.dumps(document, indent=1, default=_numbers) + "\n")
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """OSError if they cannot be written, as where the disk is full."""
+    try:
+        require("safetensors.torch", "train").save_file(tensors, path)
+    except require("safetensors", "train").SafetensorError as error:
+        raise OSError(
+            f"{path.name} of {path.parent.name} cannot be written into {path.parent.parent}: {error}; "
+            "the run can be resumed from the checkpoint before"
+        ) from error
 
 
 def _numbers(tensor: Tensor) -> dict[str, Any]:
@@ -195,7 +212,9 @@ def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, 
     return tensors, {"class": type(optimizer).__name__, "groups": groups, "others": others}
 
 
-def _load_optimizer(model: nn.Module, optimizer: Optimizer, path: Path, document: dict[str, Any]) -> None:
+def _load_optimizer(
+    model: nn.Module, optimizer: Optimizer, path: Path, document: dict[str, Any], settings: bool
+) -> None:
     if document["class"] != type(optimizer).__name__:
         raise ValueError(
             f"path (={str(path)!r}) has the state of {document['class']}, the run's optimizer is "
@@ -208,6 +227,8 @@ def _load_optimizer(model: nn.Module, optimizer: Optimizer, path: Path, document
         raise ValueError(f"path (={str(path)!r}) has state of other parameters than the run's optimizer")
     for group, there in zip(optimizer.param_groups, document["groups"], strict=True):
         for key, value in there.items():
+            if key in group and not settings:
+                continue  # what is not there yet, such as the factors of `dynamics`, is no setting
             # JSON has no tuples (Adam's betas)
             group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
         group["params"] = [parameters[name] for name in there["params"]]

@@ -30,7 +30,11 @@ class DataConfig(Section):
     )
     batch_size: int = option(32, "images per mini-batch, of all processes together", least=1)
     workers: int = option(2, "processes that read images; 0: none but this one", least=0, changeable=True)
-    in_memory: bool = option(False, "keep all images on the device, for small sets (digits always are)")
+    in_memory: bool = option(
+        False,
+        "keep all images on the device, for small sets (digits always are). They are normalised by the training set's "
+        "own mean and standard deviation, where images that are read have (x - 0.5) / 0.5: numbers differ from theirs",
+    )
     eval_images: int = option(0, "evaluate on so many images of either set at most; 0: all of val/", least=0)
 
 
@@ -72,8 +76,8 @@ class ScheduleConfig(Section):
         choices=schedules.KINDS,
     )
     warmup: int = option(0, "mini-batches over which the rate rises at first", least=0)
-    final_lr: float = option(0.0, "the cosine's last rate, as a share of the first", least=0)
-    decay_rate: float = option(0.94, "of the exponential schedule", above=0)
+    final_lr: float = option(0.0, "the cosine's last rate, as a share of the first", least=0, most=1)
+    decay_rate: float = option(0.94, "of the exponential schedule", above=0, most=1)
     decay_epochs: float = option(2.0, "of the exponential schedule", above=0)
 
 
@@ -93,8 +97,9 @@ class GrowthConfig(Section):
     )
     growth_lr: str = option(
         "tenth",
-        "learning rate after a growth; tenth: of the run's first one, from where the schedule goes on; dynamics: the "
-        "same, with steps as the smaller network would have taken them; keep: the same; or a factor",
+        "learning rate after a growth; tenth: of the run's first one, from where the schedule goes on (in a warm-up: "
+        "which that then leads up to); dynamics: the same, with steps as the smaller network would have taken them; "
+        "keep: the same; or a factor",
     )
     growth_state: str = option("exact", "what becomes of the optimizer's state", choices=STATES)
     growth_batches: int = option(
@@ -127,13 +132,21 @@ class RunConfig(Section):
     name: str = option("train", "of the run; its folder is RUNS/NAME")
     runs: str = option("runs", "folder of all runs", changeable=True)
     start: str = option(
-        "", "checkpoint to begin with, and to go on as it says: another run's, or what net2net grow has made of one"
+        "",
+        "checkpoint to begin with: another run's, or what net2net grow has made of one. Weights, the optimizer's "
+        "moments and the count of mini-batches are the checkpoint's; the learning rate (whatever growths have made of "
+        "the other run's), its schedule from that count on, and the optimizer's other options are this run's",
     )
     keep: int = option(3, "checkpoints that are kept; 0: all", least=0, changeable=True)
-    seed: int = option(0, "of everything random", least=0)
+    seed: int = option(0, "of everything random", least=0, below=2**63)
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one", changeable=True)
     threads: int | None = option(None, "CPU threads; automatic: torch's own", least=1)
     deterministic: bool = option(False, "on a GPU too: only algorithms that give the same bits every time")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name in ("", ".", "..") or any(c in self.name for c in "/\\\0"):
+            raise ValueError(f"name (={self.name!r}) must be the name of a folder in RUNS, not a path")
 
 
 @dataclass(frozen=True)

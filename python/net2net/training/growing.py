@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from net2net.checkpoints import log
 from net2net.checkpoints.run_format import NOTES
@@ -31,6 +32,7 @@ from net2net.training import checkpoint, distributed
 from net2net.training.config import GrowthConfig, lr_rule
 from net2net.training.growth_record import Record
 from net2net.training.loop import Row
+from net2net.training.schedules import Schedule, go_on
 from net2net.training.state import State
 from net2net.verify import compare_growth
 
@@ -119,7 +121,7 @@ def grow_state(
         batches: images `[N, C, H, W]`: the growth is planned on the first two of them, compared on all, and the
             statistics of new normalisations are taken on all. In every process the same.
         lr: `"tenth"`: from now on, the schedule goes on from a tenth of the rate that the first of all teachers began
-            with; else see `net2net.grow`.
+            with. A warm-up that is not over goes on, and leads up to that tenth. Else see `net2net.grow`.
         optimizer_state: see `net2net.grow`.
         seed: see `growth`.
         folder: where the plans are saved.
@@ -137,7 +139,8 @@ def grow_state(
     before = float(group["lr"])
     if lr == "tenth" and before == 0:
         raise ValueError(f"{growth}: growth_lr (='tenth') has no meaning where the learning rate is 0; give 'keep'")
-    rule = 0.1 * first / before if lr == "tenth" else lr
+    warming = _warming(state)
+    rule = 0.1 * first * warming / before if lr == "tenth" else lr
     grown = _grow(state, growth, batches, rule, optimizer_state, seed=key(seed, NOTES, number))
     largest = _largest_difference(state, grown, batches)
     _check_all_alike(grown)
@@ -154,6 +157,7 @@ def grow_state(
         model_bytes=grown.report.model_bytes,
         optimizer_bytes=grown.report.optimizer_bytes,
         lr=(before, float(state.optimizer.param_groups[0]["lr"])),
+        warming=warming,
         plans=saved,
     )
     notes["done"].append(dataclasses.asdict(record))
@@ -183,7 +187,7 @@ def rehearse(
             raise ValueError(f"grow (={growth.text!r}) was due before the run starts, after {state.step} mini-batches")
         try:
             grown = _grow(state, growth, [images], lr_rule(config.growth_lr), config.growth_state, verify=False)
-        except (ValueError, TypeError, RuntimeError) as error:
+        except (ValueError, TypeError, RuntimeError, MemoryError, OSError) as error:  # OSError: memory, too
             raise ValueError(f"grow (={growth.text!r}) cannot be done: {error}") from error
         state.model, state.optimizer, state.scheduler, state.ema = grown[:4]  # type: ignore[assignment]
 
@@ -204,9 +208,18 @@ def plans(path: Path) -> list[GrowthPlan]:
     return log.plans(log.growth_log(path), str(path))
 
 
-def begin_with(state: State, path: Path) -> dict[str, GrowthPlan]:
+def begin_with(state: State, path: Path, batches_per_epoch: int) -> dict[str, GrowthPlan]:
     """Bring the fresh state of a new run to that of another run's checkpoint, or of what `net2net grow` has made of
     one.
+
+    Weights, moments and steps done are the checkpoint's; learning rate, schedule and the optimizer's other options are
+    the new run's, whatever growths have made of the other run's rate. Its schedule is where it would be after as many
+    steps, and so are the epoch and the place in it.
+
+    Args:
+        state: as a run begins.
+        path: the checkpoint.
+        batches_per_epoch: of the new run.
 
     Returns:
         The plans that lead to its model, by the names that the run's own checkpoints know them by: to be kept in the
@@ -216,9 +229,13 @@ def begin_with(state: State, path: Path) -> dict[str, GrowthPlan]:
         ValueError: `path` is no checkpoint, or does not fit `state`.
     """
     replay(state, path)
-    checkpoint.restore(state, path)
+    checkpoint.restore(state, path, settings=False)
+    state.epoch, state.batch = divmod(state.step, batches_per_epoch)
     notes = state.notes.setdefault(NOTES, {"done": []})
-    notes.pop("schedule", None)  # this run has its own
+    for own in ("schedule", "first_lr"):  # this run has its own
+        notes.pop(own, None)
+    assert isinstance(state.scheduler, LambdaLR)
+    go_on(state.optimizer, state.scheduler, state.step)
     done = notes["done"]
     names = [name for record in done for name in record["plans"]]
     earlier = plans(path)
@@ -275,6 +292,12 @@ def _arguments(what: What, batches: Sequence[Tensor], seed: int) -> dict[str, An
     if "deepen" in arguments:
         arguments["deepen"] = {"seed": seed, "data": batches, **arguments["deepen"]}
     return arguments
+
+
+def _warming(state: State) -> float:
+    """The share that the warm-up leaves of the rate of the next step."""
+    schedule = getattr(state.scheduler, "lr_lambdas", [None])[0]
+    return schedule.warming(state.scheduler.last_epoch) if isinstance(schedule, Schedule) else 1.0  # type: ignore[union-attr]
 
 
 def _metric(state: State, entries: Sequence[Growth]) -> float | None:

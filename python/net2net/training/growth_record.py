@@ -24,6 +24,7 @@ class Record:
         optimizer_bytes: of the optimizer's state.
         lr: of the first group of parameters.
         plans: names of the files that have the plans; none where they were not to be saved.
+        warming: the share that the schedule's warm-up leaves of these rates; 1 when it is over.
     """
 
     entry: str
@@ -36,17 +37,19 @@ class Record:
     optimizer_bytes: tuple[int, int]
     lr: tuple[float, float]
     plans: list[str]
+    warming: float = 1.0
 
     def __str__(self) -> str:
         changed = "not compared" if self.max_abs is None else f"outputs changed by at most {self.max_abs:.1e}"
         (before, after), (slow, fast) = self.parameters, self.lr
+        warming = "" if self.warming == 1 else f" (warming up to {fast / self.warming:.4g})"
         sizes = "; ".join(
             f"{what} {a / 2**20:.2f} -> {b / 2**20:.2f} MiB"
             for what, (a, b) in (("model", self.model_bytes), ("optimizer", self.optimizer_bytes))
         )
         return (
             f"grown after {self.step} mini-batches ({self.entry}): {before:,} -> {after:,} parameters, {changed}; "
-            f"{sizes}; learning rate {slow:.4g} -> {fast:.4g}; {self.seconds:.2f} s"
+            f"{sizes}; learning rate {slow:.4g} -> {fast:.4g}{warming}; {self.seconds:.2f} s"
         )
 
     def row(self, state: State) -> Row:

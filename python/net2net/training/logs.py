@@ -6,10 +6,11 @@ import csv
 import importlib.util
 import io
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from net2net.files import write_atomically
+from net2net.files import naming, write_atomically
 from net2net.training.loop import COLUMNS, Row
 
 
@@ -37,8 +38,9 @@ class Logs:
     def row(self, row: Row) -> None:
         """Write one row; who reads along sees it at once."""
         for file, text in ((self._jsonl, _json(row)), (self._csv, _csv(row))):
-            file.write(text)
-            file.flush()
+            with naming(Path(file.name)):
+                file.write(text)
+                file.flush()
         if self._tensorboard is not None:
             for name, value in row.items():
                 if isinstance(value, str):
@@ -52,7 +54,8 @@ class Logs:
     def __exit__(self, *error: object) -> None:
         for file in (self._jsonl, self._csv, self._tensorboard):
             if file is not None:
-                file.close()
+                with suppress(OSError):  # of a row that could not be written, which has been said
+                    file.close()
 
 
 def read(folder: Path) -> list[Row]:

@@ -94,7 +94,8 @@ def train(
         The accuracies and losses along the way: `state.history`.
 
     Raises:
-        FloatingPointError: the loss is no longer finite. It is looked at whenever it is logged or evaluated.
+        FloatingPointError: the loss is no longer finite. It is looked at whenever it is logged or evaluated, and before
+            anything is saved, as are the weights then.
     """
     device = next(state.model.parameters()).device
     rank, _ = distributed.rank_and_size()
@@ -120,6 +121,8 @@ def train(
         if save is not None and (state.step % config.save_every == 0 or last):
             distributed.average_buffers(state.model, state.ema)
             keep()
+            _finite(state.step, state.loss_sum)  # that of every step since the last row of the log is in the sum
+            _check_weights(state)  # the last step's loss knows nothing of what the step did
             save(state)
 
     with generators.own(seed + rank, saved):
@@ -213,3 +216,10 @@ def _finite(step: int, loss: float) -> float:
     if not math.isfinite(loss):
         raise FloatingPointError(f"after {step} steps the training loss is {loss}")
     return loss
+
+
+def _check_weights(state: State) -> None:
+    """FloatingPointError if a weight that is trained is not finite."""
+    finite = [p.detach().isfinite().all() for p in state.model.parameters() if p.requires_grad]
+    if not torch.stack(finite).all():
+        raise FloatingPointError(f"after {state.step} steps the weights are no longer finite")

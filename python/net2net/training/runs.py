@@ -9,8 +9,9 @@ runs/NAME/checkpoints/           see `checkpoint`
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from net2net.data.augment import eval_transform, margin, train_transform
 from net2net.devices import device as device_of
 from net2net.environment import environment
 from net2net.extras import require
-from net2net.files import remove_unfinished, write_atomically
+from net2net.files import alone, remove_unfinished, write_atomically
 from net2net.training import checkpoint, distributed, optimizers
 from net2net.training.config import DataConfig, GrowthConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from net2net.training.growing import Growing, begin_with, keep, rehearse, replay
@@ -33,6 +34,9 @@ from net2net.training.logs import Logs
 from net2net.training.loop import LoopConfig, train
 from net2net.training.schedules import Schedule, attach
 from net2net.training.state import State, moving_average
+
+#: The note of a run's state that has `Feed.counts`.
+IMAGES = "images"
 
 SMALL = 64  # pixels; what is larger is treated like ImageNet's images
 
@@ -59,6 +63,7 @@ def run(
 
     Raises:
         FileExistsError: there is a run of this name, and `resume` is not set.
+        BlockingIOError: another process is carrying out this run.
         ValueError: the configuration does not fit the data, the model, or the run that is to be resumed.
         FloatingPointError: the loss is no longer finite.
         ModuleNotFoundError: safetensors or what reads the data is not installed; names the extra that brings it.
@@ -67,19 +72,27 @@ def run(
     with (
         settings(config.run.threads, config.run.deterministic),
         distributed.process_group(device_of(config.run.device)) as device,
+        ExitStack() as held,
     ):
         rank, ranks = distributed.rank_and_size()
         place = folder_of(config)
         begun = _begun(config, place, resume)
+        if begun:
+            held.enter_context(_locked(place))
         feed, num_classes, image_shape = make_feed(config.data, config.run.seed, device, rank, ranks)
         state = _state(config, feed, num_classes, image_shape, device)
         checkpoints = place / "checkpoints"
         earlier = {}
         if config.run.start and not (begun and checkpoint.saved(checkpoints)):
-            earlier = begin_with(state, Path(config.run.start))
+            earlier = begin_with(state, Path(config.run.start), feed.batches_per_epoch)
+        if begun:
+            _check_images(checkpoints, feed, config.data.data)
+        state.notes[IMAGES] = list(feed.counts)
         if not begun:
             rehearse(state, config.growth, config.loop.steps, feed.batches_per_epoch, image_shape)
         distributed.wait_for_all()  # nothing is written before every process has looked
+        if not begun:
+            held.enter_context(_locked(place, new=True))
         if rank == 0:
             _begin(config, place)
             keep(earlier, checkpoints / PLANS)
@@ -188,6 +201,41 @@ def _begun(config: TrainConfig, place: Path, resume: bool) -> bool:
         raise FileExistsError(f"{place} exists already; --resume goes on with that run, --name NAME begins another")
     options.check_unchanged(before, config)
     return True
+
+
+def _check_images(checkpoints: Path, feed: Feed, data: str) -> None:
+    """ValueError if the sets have changed since the run was begun: the order of the images would be another one."""
+    for last in checkpoint.saved(checkpoints)[-1:]:
+        before = checkpoint.notes(last).get(IMAGES, list(feed.counts))
+        for split, there, here in zip(("training", "validation"), before, feed.counts, strict=True):
+            if there != here:
+                raise ValueError(
+                    f"--data (={data!r}) has {here} {split} images now, and had {there} when the run was begun"
+                )
+
+
+@contextmanager
+def _locked(place: Path, *, new: bool = False) -> Iterator[None]:
+    """The first process has the lock of the run's folder, so that no other command writes there.
+
+    Raises:
+        BlockingIOError: another command has it; in every process.
+        FileExistsError: the run was to be a `new` one, and another command has begun it meanwhile.
+    """
+    with ExitStack() as held:
+        refusal: OSError | None = None
+        if distributed.rank_and_size()[0] == 0:
+            try:
+                if new:
+                    place.mkdir(parents=True, exist_ok=True)
+                held.enter_context(alone(place, f"{place} is being written by another process"))
+                if new and saved_config(place) is not None:
+                    raise FileExistsError(f"{place} has just been begun by another process")
+            except OSError as error:
+                refusal = error
+        if refusal := distributed.gather(refusal)[0]:
+            raise refusal
+        yield
 
 
 def _begin(config: TrainConfig, place: Path) -> None:
@@ -305,7 +353,13 @@ def _try(
 
 @contextmanager
 def settings(threads: int | None, deterministic: bool) -> Iterator[None]:
-    """torch's global settings, for the time of a run; None leaves the CPU threads as they are."""
+    """torch's global settings, for the time of a run; None leaves the CPU threads as they are.
+
+    ValueError for so many threads that the system might not give them, which would end the process.
+    """
+    most = max(1024, 16 * (os.cpu_count() or 1))
+    if threads is not None and threads > most:
+        raise ValueError(f"threads (={threads}) must be at most {most} here")
     before, was_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads or before)
     torch.use_deterministic_algorithms(was_deterministic or deterministic)

@@ -56,12 +56,26 @@ class Schedule:
             factor = cosine(min(step / max(self.steps, 1), 1.0), self.final)
         elif self.kind == "exponential":
             factor = self.decay ** (step // self.decay_steps)
-        return factor * min((step + 1) / self.warmup, 1.0) if self.warmup else factor
+        return factor * self.warming(step)
+
+    def warming(self, step: int) -> float:
+        """The share of its value that the warm-up leaves of the factor, in (0, 1]; 1 when it is over."""
+        return min((step + 1) / self.warmup, 1.0) if self.warmup else 1.0
 
 
 def cosine(progress: float, final: float) -> float:
     """From 1 at `progress` 0 to `final` at 1, along half a period of a cosine."""
     return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def go_on(optimizer: Optimizer, scheduler: LambdaLR, step: int) -> None:
+    """Bring a scheduler that has just been attached, and the rates of `optimizer`, to where they are after so many
+    steps."""
+    scheduler.last_epoch, scheduler._step_count = step, step + 1
+    rates = [lr * f(step) for lr, f in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    for group, base, lr in zip(optimizer.param_groups, scheduler.base_lrs, rates, strict=True):
+        group["initial_lr"], group["lr"] = base, lr
+    scheduler._last_lr = rates
 
 
 def attach(optimizer: Optimizer, schedule: Schedule) -> LambdaLR:
