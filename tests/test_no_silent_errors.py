@@ -408,8 +408,22 @@ class Sampling(nn.Module):
         lambda m, s: torch.normal(m, s),
         lambda m, s: torch.distributions.Normal(m, s).rsample(),
         lambda m, s: torch.bernoulli((m * s).sigmoid()),
+        lambda m, s: F.dropout(m * s, 0.5, training=True),
+        lambda m, s: torch.native_dropout(m * s, 0.5, True)[0],
+        lambda m, s: F.alpha_dropout(m * s, 0.5, training=True),
     ],
-    ids=["randn_like", "randn", "normal_", "rand_like", "normal", "rsample", "bernoulli"],
+    ids=[
+        "randn_like",
+        "randn",
+        "normal_",
+        "rand_like",
+        "normal",
+        "rsample",
+        "bernoulli",
+        "dropout in eval mode",
+        "native dropout",
+        "alpha dropout",
+    ],
 )
 def test_what_is_drawn_for_each_unit_is_drawn_as_often(draw: Callable[[Tensor, Tensor], Tensor]) -> None:
     torch.manual_seed(0)

@@ -42,6 +42,7 @@ class Context(ABC):
         self.shadows = Shadows()
         self.parameters = Parameters(model)
         self.carriers = Carriers(self.parameters)
+        self.training = False  # whether the model is being run in train mode
         self.module = ""  # the innermost module being run
         self.operation = ""  # the operation whose rule is being asked
         self.given: list[list[Tensor]] = []  # what the modules being run were given, outermost first

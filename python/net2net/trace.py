@@ -239,6 +239,7 @@ def walk(model: nn.Module, inputs: Inputs, context: Context) -> None:
     Raises TraceError if the forward raises.
     """
     context.begin()
+    context.training = model.training
     fast_path = torch.backends.mha.get_fastpath_enabled()
     checks = torch.distributions.Distribution._validate_args
     # Transformer layers' fused inference path hides their parameters' use in one opaque operation.

@@ -171,7 +171,9 @@ def constant(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> N
 @register("bernoulli")
 def chance(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """Dropout's mask. It differs from replica to replica, which is welcome (the paper, section 2.3), so that any units
-    may be combined with it."""
+    may be combined with it. (One that is drawn in eval mode too is part of the function.)"""
+    if not context.training:
+        return noise(context, func, args, kwargs, out)
     in_place = func._schema.is_mutable
     probabilities = [array(context, t) for t in tensors(args[1:] if in_place else args)]
     # Always the same numbers are part of the function, and so are units that are on or off by chance.
@@ -185,8 +187,9 @@ def chance(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> Non
 def noise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """Random numbers of a given distribution: as many as there are. What is made of one for each unit (a sample of a
     latent variable) would have another distribution with one for each replica, since a sum over these averages it."""
-    moments = [array(context, t) for t in tensors(args)] if "Tensor" in func._overloadname else []
-    if kwargs.get("generator") is not None or any(map(context.has_units, moments)):
+    # A mean, a standard deviation or a probability for each; not what is only written to, or taken as a pattern.
+    moments = tensors(args[1:] if func._schema.is_mutable or name_of(func).endswith("_like") else args)
+    if kwargs.get("generator") is not None or any(context.has_units(array(context, t)) for t in moments):
         return unknown(context, func, args, kwargs, out)
     made = context.units.intern(np.atleast_1d(seed((name_of(func), numbers((args[1:], kwargs))))))
     context.units.adopt(made, FIXED)
@@ -201,6 +204,9 @@ def nothing(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> No
 
 @register("native_dropout")
 def dropout(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    if not context.training and args[2] is not False and args[1]:
+        return unknown(context, func, args, kwargs, out)
     result, mask = out
     context.set(result, context.make(("dropout", args[1]), [np.asarray(compact(context.of(args[0])).numpy())]))
     context.set(mask, context.make(("dropout", args[1]), []))
+    return None
