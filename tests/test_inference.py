@@ -489,3 +489,46 @@ def test_layers_with_computed_weights_are_reported(mapping: str) -> None:
     with pytest.raises(ValueError, match="is computed"):
         net2net.plan_widen(model, x, 2, strict=True)
     net2net.picture(net2net.groups(model, x))
+
+
+class Wrapped(nn.Module):
+    def __init__(self, into: int, outof: int, groups: int = 1) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(into, outof, 1, groups=groups), nn.BatchNorm2d(outof)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class ImageAttention(nn.Module):
+    """Attention over an image, whose output is given the width of the input; its projections are wrapped (YOLO11)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.proj, self.place = 2, Wrapped(16, 32), Wrapped(16, 16), Wrapped(16, 16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        q, k, v = self.qkv(x).view(b, self.heads, 16, h * w).split([4, 4, 8], dim=2)
+        y = v @ (q.transpose(-2, -1) @ k).softmax(-1).transpose(-2, -1)
+        return self.proj(y.view(b, c, h, w) + self.place(v.reshape(b, c, h, w)))
+
+
+def test_what_stands_beside_wrapped_projections_is_replicated_as_a_whole() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.attention, self.head = nn.Conv2d(3, 16, 1), ImageAttention(), nn.Conv2d(16, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x)
+            return self.head(y + self.attention(y))
+
+    torch.manual_seed(0)
+    model, x = Block().double().eval(), torch.randn(2, 3, 4, 4).double()
+    plan = net2net.plan_widen(model, x, 1.5)
+    assert not plan.skipped
+    assert [str(c) for c in plan.changes] == ["attention.heads: 2 -> 4"]
+    student = plan.apply(model)
+    for training in (False, True):
+        assert net2net.verify(model.train(training), student.train(training), x).max_rel < EXACT

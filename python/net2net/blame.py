@@ -24,8 +24,9 @@ class Blame:
         self._units = units
         self._whole = set(units.heads().tolist())  # ids of units
         self._pinned: Counter[str] = Counter()  # by pattern
-        #: Groups that failed as a whole -> the units beside them that are replicated as a whole for their sake.
-        self._hopes: dict[frozenset[str], set[int]] = {}
+        #: Groups that failed as a whole, and how near is beside them -> the units there that are replicated as a whole
+        #: for their sake.
+        self._hopes: dict[tuple[frozenset[str], int], set[int]] = {}
 
     def whole(self, found: Structure) -> set[int]:
         """The segments that may only be replicated as a whole."""
@@ -56,18 +57,22 @@ class Blame:
                 break
         whole = self.whole(found)
         stuck = frozenset(name for name, g in blamed.items() if not whole.isdisjoint(g.segments))
-        if stuck and error.__cause__ is not None and stuck not in self._hopes:
+        for distance in (1, 2) if stuck and error.__cause__ is not None else ():
+            if (stuck, distance) in self._hopes:
+                continue
             # Sizes do not fit, perhaps since code takes a width from what stands beside these units in the same module
-            # (or in one beside them: attention, and its projections), and was not replicated as a whole.
-            modules = {_parent(layer) for name in stuck for layer in blamed[name].layers}
-            places = {
-                g.name: {*map(_parent, g.layers), *map(_parent, map(_parent, g.layers))} for g in group_of.values()
+            # (or in one beside them: attention, and its projections, which may be wrapped), and was not replicated as
+            # a whole.
+            modules = {m for name in stuck for layer in blamed[name].layers for m in _around(layer, distance)}
+            near = {
+                g.name: g
+                for g in group_of.values()
+                if not modules.isdisjoint(m for layer in g.layers for m in _around(layer, 2))
             }
-            near = {g.name: g for g in group_of.values() if not modules.isdisjoint(places[g.name])}
             units = [found.segments[s] for g in near.values() if whole.isdisjoint(g.segments) for s in g.segments]
-            self._hopes[stuck] = set(np.concatenate([np.zeros(0, dtype=np.int64), *units]).tolist())
+            self._hopes[stuck, distance] = set(np.concatenate([np.zeros(0, dtype=np.int64), *units]).tolist())
             if units:
-                self._whole |= self._hopes[stuck]
+                self._whole |= self._hopes[stuck, distance]
                 return
         free = {_pattern(g) for g in blamed.values() if whole.isdisjoint(g.segments)}
         # What happens to one block of a network will happen to those like it.
@@ -76,7 +81,8 @@ class Blame:
             if whole.isdisjoint(group.segments):
                 self._whole.update(ids.tolist())
             elif group.name in blamed:
-                self._whole -= self._hopes.get(stuck, set())
+                for distance in (1, 2):
+                    self._whole -= self._hopes.get((stuck, distance), set())
                 self._units.pin(ids, f"a wider copy of the model does not run as inferred: {error}")
                 self._pinned[_pattern(group)] += 1
         for pattern in {_pattern(g) for g in blamed.values() if self._pinned[_pattern(g)] == _ENOUGH}:
@@ -86,8 +92,13 @@ class Blame:
                     self._units.pin(ids, f"{_ENOUGH} others like it cannot be widened, the last because {error}")
 
 
-def _parent(layer: str) -> str:
-    return layer.rpartition(".")[0]
+def _around(layer: str, distance: int) -> set[str]:
+    """The modules that a layer is in, so many of them."""
+    found = set()
+    for _ in range(distance):
+        layer = layer.rpartition(".")[0]
+        found.add(layer)
+    return found
 
 
 def _pattern(group: Group) -> str:
