@@ -532,3 +532,34 @@ def test_what_stands_beside_wrapped_projections_is_replicated_as_a_whole() -> No
     student = plan.apply(model)
     for training in (False, True):
         assert net2net.verify(model.train(training), student.train(training), x).max_rel < EXACT
+
+
+class Positions(nn.Module):
+    """A class token before the others, and a slice of a table of positions that is the whole table here."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.embed, self.hidden, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.token, self.positions = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 5, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x)], 1)
+        positions = self.positions[:, : y.shape[1]]
+        if self.in_place:
+            y += positions
+        else:
+            y = y + positions.detach()
+        return self.head(y + self.hidden(y).relu())
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("length", [3, 4])
+def test_a_slice_of_a_table_of_positions(in_place: bool, length: int) -> None:
+    torch.manual_seed(0)
+    model, x = Positions(in_place).double().eval(), torch.randn(2, length, 6).double()
+    plan = net2net.plan_widen(model, x, 1.5)
+    assert [sorted(w.layers) for w in plan.widened] == [["embed", "hidden"]]
+    student = plan.apply(model)
+    assert student.positions.shape == (1, 5, 12)
+    assert net2net.verify(model, student, x).max_rel < EXACT
