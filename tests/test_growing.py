@@ -217,6 +217,15 @@ def test_a_start_has_options_of_its_own(images: Path, tmp_path: Path) -> None:
         [0.5 * 0.5**4, 0.5 * 0.5**4, 0.05, 0.05]
     )  # half in an epoch, then a tenth of the first
     assert [row["step"] for row in rows if "grown" in row] == [10]
+
+    few = short(grown_config(images, tmp_path, "few", **{**own, "grow": ""}, log_every=3), 12)
+    runs.run(few)
+    losses = {row["step"]: row["loss"] for row in logs.read(tmp_path / "few") if "loss" in row}
+    single = [row["loss"] for row in rows if "loss" in row]
+    assert losses[9] == pytest.approx(single[0])  # of this run's first step, not of the other's last ones
+    with pytest.raises(ValueError, match=r"--steps \(=7\) must be at least the 8 that --start"):
+        runs.run(short(grown_config(images, tmp_path, "late", **own), 7))
+    assert not (tmp_path / "late").exists()
     for step in (10, 11, 12):
         remove_folder(tmp_path / "own" / "checkpoints" / f"step-{step:08d}")
     resumed = runs.run(config, resume=True)

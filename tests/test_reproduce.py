@@ -23,6 +23,7 @@ from net2net.experiments.experiment import Claim, Experiment, Variant
 from net2net.experiments.networks import Size
 from net2net.experiments.runs import Result
 from net2net.experiments.summary import Estimate
+from net2net.files import alone
 from net2net.plots import Curve, Panel, accuracy_limits
 from net2net.training import History
 
@@ -232,6 +233,12 @@ def test_images_that_are_read_from_a_folder(tmp_path: Path) -> None:
     config = tiny(seeds=1, data=str(images), workers=0)
     results = runs.carry_out(two_variants(config), config, tmp_path / "out")
     assert [len(r.history.step) for r in results] == [2, 3]
+
+
+def test_one_command_at_a_time(tmp_path: Path) -> None:
+    with alone(tmp_path, "held"), pytest.raises(BlockingIOError, match="is being written by another process"):
+        runs.carry_out(two_variants(tiny()), tiny(), tmp_path)
+    assert runs.results(tmp_path) == []
 
 
 def test_no_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from net2net.experiments.config import ReproduceConfig
 from net2net.experiments.experiment import Experiment, Setting, Variant
 from net2net.experiments.networks import Networks
 from net2net.extras import require
-from net2net.files import remove_folder, remove_unfinished, write_atomically
+from net2net.files import alone, remove_folder, remove_unfinished, write_atomically
 from net2net.training import History, State, checkpoint
 from net2net.training.runs import make_feed, proceed, settings, stem_for
 
@@ -92,9 +93,10 @@ def carry_out(
         raise ValueError("an experiment is one process; run the experiments beside one another instead")
     device = device_of(config.machine.device)
     done = 0
-    with settings(config.machine.threads, config.machine.deterministic):
+    with settings(config.machine.threads, config.machine.deterministic), ExitStack() as held:
         make_feed(config.data, 0, device)  # what is wrong with the data is found out before anything is written
         _begin(experiment, config, out)
+        held.enter_context(alone(out, f"{out} is being written by another process"))
         for seed in range(config.grid.seeds):
             setting = _setting(experiment, config, out, seed, device)
             for variant in experiment.all:

@@ -33,7 +33,7 @@ from net2net.training.config import GrowthConfig, lr_rule
 from net2net.training.growth_record import Record
 from net2net.training.loop import Row
 from net2net.training.schedules import Schedule, go_on
-from net2net.training.state import State
+from net2net.training.state import BEGUN, State
 from net2net.verify import compare_growth
 
 #: A growth is planned on so many images; analysis takes longer with more, and finds the same.
@@ -231,6 +231,7 @@ def begin_with(state: State, path: Path, batches_per_epoch: int) -> dict[str, Gr
     replay(state, path)
     checkpoint.restore(state, path, settings=False)
     state.epoch, state.batch = divmod(state.step, batches_per_epoch)
+    state.loss_sum, state.notes[BEGUN] = 0.0, state.step
     notes = state.notes.setdefault(NOTES, {"done": []})
     for own in ("schedule", "first_lr"):  # this run has its own
         notes.pop(own, None)

@@ -18,7 +18,7 @@ from net2net.data.feeds import Feed
 from net2net.options import Section, option
 from net2net.training import distributed, generators
 from net2net.training.evaluation import PRECISIONS, autocast, evaluate
-from net2net.training.state import History, State
+from net2net.training.state import BEGUN, History, State
 
 #: What a row of the log may have; all but `step` and `epoch` are there only if they were measured at that step.
 COLUMNS = (
@@ -161,7 +161,7 @@ def train(
                 state.ema.update_parameters(state.model)
             state.advance(feed.batches_per_epoch)
             if state.step % config.log_every == 0:
-                loss_sum /= config.log_every
+                loss_sum /= min(config.log_every, state.step - state.notes.get(BEGUN, 0))
                 row = {"lr": float(lr), "loss": _finite(state.step, distributed.average(loss_sum).item())}
                 if config.clip:
                     row["grad_norm"] = norm.item()

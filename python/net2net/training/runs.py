@@ -85,6 +85,11 @@ def run(
         earlier = {}
         if config.run.start and not (begun and checkpoint.saved(checkpoints)):
             earlier = begin_with(state, Path(config.run.start), feed.batches_per_epoch)
+            if state.step > config.loop.steps:
+                raise ValueError(
+                    f"--steps (={config.loop.steps}) must be at least the {state.step} that --start "
+                    f"(={config.run.start!r}) has done: they count"
+                )
         if begun:
             _check_images(checkpoints, feed, config.data.data)
         state.notes[IMAGES] = list(feed.counts)

@@ -10,6 +10,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+#: The note of a state that began with another run's checkpoint: how many steps it had then.
+BEGUN = "begun"
+
 
 @dataclass
 class History:
