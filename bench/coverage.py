@@ -215,10 +215,10 @@ def report(records: list[dict[str, Any]]) -> str:
         f"  in float64), {trained} in train mode (below 1e-6); {len(records) - len(ran)} not widened",
         "- share of the units of convolutions and linear layers that are widened: "
         f"median {statistics.median(shares or [0]):.1%}",
-        f"- time of planning: median {seconds:.1f} s; of the processor (other work on the machine does not count) "
-        f"{statistics.median(of_cpu or [0]):.1f} s, at most {max(of_cpu, default=0):.1f} s",
+        f"- time of planning: median {seconds:.1f} s; CPU time {statistics.median(of_cpu or [0]):.1f} s, at most "
+        f"{max(of_cpu, default=0):.1f} s",
         "",
-        "| model | parameters | share | growth | eval | train | seconds | of the processor | left alone |",
+        "| model | parameters | share | growth | eval | train | seconds | CPU seconds | left alone |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for r in sorted(records, key=lambda r: r["model"]):

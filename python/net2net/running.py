@@ -28,13 +28,14 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
 def one_draw() -> Iterator[None]:
     """Whatever is drawn here, the random state moves on by one number, on the CPU: what is drawn afterwards, and which
     way code goes by it, does not depend on the width of what was masked before."""
+    generator = torch.default_generator  # `torch.manual_seed` would seed all devices, also those that nobody puts back
     seed = int(torch.randint(2**62, ()))
-    after = torch.get_rng_state()
-    torch.manual_seed(seed)
+    after = generator.get_state()
+    generator.manual_seed(seed)
     try:
         yield
     finally:
-        torch.set_rng_state(after)
+        generator.set_state(after)
 
 
 #: Operations whose result is not worth computing: the weights of a skeleton are zero anyway, and only structure is

@@ -140,22 +140,27 @@ def results(out: Path) -> list[Result]:
 
 def saved_config(out: Path) -> ReproduceConfig | None:
     """The configuration of the experiment in this folder; None if there is none."""
+    _, config = _saved(out)
+    return config
+
+
+def _saved(out: Path) -> tuple[str | None, ReproduceConfig | None]:
+    """The name of the experiment in this folder (older folders do not say), and its configuration."""
     path = out / "config.json"
     if not path.is_file():
-        return None
+        return None, None
     try:
         document = json.loads(path.read_text())
-        if isinstance(document, dict):
-            document.pop("experiment", None)
-        return options.from_json(ReproduceConfig, document)
+        name = document.pop("experiment", None) if isinstance(document, dict) else None
+        return name, options.from_json(ReproduceConfig, document)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def _begin(experiment: Experiment, config: ReproduceConfig, out: Path) -> None:
     """What is wrong with `out` is found out before anything is written."""
-    before = saved_config(out)
-    _check_experiment(experiment, out)
+    name, before = _saved(out)
+    _check_experiment(experiment, name, out)
     if before is not None:
         options.check_unchanged(before, config)
     _check_teachers(experiment, config, out)
@@ -168,11 +173,15 @@ def _begin(experiment: Experiment, config: ReproduceConfig, out: Path) -> None:
     _collect(experiment, out)
 
 
-def _check_experiment(experiment: Experiment, out: Path) -> None:
-    """ValueError if there are runs of another experiment, whose networks would be taken for this one's."""
+def _check_experiment(experiment: Experiment, name: str | None, out: Path) -> None:
+    """ValueError if there are runs of another experiment, whose networks would be taken for this one's.
+
+    Args:
+        name: of the experiment in `out`, if its configuration says it.
+    """
     found = {result.experiment for place in _finished(out) if (result := result_of(place)) is not None}
-    if (out / "config.json").is_file():
-        found |= {name for name in [json.loads((out / "config.json").read_text()).get("experiment")] if name}
+    if name:
+        found.add(name)
     if others := found - {experiment.name}:
         raise ValueError(
             f"--out (={str(out)!r}) has runs of {', '.join(sorted(others))}, not of {experiment.name}: "

@@ -13,15 +13,13 @@ from net2net.rules.table import array, name_of, numbers, refuse, register, rows_
 from net2net.shadows import codes, ids_of
 from net2net.units import FIXED
 
+_COMPUTED = "its weight is computed, not a parameter (weight norm, for one, can be removed, and applied to the student)"
+
 
 def _computed(context: Context, func: Any, args: Any, kwargs: Any, out: Any, units: int) -> None:
     """A layer whose weight is made of parameters in ways that a scale of these does not go through."""
-    context.units.left_alone(context.module or "the model", units, COMPUTED)
-    refuse(context, func, args, kwargs, out, COMPUTED)
-
-
-#: Why such a layer stays.
-COMPUTED = "its weight is computed, not a parameter (weight norm, for one, can be removed, and applied to the student)"
+    context.units.left_alone(context.module or "the model", units, _COMPUTED)
+    refuse(context, func, args, kwargs, out, _COMPUTED)
 
 
 @register("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution", "convolution_overrideable")
