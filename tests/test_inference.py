@@ -451,11 +451,12 @@ class Chancy(nn.Module):
 def test_what_code_draws_is_the_same_for_teacher_and_student(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model, x = Chancy().double(), torch.randn(4, 6, 5).double()
-    # It seeds every device, also those whose state is not put back.
-    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("torch.manual_seed was called"))
     for _ in range(5):
         before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
-        plan = net2net.plan_widen(model, x, 2)
+        with monkeypatch.context() as patched:
+            # It seeds every device, also those whose state is not put back.
+            patched.setattr(torch, "manual_seed", lambda seed: pytest.fail("torch.manual_seed was called"))
+            plan = net2net.plan_widen(model, x, 2)
         assert not plan.skipped
         assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: NPY002
         random.random(), np.random.rand(), torch.rand(())  # noqa: NPY002
