@@ -463,22 +463,21 @@ def test_what_code_draws_is_the_same_for_teacher_and_student(monkeypatch: pytest
     assert net2net.verify(model.eval(), plan.apply(model), x).max_rel < EXACT
 
 
-class Standardised(nn.Conv2d):
-    """A convolution with standardised weights (Qiao et al., 2019)."""
+class Squashed(nn.Conv2d):
+    """A convolution with bounded weights."""
 
     def forward(self, x: Tensor) -> Tensor:
-        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        return nn.functional.conv2d(x, w / w.std((1, 2, 3), keepdim=True), self.bias, padding=1)
+        return nn.functional.conv2d(x, self.weight.tanh(), self.bias, padding=1)
 
 
 @pytest.mark.parametrize("mapping", ["random", "importance"])
 def test_layers_with_computed_weights_are_reported(mapping: str) -> None:
     torch.manual_seed(0)
-    normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 7, 1))
+    normed = nn.utils.parametrizations.spectral_norm(nn.Conv2d(6, 7, 1))
     layers = (
         nn.Conv2d(3, 6, 1),
         nn.ReLU(),
-        Standardised(6, 6, 3),
+        Squashed(6, 6, 3),
         nn.ReLU(),
         normed,
         nn.Conv2d(7, 8, 1),

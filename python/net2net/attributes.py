@@ -94,10 +94,19 @@ def _update_embedding(module: Any) -> None:
 
 
 def _tensor(module: nn.Module, name: str = "weight") -> Tensor | None:
-    """A parameter or buffer. A weight that is computed is neither; it is as wide as it was, and to compute it may
-    change what it is computed from (spectral normalisation, in train mode)."""
-    found = module.__dict__["_parameters"].get(name)
-    return found if found is not None else module.__dict__["_buffers"].get(name)
+    """A parameter or buffer. A weight that is computed is neither: it is as wide as what weight normalisation computes
+    it from, or as it was. (It is not computed here, which may change what it is computed from: spectral normalisation,
+    in train mode.)"""
+    held = module.__dict__
+    found = held["_parameters"].get(name)
+    if found is None:
+        found = held["_buffers"].get(name)
+    if found is None and name == "weight":
+        found = held["_parameters"].get("weight_v")
+        made = held["_modules"].get("parametrizations")
+        if made is not None and name in made and type(made[name][0]).__name__ == "_WeightNorm":
+            found = made[name].original1
+    return found
 
 
 def _set(module: nn.Module, name: str, value: int | tuple[int, ...]) -> None:

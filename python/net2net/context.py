@@ -57,6 +57,7 @@ class Context(ABC):
         """A walk begins."""
         self.units.flatten()
         self.carriers.begin()
+        self.parameters.begin()
         self.caches.clear()
         self.last: tuple[Tensor, ...] = ()  # what the last operation that saw units was given
         self.reached = ""  # where the last operation was: after an exception, all modules have been left
@@ -257,6 +258,17 @@ class Context(ABC):
             values = np.moveaxis(made.reshape(*last.shape[:-1], 1), -1, dim)
         return values
 
+    def weight(self, t: Tensor) -> Handle | None:
+        """The parameter that a layer uses as its weight: `t` itself, or what it is computed from."""
+        known = self.parameters.weight(t)
+        if known is not None:
+            self.units.used_as(known.name, known.how)
+        return known
+
+    @abstractmethod
+    def beside(self, values: np.ndarray, name: str, dim: int) -> None:
+        """These values are those of a weight's axis, of which it is not known yet who meets it."""
+
     @abstractmethod
     def grow_with(self, made: np.ndarray, units: np.ndarray) -> None:
         """The new values `made` are in the blocks of `units`."""
@@ -343,7 +355,9 @@ class Context(ABC):
             self.pin_tensor(t, why)
 
     def _pin_parameter(self, t: Tensor, why: str) -> None:
-        for name, p in self.parameters.owners(t):
+        made = self.parameters.made(t)
+        sources = [] if made is None else self.parameters.named(made.sources)
+        for name, p in [*self.parameters.owners(t), *sources]:
             if not p.is_floating_point():
                 continue
             for dim, size in enumerate(p.shape[:2]):  # the kernel's dimensions hold no units

@@ -324,4 +324,6 @@ def _groups(
 
 def layer_of(tensor: str) -> str:
     """The module that a parameter belongs to; of the model's own parameters the name."""
+    if ".parametrizations." in tensor:
+        return tensor.partition(".parametrizations.")[0]
     return tensor.rpartition(".")[0] or tensor

@@ -30,6 +30,7 @@ class Inference(Context):
         # What was decided by what was not joined at that time: pairs of ids, and what `crossing` was asked.
         self._apart: list[tuple[int, int]] = []
         self._crossing: dict[tuple[str, str], np.ndarray] = {}
+        self._beside: list[tuple[np.ndarray, str, int]] = []
 
     def settled(self) -> bool:
         """Whether all would be decided as it was, now that more is joined."""
@@ -40,7 +41,17 @@ class Inference(Context):
 
     def finished(self, training: bool) -> None:
         self.returns[training], self.outputs = self.outputs, []
+        for values, name, dim in self._beside:
+            if (axis := self.units.axes.get((name, dim))) is not None:
+                self.join(values, codes(axis.ids()))
+            else:
+                self.pin(values, f"{name} is not used as a weight")
+        self._beside = []
+        self.units.settle_computed()
         self.units.carry(self.carriers.settled(), self.carriers.read())
+
+    def beside(self, values: np.ndarray, name: str, dim: int) -> None:
+        self._beside.append((values, name, dim))
 
     def _axis(self, name: str, dim: int, size: int, role: str) -> Axis:
         axis = self.units.axis(name, dim, size)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
 
 #: What may be returned beside tensors and containers: it holds no tensor.
 PLAIN = (bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device, torch.layout, type(None))
@@ -52,8 +53,9 @@ def kept(model: nn.Module, caches: Sequence[dict[Any, Any]] = ()) -> Iterator[Te
     may have left them there for others to read."""
     own = {id(held) for held in caches}
     for module in model.modules():
+        before_each_run = {hook.name for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm)}
         for name, value in vars(module).items():
-            if name in OWN:
+            if name in OWN or name in before_each_run:
                 continue
             if isinstance(value, Tensor):
                 yield value

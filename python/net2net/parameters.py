@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from net2net.computed_weights import Computed
 from net2net.skeleton import named_tensors
 
 
@@ -16,6 +18,25 @@ class Handle:
     name: str
     tensor: Tensor
     dims: tuple[int, ...]
+    #: How the tensor is computed from it.
+    how: Computed | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tensor that is computed from parameters.
+
+    Attributes:
+        sources: their names; the first is the weight that all is about.
+        what: the tensor's part in standardising that weight (rules/weights.py).
+        how: if it may take the weight's place in a layer: how it is computed.
+        spreads: the corrections of the variances that went into it.
+    """
+
+    sources: tuple[str, ...]
+    what: str = ""
+    how: Computed | None = None
+    spreads: frozenset[int] = frozenset()
 
 
 class Parameters:
@@ -23,8 +44,42 @@ class Parameters:
 
     def __init__(self, model: nn.Module) -> None:
         self._owners: dict[int, list[tuple[str, Tensor]]] = {}
+        # Weights that are computed, by the memory that they are in: as tensors, which keeps that memory theirs.
+        self._computed: dict[int, tuple[Tensor, Made]] = {}
         for name, t in named_tensors(model):
             self._owners.setdefault(t.untyped_storage()._cdata, []).append((name, t))
+
+    def begin(self) -> None:
+        """A walk begins: what was computed in the last one is forgotten."""
+        self._computed = {}
+
+    def compute(self, t: Tensor, made: Made) -> None:
+        """`t` is computed from parameters alone."""
+        self._computed[t.untyped_storage()._cdata] = t, made
+
+    def made(self, t: Tensor) -> Made | None:
+        """How a tensor is computed from parameters, if it is (or is a part of one, or a view of it)."""
+        known = self._computed.get(t.untyped_storage()._cdata)
+        return None if known is None else known[1]
+
+    def weight(self, t: Tensor) -> Handle | None:
+        """The parameter or buffer that `t` is, as a whole, or whose place it takes; None if there is none. A transposed
+        view counts."""
+        known = self._computed.get(t.untyped_storage()._cdata)
+        if known is None:
+            return self.handle(t, whole=True)
+        whole, made = known
+        parameter = self.named(made.sources[:1])[0][1]
+        if made.how is None or whole.shape != parameter.shape:
+            return None
+        if t.dim() != whole.dim() or t.storage_offset() != whole.storage_offset() or t.dtype != whole.dtype:
+            return None
+        dims = _dims(whole, t, whole=True)
+        return None if -1 in dims else Handle(made.sources[0], parameter, dims, made.how)
+
+    def named(self, names: Sequence[str]) -> list[tuple[str, Tensor]]:
+        """Parameters and buffers by their names."""
+        return [owner for owners in self._owners.values() for owner in owners if owner[0] in names] if names else []
 
     def __contains__(self, t: Tensor) -> bool:
         """Whether `t` is a parameter or buffer, or shares memory with one."""

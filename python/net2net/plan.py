@@ -128,6 +128,14 @@ class GrowthPlan(ABC):
         have been moved."""
         return rows
 
+    def _mended(self) -> dict[str, tuple[str, ...]]:
+        """The student's tensors that are not yet what they should be when they have been moved, and which ones `_mend`
+        needs for that, moved."""
+        return {}
+
+    def _mend(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Makes them so, in place, as far as all that is needed is there; of the student's `tensors`, by name."""
+
     @abstractmethod
     def _renamed(self, name: str) -> str:
         """A teacher tensor's name in the student."""
@@ -257,6 +265,7 @@ class GrowthPlan(ABC):
                 for k, t in state_dict.items()
             }
             student.update(self._new_tensors({k: t for k, t in state_dict.items() if isinstance(t, Tensor)}))
+            self._mend(grown)
         return student
 
     @one_consumer_at_a_time
@@ -311,6 +320,8 @@ class GrowthPlan(ABC):
         laws = optim.laws_for(optimizer)
         if dynamics:
             check_dynamics(optimizer)
+            if mended := next(iter(self._mended()), None):
+                raise ValueError(f"dynamics cannot be kept where weights are computed, as with {mended}")
         moving = optim.state_tensors(optimizer, names, laws, self.shapes)
         reset = state == "reset"
         if reset:

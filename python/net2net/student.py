@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from net2net.caches import Place
+from net2net.computed_weights import Normalised
 from net2net.context import Context, TraceError
 from net2net.hashes import digest, mix, seed, total
 from net2net.inference import row_keys
@@ -72,6 +73,7 @@ class Student(Context):
         self._tensors = [t for _, t in named_tensors(model)]
         self._known = known  # ids below are the teacher's
         self._laid_before: dict[bytes, Laid] = {}
+        self._beside: list[tuple[np.ndarray, str, int]] = []
         self._returns = returns
 
     def saved(self, arguments: Any) -> Saved:
@@ -250,7 +252,17 @@ class Student(Context):
             raise self._failed(f"{name} does not meet equal values at all replicas of a unit", rows)
         return total(mix(mix(seed("term"), ids[first]), values[:, first]))
 
+    def beside(self, values: np.ndarray, name: str, dim: int) -> None:
+        self._beside.append((values, name, dim))
+
     def finished(self, training: bool) -> None:
+        for values, name, dim in self._beside:
+            if (axis := self.units.axes.get((name, dim))) is not None and (name, dim) in self.laid:
+                self._same_replicas(values, self._codes(axis, len(values)))
+        self._beside = []
+        for how in self.units.computed():
+            if isinstance(how, Normalised) and (how.weight, how.dim) in self.laid:
+                self.laid[how.gain, how.dim] = self.laid[how.weight, how.dim]
         expected, mine, self.outputs = self._returns[training], self.outputs, []
         if len(expected) != len(mine):
             raise self._failed("the student returns other tensors", *mine)

@@ -19,6 +19,7 @@ from net2net.derived import Derived, Watch, passes_values, reads, sizes_by_value
 from net2net.hashes import seed
 from net2net.outputs import kept, leaves
 from net2net.rules.table import flat, is_view, name_of, refuse, rule_for, view
+from net2net.rules.weights import standardising
 from net2net.running import Inputs, call, computed, of_no_value, one_draw, written
 from net2net.shadows import compact
 from net2net.skeleton import own_random_state
@@ -127,7 +128,8 @@ class Walk(TorchDispatchMode):
             if rule is not view and not is_view(func):
                 context.carriers.saw(name_of(func), tensors, [t for t in flat(out) if isinstance(t, Tensor)])
             try:
-                rule(context, func, args, kwargs, out)
+                if not standardising(context, func, args, kwargs, out):
+                    rule(context, func, args, kwargs, out)
             except TraceError:
                 raise
             except Exception as error:  # not foreseen by the rule; in a student the same happens

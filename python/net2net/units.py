@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from net2net.computed_weights import Computed, Normalised
 from net2net.hashes import Table
 
 #: The block of elements filled with a constant or with random numbers: they agree with any unit.
@@ -143,6 +144,8 @@ class Units:
         #: What rules decided by what was known of the teacher at that time: the same must hold for students.
         self.decisions: dict[tuple[str, str], bool] = {}
         self._even, self._heads, self._read = Marks(), Marks(), Marks()
+        #: How layers' weights are computed from parameters (None: they are these parameters).
+        self._used_as: dict[str, set[Computed | None]] = {}
         #: Parameters whose values are used as such, and the axis that has units then.
         self.values: set[tuple[str, int]] = set()
         self._starts: tuple[np.ndarray, np.ndarray] | None = None
@@ -155,6 +158,7 @@ class Units:
         """Forgets all but what is joined."""
         self._pins = []
         self.unknown = {}
+        self._used_as = {}
         self._even, self._heads, self._read = Marks(), Marks(), Marks()
         self.decisions = {}
         self._carriers, self._elsewhere = {}, set()
@@ -262,6 +266,36 @@ class Units:
             c.roles = {"in"}
         axis.roles.discard("in")
         return bool(carriers)
+
+    def used_as(self, name: str, how: Computed | None) -> None:
+        """A layer's weight is this parameter, or is computed from it."""
+        self._used_as.setdefault(name, set()).add(how)
+
+    def computed(self) -> list[Computed]:
+        """How the weights are computed that are."""
+        return [how for hows in self._used_as.values() for how in hows if how is not None]
+
+    def settle_computed(self) -> None:
+        """Pins what cannot grow as a computed weight is asked to; a gain grows as its weight does."""
+        for how in self.computed():
+            roles = [self.axes[how.weight, d].roles if (how.weight, d) in self.axes else set() for d in range(2)]
+            why = ""
+            if len(self._used_as[how.weight] - {None}) > 1:
+                why = f"{how.weight} is normalised in two ways"
+            elif isinstance(how, Normalised):
+                if (axis := self.axes.get((how.weight, how.dim))) is not None:
+                    if (how.gain, how.dim) in self.values:
+                        why = f"{how.gain} is used beside the layer that it belongs to"
+                    gain = self.axis(how.gain, how.dim, axis.size)
+                    gain.roles.add("each")
+                    self.join(gain.ids(), axis.ids())
+            elif None in self._used_as[how.weight]:
+                why = f"{how.weight} is used both standardised and as it is"
+            elif not (roles[0] <= {"out", "each"} and roles[1] <= {"in"}):
+                why = f"{how.weight} is standardised along another axis than the one that it sums over"
+            for dim in range(2) if why else ():
+                if (how.weight, dim) in self.axes:
+                    self.pin(self.axes[how.weight, dim].ids(), why)
 
     def left_alone(self, layer: str, units: int, reason: str) -> None:
         """A layer that makes so many units, of which nothing is known."""

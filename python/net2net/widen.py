@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from net2net import attributes, mapping, repair
 from net2net.blame import Blame
 from net2net.choices import Choices, How, Width
+from net2net.computed_weights import Computed
 from net2net.context import TraceError
 from net2net.groups import Group, Structure, infer, structure
 from net2net.importance import IMPORTANCE, scores
@@ -23,6 +24,7 @@ from net2net.skeleton import in_mode, skeleton
 from net2net.student import Laid, Layouts, Student
 from net2net.trace import walk
 from net2net.tree import no_collections
+from net2net.units import Units
 from net2net.verify import check_growth
 from net2net.widen_plan import AxisPlan, Widened, WidenPlan
 from net2net.widths import Widths
@@ -234,6 +236,11 @@ def _segments(
     return segments
 
 
+def _computed(units: Units, axes: dict[tuple[str, int], AxisPlan]) -> list[Computed]:
+    """The computed weights that grow."""
+    return [how for how in units.computed() if any(name == how.weight for name, _ in axes)]
+
+
 def _plan(model: nn.Module, settled: _Settled, choices: Choices) -> WidenPlan:
     found, segments, units = settled.found, settled.segments, settled.inference.units
     shares = Shares(units, found, segments)
@@ -249,6 +256,6 @@ def _plan(model: nn.Module, settled: _Settled, choices: Choices) -> WidenPlan:
     ]
     skipped = [Skipped(g.layers, g.units, g.left_alone) for g in found.groups if g.left_alone]
     return WidenPlan(
-        Inventory.of(model), skipped, widened, axes, settled.changes, settled.inference.places, choices.noise,
-        choices.scale, choices.seed,
+        Inventory.of(model), skipped, widened, axes, settled.changes, settled.inference.places,
+        _computed(units, axes), choices.noise, choices.scale, choices.seed,
     )  # fmt: skip

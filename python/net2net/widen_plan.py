@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from n2n_kernels import tensor_moments
-from net2net import attributes, map_runs, mapping, plan_fields
+from net2net import attributes, computed_weights, map_runs, mapping, plan_fields
 from net2net.caches import Caches, Place
+from net2net.computed_weights import Computed
 from net2net.dynamics import GrownAxis
 from net2net.launches import Entry, Law
 from net2net.plan import GrowthPlan
 from net2net.plan_parts import Inventory, Skipped, module_of
 from net2net.repair import Change
+from net2net.skeleton import Tensors
 
 #: The kinds of noise, and the default noise_scale of each.
 NOISES = {"cancelling": 0.5, "paper": 0.05, "none": 0.0}
@@ -66,6 +69,7 @@ class WidenPlan(GrowthPlan):
         widened: the groups that grow, with the old and new width of their first layer.
         axes: (tensor, axis) -> its map and shares, for every axis that grows.
         changes: attributes of the user's own modules that grow along.
+        computed: weights that layers compute from their parameters, and that grow.
         caches: dicts in which modules keep what they have computed, which the student's fill anew.
         noise, noise_scale, seed: as given to `plan_widen`.
     """
@@ -80,6 +84,7 @@ class WidenPlan(GrowthPlan):
         axes: dict[tuple[str, int], AxisPlan],
         changes: list[Change],
         caches: list[Place],
+        computed: list[Computed],
         noise: str,
         noise_scale: float,
         seed: int,
@@ -89,6 +94,7 @@ class WidenPlan(GrowthPlan):
         self.axes = axes
         self.changes = changes
         self.caches = caches
+        self.computed = computed
         self.noise = noise
         self.noise_scale = noise_scale
         self.seed = self._seed = seed
@@ -191,6 +197,18 @@ class WidenPlan(GrowthPlan):
             setattr(module, change.name, list(change.after) if listed else change.after)
         Caches(student, self.caches).clear()
 
+    def _fill(self, student: nn.Module) -> None:
+        if self.computed:
+            self._mend(Tensors.of(student).by_name)
+
+    def _mended(self) -> dict[str, tuple[str, ...]]:
+        return {how.mended: how.needed for how in self.computed}
+
+    def _mend(self, tensors: Mapping[str, Tensor]) -> None:
+        for how in self.computed:
+            if all(name in tensors for name in how.needed):
+                how.mend(tensors, self._grown_axes(how.weight))
+
     def _renamed(self, name: str) -> str:
         return name
 
@@ -209,6 +227,7 @@ class WidenPlan(GrowthPlan):
             "widened": [asdict(w) for w in self.widened],
             "changes": [asdict(c) for c in self.changes],
             "caches": [list(place) for place in self.caches],
+            "computed": computed_weights.to_json(self.computed),
             "maps": [map_runs.written(a.index, a.share) for a in distinct.values()],
             "axes": [
                 {"tensor": name, "dim": dim, "split": a.split, "map": number[id(self._tables[name, dim])]}
@@ -233,8 +252,11 @@ class WidenPlan(GrowthPlan):
             Place(plan_fields.text("module of caches", module), plan_fields.name("name of caches", name))
             for module, name in body.get("caches", [])
         ]
+        computed = computed_weights.from_json(body.get("computed", []), inventory)
         seed = plan_fields.whole("seed", body["seed"])
-        return cls(inventory, skipped, widened, axes, changes, caches, body["noise"], body["noise_scale"], seed)
+        return cls(
+            inventory, skipped, widened, axes, changes, caches, computed, body["noise"], body["noise_scale"], seed
+        )
 
 
 def _change(c: dict[str, Any]) -> Change:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -31,6 +32,11 @@ def grown_weights(plan: GrowthPlan, stored: Mapping[str, Stored]) -> dict[str, S
         first = plan.inventory.aliases.get(name, name)
         moves = check_movable(name, s, plan.student_shape(first))
         student[plan._renamed(name)] = Moved(plan, Entry(first, None), s).stream() if moves else unchanged(s)
+    for name, needed in plan._mended().items():
+        parts = {n: student[_any_name(plan, n, stored)] for n in needed}
+        for key in stored:
+            if plan.inventory.aliases.get(key, key) == name:
+                student[key] = _mended(plan, name, parts)
     everything = dict(stored)  # with all names of tied weights, of which a file may have one alone
     for name, first in plan.inventory.aliases.items():
         if (known_as := name if name in stored else first) in stored:
@@ -43,6 +49,26 @@ def grown_weights(plan: GrowthPlan, stored: Mapping[str, Stored]) -> dict[str, S
         for name, like in fresh.like.items():
             student[name] = together.stream(fresh, name, like)
     return student
+
+
+def _any_name(plan: GrowthPlan, name: str, stored: Mapping[str, Stored]) -> str:
+    """Under which a tensor is stored."""
+    return name if name in stored else next(k for k, first in plan.inventory.aliases.items() if first == name)
+
+
+def _mended(plan: GrowthPlan, name: str, parts: dict[str, Stream]) -> Stream:
+    """A tensor that others must be known for, all of them as wholes."""
+    flat: list[Tensor] = []
+
+    def make(begin: int, end: int) -> Tensor:
+        if not flat:
+            tensors = {part: stream.whole() for part, stream in parts.items()}
+            plan._mend(tensors)
+            flat.append(tensors[name].view(-1))
+        return flat[0][begin:end]
+
+    moved = parts[name]
+    return Stream(moved.dtype, moved.shape, math.prod(moved.shape), make, drop=flat.clear, tied=moved.tied)
 
 
 class _Together:

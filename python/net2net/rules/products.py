@@ -13,7 +13,7 @@ from net2net.rules.table import array, name_of, numbers, refuse, register, rows_
 from net2net.shadows import codes, ids_of
 from net2net.units import FIXED
 
-_COMPUTED = "its weight is computed, not a parameter (weight norm, for one, can be removed, and applied to the student)"
+_COMPUTED = "its weight is computed from parameters in a way that is not known"
 
 
 def _computed(context: Context, func: Any, args: Any, kwargs: Any, out: Any, units: int) -> None:
@@ -28,7 +28,7 @@ def convolution(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
     x, weight, bias = args[:3]
     named = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | kwargs
     groups, transposed = named["groups"], named.get("transposed", False)
-    known = context.parameters.handle(weight, whole=True)
+    known = context.weight(weight)
     channel = x.dim() - (weight.dim() - 2) - 1
     given = array(context, x)
     into, outof = (0, 1) if transposed else (1, 0)
@@ -43,6 +43,7 @@ def convolution(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
     key = (
         "convolution",
         name,
+        repr(known.how),
         numbers([v for n, v in named.items() if n not in {"input", "weight", "bias", "groups"}]),
     )
     why = f"the input of {name} has a fixed width"
@@ -102,7 +103,7 @@ def linear(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> Non
         bias, x, right = args[:3]
     else:
         x, right, bias = args[0], args[1], args[2] if len(args) > 2 else None
-    known = context.parameters.handle(right, whole=True)
+    known = context.weight(right)
     if known is None:
         if kind == "mm" and not context.is_parameter(x) and not context.is_parameter(right):
             return _between(context, func, x[None], right[None], out[None])
@@ -116,7 +117,7 @@ def linear(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> Non
     given = array(context, x)
     rows = rows_along(given, x.dim() - 1, features)
     context.carriers.used(x, (name, into))
-    key = ("linear", name, numbers(kwargs))
+    key = ("linear", name, repr(known.how), numbers(kwargs))
     if context.has_units(given) and given.shape[-1] == 1 < features:
         return _along(context, key, name, given, (into, features), (outof, produced), bias, out)
     crossing = context.crossing(rows, name_of(func))

@@ -73,6 +73,8 @@ def grow_sharded(
     with all_or_none(sharded):
         optim.check_state(state)
         plan.inventory.check_tensors(tensors)
+        if mended := next(iter(plan._mended()), None):
+            raise ValueError(f"plan grows a computed weight, with {mended}: grow the model before it is sharded")
     check_equal("plan", plan.document()["digest"], sharded)
     with all_or_none(sharded):
         spreads = {name: Spread.of(name, t) for name, t in tensors.by_name.items()}
