@@ -153,6 +153,22 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 1))
 
 
+class Crosswise(nn.Module):
+    """Weights that are stored [in, out]: matrices that their inputs are multiplied by from the left, transposed
+    convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.up = nn.ConvTranspose2d(6, 4, 2, stride=2)
+        self.into, self.outof = nn.Parameter(torch.randn(4, 10)), nn.Parameter(torch.randn(10, 3))
+        self.bias = nn.Parameter(torch.randn(10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.silu(self.up(nn.functional.silu(self.stem(x)))).mean((2, 3))
+        return torch.addmm(self.bias, x, self.into).sigmoid() @ self.outof
+
+
 EXAMPLES = {
     "mlp": Example(mlp, (7, 5)),
     "plain_1d": Example(plain_1d, (6, 2, 8)),
@@ -162,6 +178,7 @@ EXAMPLES = {
     "gated": Example(Gated, (3, 3, 7, 7)),
     "dense": Example(Dense, (4, 2, 6, 6)),
     "tied": Example(Tied, (9, 6)),
+    "crosswise": Example(Crosswise, (5, 3, 6, 6)),
     "channels_last_features": Example(ChannelsLastFeatures, (3, 3, 4, 4)),
     "inception": Example(lambda: inception_bn(5, 0.3**0.5, base=0.1, in_channels=1, stem="small"), (4, 1, 16, 16)),
 }

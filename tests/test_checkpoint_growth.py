@@ -18,7 +18,7 @@ from net2net.training import State, checkpoint, moving_average
 from torch import nn
 
 safetensors_torch = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
-NETWORKS = ["plain_1d", "plain_3d", "gated", "tied", "inception"]
+NETWORKS = ["plain_1d", "plain_3d", "gated", "tied", "crosswise", "inception"]
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9),
     "AdamW": lambda p: torch.optim.AdamW(p, 1e-3, amsgrad=True),

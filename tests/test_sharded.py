@@ -174,10 +174,10 @@ TWICE = [("widen", {"width": 2, **NOISY}), ("widen", {"width": 1.5, "noise": "pa
 
 #: On how many ranks, and what.
 CASES: dict[str, tuple[int, list[tuple[tuple[Any, ...], dict[str, Any]]]]] = {
-    "along the second axis": (2, [(("mlp_even", TWICE, ["adam"]), {"along": 1})]),
+    "along the second axis": (2, [((name, TWICE, ["adam"]), {"along": 1}) for name in ("mlp_even", "crosswise")]),
     "networks": (
         2,
-        [((name, WIDER, ["none"]), {}) for name in ("plain_1d", "plain_3d", "gated", "dense", "tied")]
+        [((name, WIDER, ["none"]), {}) for name in ("plain_1d", "plain_3d", "gated", "dense", "tied", "crosswise")]
         + [(("channels_last_features", WIDER, ["sgd"]), {})],
     ),
     "one rank": (1, [(("residual", ALL_STEPS, ["rmsprop"]), {}), (("inception", WIDER, ["none"]), {})]),

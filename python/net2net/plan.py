@@ -22,9 +22,11 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
+from n2n_kernels import tensor_moments
 from net2net import optimizer as optim
 from net2net import plan_fields
 from net2net.chunks import Part, cut, hand_over, placeholder
+from net2net.crossing import add_noise
 from net2net.dynamics import GrownAxis, carry, check_dynamics
 from net2net.files import write_atomically
 from net2net.launches import Entry, Launches, Law, Prepared, run
@@ -108,6 +110,28 @@ class GrowthPlan(ABC):
         """The standard deviation of the noise on each of these teacher tensors, float64 on their device; 0.0 for
         none."""
         return 0.0
+
+    def _crossing_noise_of(self, name: str) -> float:
+        """The same where it is along the first axis of a teacher tensor, which the kernels do not know."""
+        return 0.0
+
+    def _cross(self, stds: Mapping[str, Tensor | float], grown: Mapping[str, Tensor]) -> None:
+        """Adds such noise, with these absolute standard deviations, to tensors that the kernels have grown."""
+        for name, std in stds.items():
+            self._cross_part(name, float(std), grown[name])
+
+    def _cross_part(self, name: str, std: float, part: Tensor, begin: int = 0, first: int = 0) -> None:
+        """The same for a part of one tensor: see `crossing.add_noise`."""
+        index = next(axis.index for axis in self._grown_axes(name) if axis.dim == 0)
+        add_noise(part, index, std, seed=self._seed, tensor_id=self._ids[name], begin=begin, first=first)
+
+    def _crossing_stds(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Its standard deviation on these teacher tensors, where there is any."""
+        noisy = {name: t for name, t in tensors.items() if self._crossing_noise_of(name) and not t.is_meta}
+        if not noisy:
+            return {}
+        stds = tensor_moments(list(noisy.values()))[1].sqrt()
+        return {name: std * self._crossing_noise_of(name) for name, std in zip(noisy, stds, strict=True)}
 
     @abstractmethod
     def _finish(self, student: nn.Module) -> None:
@@ -216,13 +240,15 @@ class GrowthPlan(ABC):
         old = list(tensors.values())
         launch = self._launch(_entries(tensors), old)
         grown = run(launch, old, self._noise_stds(list(tensors), old), self._seed)
-        return dict(zip(tensors, grown, strict=True))
+        made = dict(zip(tensors, grown, strict=True))
+        self._cross(self._crossing_stds(tensors), made)
+        return made
 
     def _used_up(self, model: nn.Module, tensors: Tensors, moving: dict[str, Tensor]) -> nn.Module:
         """The student, for which `model` is used up."""
         old = list(moving.values())
         parts = self._parts(_entries(moving), old)
-        stds = self._noise_stds(list(moving), old)
+        stds, crossing = self._noise_stds(list(moving), old), self._crossing_stds(moving)
         # The student is made first, without its data: what the model holds beside its tensors may turn out not to be
         # such that it can be copied.
         new = {name: in_place_of(t, placeholder(t, self.student_shape(name))) for name, t in moving.items()}
@@ -236,6 +262,7 @@ class GrowthPlan(ABC):
         self._finish(student)
         spend(model)
         hand_over(parts, old, list(new.values()), stds, self._seed)
+        self._cross(crossing, new)
         return student
 
     def _launch(self, entries: Sequence[Entry], tensors: Sequence[Tensor]) -> Prepared:

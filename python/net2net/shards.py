@@ -66,6 +66,10 @@ class Spread:
         rank = self.rank if rank is None else rank
         return min(rank * size, extent), min((rank + 1) * size, extent)
 
+    def begins(self, shape: Sequence[int]) -> list[int]:
+        """For each axis of a tensor of this shape, the first position that is here."""
+        return [self.bounds(n)[0] if dim == self.dim else 0 for dim, n in enumerate(shape)]
+
     def local_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """What this rank has of a tensor of this shape."""
         if self.dim is None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from n2n_kernels import tensor_moments
 from net2net import attributes, computed_weights, map_runs, mapping, plan_fields
 from net2net.caches import Caches, Place
-from net2net.computed_weights import Computed
+from net2net.computed_weights import Computed, Standardised
 from net2net.dynamics import GrownAxis
 from net2net.launches import Entry, Law
 from net2net.plan import GrowthPlan
@@ -95,6 +95,7 @@ class WidenPlan(GrowthPlan):
         self.changes = changes
         self.caches = caches
         self.computed = computed
+        self._standardised = {how.weight for how in computed if isinstance(how, Standardised)}
         self.noise = noise
         self.noise_scale = noise_scale
         self.seed = self._seed = seed
@@ -168,6 +169,9 @@ class WidenPlan(GrowthPlan):
     def _noise_of(self, name: str) -> float:
         return self.noise_scale if self._noisy(name) else 0.0
 
+    def _crossing_noise_of(self, name: str) -> float:
+        return self.noise_scale if self._crossing(name) else 0.0
+
     def _noise_stds(self, names: list[str], tensors: list[Tensor]) -> Tensor | float:
         """Absolute noise: `noise_scale` times the standard deviation of each noisy tensor, which stays on the
         device."""
@@ -186,6 +190,13 @@ class WidenPlan(GrowthPlan):
         by_row = self._noise == "replicas"
         axis = self.axes.get((name, 0 if by_row else 1))
         return axis is not None and (by_row or axis.split)
+
+    def _crossing(self, name: str) -> bool:
+        """Whether its outgoing weights are along its first axis, and none along its second."""
+        if self.noise != "cancelling" or len(self.shapes[name]) < 2 or name in self._standardised:
+            return False
+        first, second = self.axes.get((name, 0)), self.axes.get((name, 1))
+        return first is not None and first.split and not (second is not None and second.split)
 
     def _finish(self, student: nn.Module) -> None:
         attributes.update(student)

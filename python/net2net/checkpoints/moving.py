@@ -63,8 +63,10 @@ class Moved:
     def _std(self) -> Tensor | float:
         """Of the noise, as the whole tensor's."""
         scale = self.plan._noise_of(self.entry.name) if self.entry.power is None else 0.0
-        if scale == 0:
-            return 0.0
+        return self.std(scale) if scale else 0.0
+
+    def std(self, scale: float) -> Tensor:
+        """The standard deviation of all of its numbers, times `scale`."""
         return moments_in_parts(self._teacher, self.stored.release)[1].sqrt() * scale
 
     def make(self, begin: int, end: int) -> Tensor:

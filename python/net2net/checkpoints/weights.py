@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -31,7 +31,8 @@ def grown_weights(plan: GrowthPlan, stored: Mapping[str, Stored]) -> dict[str, S
     for name, s in stored.items():
         first = plan.inventory.aliases.get(name, name)
         moves = check_movable(name, s, plan.student_shape(first))
-        student[plan._renamed(name)] = Moved(plan, Entry(first, None), s).stream() if moves else unchanged(s)
+        moved = Moved(plan, Entry(first, None), s)
+        student[plan._renamed(name)] = unchanged(s) if not moves else _crossed(plan, moved, first)
     for name, needed in plan._mended().items():
         parts = {n: student[_any_name(plan, n, stored)] for n in needed}
         for key in stored:
@@ -51,6 +52,33 @@ def grown_weights(plan: GrowthPlan, stored: Mapping[str, Stored]) -> dict[str, S
     return student
 
 
+def _crossed(plan: GrowthPlan, moved: Moved, name: str) -> Stream:
+    """With the noise along its first axis, if there is any: which takes the whole tensor."""
+    stream = moved.stream()
+    if (scale := plan._crossing_noise_of(name)) == 0:
+        return stream
+
+    def make() -> Tensor:
+        std = moved.std(scale)
+        whole = stream.whole()
+        plan._cross_part(name, float(std), whole)
+        return whole
+
+    return _at_once(stream, make)
+
+
+def _at_once(like: Stream, make: Callable[[], Tensor]) -> Stream:
+    """A tensor that is made as a whole, when it is first wanted."""
+    flat: list[Tensor] = []
+
+    def piece(begin: int, end: int) -> Tensor:
+        if not flat:
+            flat.append(make().view(-1))
+        return flat[0][begin:end]
+
+    return Stream(like.dtype, like.shape, math.prod(like.shape), piece, drop=flat.clear, tied=like.tied)
+
+
 def _any_name(plan: GrowthPlan, name: str, stored: Mapping[str, Stored]) -> str:
     """Under which a tensor is stored."""
     return name if name in stored else next(k for k, first in plan.inventory.aliases.items() if first == name)
@@ -58,17 +86,13 @@ def _any_name(plan: GrowthPlan, name: str, stored: Mapping[str, Stored]) -> str:
 
 def _mended(plan: GrowthPlan, name: str, parts: dict[str, Stream]) -> Stream:
     """A tensor that others must be known for, all of them as wholes."""
-    flat: list[Tensor] = []
 
-    def make(begin: int, end: int) -> Tensor:
-        if not flat:
-            tensors = {part: stream.whole() for part, stream in parts.items()}
-            plan._mend(tensors)
-            flat.append(tensors[name].view(-1))
-        return flat[0][begin:end]
+    def make() -> Tensor:
+        tensors = {part: stream.whole() for part, stream in parts.items()}
+        plan._mend(tensors)
+        return tensors[name]
 
-    moved = parts[name]
-    return Stream(moved.dtype, moved.shape, math.prod(moved.shape), make, drop=flat.clear, tied=moved.tied)
+    return _at_once(parts[name], make)
 
 
 class _Together:

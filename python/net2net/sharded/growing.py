@@ -73,6 +73,7 @@ def grow_sharded(
     with all_or_none(sharded):
         optim.check_state(state)
         plan.inventory.check_tensors(tensors)
+        _check_crossing(plan, tensors)
         if mended := next(iter(plan._mended()), None):
             raise ValueError(f"plan grows a computed weight, with {mended}: grow the model before it is sharded")
     check_equal("plan", plan.document()["digest"], sharded)
@@ -87,11 +88,15 @@ def grow_sharded(
         targets = Tensors.of(student)
         places = _by_name(targets)
     with torch.no_grad():
-        noise_stds = _noise_stds(plan, tensors)
+        noise_stds = _noise_stds(plan._noise_of, tensors)
+        crossing_stds = _noise_stds(plan._crossing_noise_of, tensors)
         for name, t in tensors.by_name.items():
             target = places[plan._renamed(name)]
             if movable(t):
                 grow_shard(plan, Entry(name, None), t, target, noise_std=noise_stds.get(name, 0.0))
+                if name in crossing_stds:
+                    begins = spreads[name].begins(plan.student_shape(name))
+                    plan._cross_part(name, crossing_stds[name], local(target), *begins[:2])
             else:
                 local(target).copy_(local(t))
         plan._fill_shards(student)
@@ -174,8 +179,14 @@ def _check_student(student: nn.Module, plan: GrowthPlan, tensors: Tensors, sprea
                 )
 
 
-def _noise_stds(plan: GrowthPlan, tensors: Tensors) -> dict[str, float]:
-    """The absolute standard deviation of the noise on the noisy tensors, by name."""
-    noisy = [name for name, t in tensors.by_name.items() if movable(t) and plan._noise_of(name)]
+def _check_crossing(plan: GrowthPlan, tensors: Tensors) -> None:
+    for name, t in tensors.by_name.items():
+        if plan._crossing_noise_of(name) and (dim := Spread.of(name, t).dim) is not None and dim > 1:
+            raise ValueError(f"{name} gets noise, and is sharded along axis {dim}: shard it along 0 or 1")
+
+
+def _noise_stds(noise_of: Callable[[str], float], tensors: Tensors) -> dict[str, float]:
+    """The absolute standard deviation of the noise on the tensors that have such noise, by name."""
+    noisy = [name for name, t in tensors.by_name.items() if movable(t) and noise_of(name)]
     found = stds(noisy, [tensors.by_name[name] for name in noisy])
-    return {name: std * plan._noise_of(name) for name, std in zip(noisy, found, strict=True)}
+    return {name: std * noise_of(name) for name, std in zip(noisy, found, strict=True)}
