@@ -8,6 +8,7 @@ too much memory does not take the others along.
     python bench/coverage.py torchvision --out runs/coverage
     python bench/coverage.py timm --only 'resnet*' --out runs/coverage
     python bench/coverage.py timm --out runs/coverage --report          # only write the table of what is there
+    python bench/coverage.py transformers --out runs/coverage           # and what else there is in zoos.py
 """
 
 from __future__ import annotations
@@ -16,84 +17,24 @@ import argparse
 import fnmatch
 import json
 import resource
+import select
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import zoos
+from torch import nn
 
 FACTOR = 1.5
 EXACT = 1e-9
-#: Models whose images are larger than this are built for smaller ones.
-_LARGE = 512
-
-
-def torchvision_models() -> dict[str, str]:
-    """Every classifier, and a size of image that will do."""
-    import torchvision
-
-    names = torchvision.models.list_models(module=torchvision.models)
-    return {name: name for name in names}
-
-
-def timm_models() -> dict[str, str]:
-    """One model of each module of architectures that timm has: the smallest, by its name."""
-    import timm
-
-    chosen = {}
-    for module in timm.list_modules():
-        models = [m for m in timm.list_models(module=module) if not m.startswith("test_")]
-        if models:
-            chosen[module] = min(models, key=_size_in_name)
-    return chosen
-
-
-def _size_in_name(name: str) -> tuple[int, int, str]:
-    order = ["atto", "femto", "pico", "nano", "xxt", "xxs", "micro", "tiny", "mini", "xs", "small"]
-    words = name.split("_")
-    rank = next((i for i, word in enumerate(order) if any(w.startswith(word) for w in words)), len(order))
-    return rank, len(name), name
-
-
-def build(library: str, name: str) -> tuple[nn.Module, Tensor]:
-    """A model, and an input for it."""
-    if library == "torchvision":
-        import torchvision
-
-        fixed = {"vit": 224, "maxvit": 224, "inception": 299}
-        size = next((s for prefix, s in fixed.items() if name.startswith(prefix)), 64)
-        extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        if name == "vit_h_14":
-            extra["image_size"] = size = 56
-        return torchvision.models.get_model(name, weights=None, **extra), torch.randn(2, 3, size, size)
-    import timm
-
-    model = timm.create_model(name)
-    if model.num_classes == 0:  # its features are its outputs, and would have to stay as they are
-        model = timm.create_model(name, num_classes=1000)
-    config = model.default_cfg
-    shape = tuple(config["input_size"])
-    if config.get("fixed_input_size") and shape[1] > _LARGE:
-        # It takes images of one size alone, but which one can be chosen.
-        shape = (shape[0], 256, 256)
-        model = timm.create_model(name, img_size=256)
-    elif not config.get("fixed_input_size"):
-        smallest = config.get("min_input_size") or (shape[0], min(shape[1], 128), min(shape[2], 128))
-        for smaller in (tuple(smallest), shape):
-            try:
-                with torch.no_grad():
-                    model.eval()(torch.randn(1, *smaller))
-                shape = smaller
-                break
-            except Exception:  # some models only run at their own size
-                continue
-    return model, torch.randn(2, *shape)
+#: So many models a process examines, where their library takes its time to be imported.
+_EACH = 25
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -122,11 +63,13 @@ def share_widened(plan: Any, model: nn.Module, found: Any) -> float:
     fixed = {layer for group in found for layer in group.layers if group.output}
     total = grown = 0
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and name not in fixed:
-            dim = 1 if getattr(module, "transposed", False) else 0
+        other_way = getattr(module, "transposed", False) or type(module).__name__ == "Conv1D"  # of GPT-2
+        if (isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or other_way) and name not in fixed:
+            dim = 1 if other_way else 0
             units = module.weight.shape[dim]
             total += units
-            grown += units * ((f"{name}.weight", dim) in plan.axes)
+            names = [f"{name}.{weight}" for weight in ("weight", "weight_v", "parametrizations.weight.original1")]
+            grown += units * any((weight, dim) in plan.axes for weight in names)
     return grown / total if total else 0.0
 
 
@@ -138,8 +81,8 @@ def examine(library: str, name: str) -> dict[str, Any]:
 
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
-    model, x = build(library, name)
-    model, x = randomise(model).double().eval(), x.double()
+    model, given = zoos.build(library, name)
+    model, x = randomise(model).double().eval(), _double(given)
     record: dict[str, Any] = {"model": name, "parameters": sum(p.numel() for p in model.parameters())}
     start, of_cpu = time.perf_counter(), time.process_time()
     plan, found = plan_and_groups(model, x, Choices(FACTOR))
@@ -153,15 +96,94 @@ def examine(library: str, name: str) -> dict[str, Any]:
     record["eval"] = net2net.verify(model, student, x).max_rel
     try:
         for module in [*model.modules(), *student.modules()]:
-            if "Drop" in type(module).__name__:
-                module.p = module.drop_prob = 0.0  # type: ignore[assignment]
-            if hasattr(module, "drop_rate"):  # of dropout as a function
-                module.drop_rate = 0.0  # type: ignore[assignment]
+            _no_dropout(module)
         record["train"] = net2net.verify(model.train(), student.train(), x).max_rel
     except Exception as error:
         record["train"] = f"{type(error).__name__}: {error}"[:200]
     record["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return record
+
+
+def _double(given: Any) -> Any:
+    """An input in float64."""
+    if isinstance(given, dict):
+        return {name: _double(t) for name, t in given.items()}
+    if isinstance(given, tuple):
+        return tuple(map(_double, given))
+    return given.double() if given.is_floating_point() else given
+
+
+def _no_dropout(module: nn.Module) -> None:
+    """Whatever a module, or its configuration, calls its rates of dropout."""
+    if "Drop" in type(module).__name__:
+        module.p = module.drop_prob = 0.0  # type: ignore[assignment]
+    for held in (module, getattr(module, "config", None)):
+        for name, value in list(getattr(held, "__dict__", {}).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(held, name, 0.0)
+
+
+class Worker:
+    """A process that examines models, one after the other."""
+
+    def __init__(self, library: str) -> None:
+        self.done, self.lost = 0, False
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed with the worker
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, library, "--serve"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
+        )  # fmt: skip
+
+    def examine(self, name: str, seconds: float) -> dict[str, Any]:
+        """The record of one model. Afterwards the worker may be `lost`."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self.done += 1
+        try:
+            self._process.stdin.write(f"{name}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return {"model": name, "error": self._last_words()}
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if not select.select([self._process.stdout], [], [], left)[0]:
+                break
+            line = self._process.stdout.readline()
+            if not line:
+                return {"model": name, "error": self._last_words()}
+            if line.startswith(_RECORD):  # models print things too
+                record: dict[str, Any] = json.loads(line[len(_RECORD) :])
+                return record
+        self.lost = True
+        return {"model": name, "error": f"took more than {seconds:.0f} s"}
+
+    def _last_words(self) -> str:
+        self.lost = True
+        code = self._process.wait()
+        self._log.seek(0)
+        return (self._log.read().strip().splitlines() or [f"exit {code}"])[-1][:400]
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._log.close()
+
+
+#: What begins a line with a record.
+_RECORD = "record: "
+
+
+def serve(library: str) -> None:
+    """What a worker does."""
+    for line in sys.stdin:
+        name = line.strip()
+        try:
+            record = examine(library, name)
+        except zoos.UnavailableError as error:
+            record = {"model": name, "left_out": str(error)}
+        except Exception as error:
+            record = {"model": name, "error": f"{type(error).__name__}: {error}"[:400]}
+        print(_RECORD + json.dumps(record), flush=True)
 
 
 def run(library: str, names: dict[str, str], out: Path, seconds: float) -> None:
@@ -170,22 +192,26 @@ def run(library: str, names: dict[str, str], out: Path, seconds: float) -> None:
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     done = {r["model"] for r in read(out)}
+    # Large models have a process each, so that what one has used is not the next one's.
+    each = 1 if library in {"torchvision", "timm"} else _EACH
+    worker: Worker | None = None
     for i, (family, name) in enumerate(names.items()):
         if name in done:
             continue
-        command = [sys.executable, __file__, library, "--one", name]
-        try:
-            ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-            lines = ran.stdout.strip().splitlines()
-            record = json.loads(lines[-1]) if ran.returncode == 0 else None
-            error = (ran.stderr.strip().splitlines() or [f"exit {ran.returncode}"])[-1][:400]
-        except subprocess.TimeoutExpired:
-            record, error = None, f"took more than {seconds:.0f} s"
-        record = record or {"model": name, "error": error}
+        worker = worker or Worker(library)
+        record = worker.examine(name, seconds)
+        if worker.lost or worker.done >= each:
+            worker.close()
+            worker = None
+        if "left_out" in record:
+            print(f"[{i + 1}/{len(names)}] {name}: {record['left_out']}", flush=True)
+            continue
         record["family"], record["commit"] = family, commit
         with out.open("a") as file:
             file.write(json.dumps(record) + "\n")
         print(f"[{i + 1}/{len(names)}] {_line(record)}", flush=True)
+    if worker is not None:
+        worker.close()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -236,20 +262,24 @@ def report(records: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("library", choices=("torchvision", "timm"))
+    parser.add_argument("library", choices=list(zoos.ZOOS))
     parser.add_argument("--only", default="*", help="a shell-style pattern of names")
     parser.add_argument("--out", type=Path, default=Path("runs/coverage"), help="a folder for the results")
     parser.add_argument("--seconds", type=float, default=300, help="per model")
     parser.add_argument("--report", action="store_true", help="examine nothing, only write the table")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(examine(options.library, options.one)))
         return
-    zoo: Callable[[], dict[str, str]] = {"torchvision": torchvision_models, "timm": timm_models}[options.library]
+    if options.serve:
+        serve(options.library)
+        return
     path = options.out / f"{options.library}.jsonl"
     if not options.report:
-        chosen = {f: n for f, n in zoo().items() if fnmatch.fnmatch(n, options.only)}
+        names = zoos.ZOOS[options.library].names()
+        chosen = {f: n for f, n in names.items() if fnmatch.fnmatch(n, options.only)}
         run(options.library, chosen, path, options.seconds)
     text = report(read(path))
     path.with_suffix(".md").write_text(text)

@@ -15,6 +15,7 @@ _spec = importlib.util.spec_from_file_location("coverage_script", ROOT / "bench"
 assert _spec is not None
 assert _spec.loader is not None
 coverage_script = importlib.util.module_from_spec(_spec)
+sys.path.append(str(ROOT / "bench"))  # as it is for a script, which has its neighbours
 _spec.loader.exec_module(coverage_script)
 
 
@@ -41,6 +42,22 @@ def test_report_tells_of_failures() -> None:
     assert "| c | | | | | | | | took more than 10 s |" in text
     assert "at most 0.4 s" in text
     assert "conv and others: no rule / for x" in text
+
+
+def test_a_zoo_is_gone_through_once(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    command = [sys.executable, str(ROOT / "bench" / "coverage.py"), "torchvision", "--out", str(tmp_path)]
+    options = ["--only", "shufflenet_v2_x0_5"]
+    for seconds, printed in (("0.01", "took more than 0 s"), ("0.01", "- 1 models")):  # the second time it is known
+        ran = subprocess.run([*command, *options, "--seconds", seconds], capture_output=True, text=True, check=True)
+        assert printed in ran.stdout
+    records = [json.loads(line) for line in (tmp_path / "torchvision.jsonl").read_text().splitlines()]
+    assert [r["model"] for r in records] == ["shufflenet_v2_x0_5"]
+    assert "1 not widened" in (tmp_path / "torchvision.md").read_text()
+    (tmp_path / "torchvision.jsonl").unlink()
+    subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    (record,) = (json.loads(line) for line in (tmp_path / "torchvision.jsonl").read_text().splitlines())
+    assert record["eval"] < 1e-9
 
 
 def test_a_model_of_a_zoo() -> None:
