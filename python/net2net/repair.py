@@ -20,7 +20,7 @@ from torch import nn
 
 from net2net.context import TraceError
 from net2net.hashes import digest
-from net2net.outputs import OWN
+from net2net.kept_numbers import by_name, is_number, kept, put
 from net2net.skeleton import each_module
 from net2net.student import Student
 
@@ -48,14 +48,15 @@ class Change:
             raise ValueError(
                 f"model is another than the plan was made for: {self} is of torch's {type(module).__name__}"
             )
-        numbers = _attributes(module)
+        numbers = kept(module)
         found = numbers.get(self.name)
         if found is None or tuple(_listed(found)) not in (tuple(_listed(self.before)), tuple(_listed(self.after))):
-            held = vars(module).get(self.name, "nothing")
+            held = numbers.get(self.name, vars(module).get(self.name, "nothing"))
             raise ValueError(f"model is another than the plan was made for: it has {held!r} where the plan says {self}")
 
     def __str__(self) -> str:
-        return f"{self.module + '.' if self.module else ''}{self.name}: {self.before} -> {self.after}"
+        between = "." if self.module and not by_name(self.name) else ""
+        return f"{self.module}{between}{self.name}: {self.before} -> {self.after}"
 
 
 def attach(model: nn.Module, context: Student) -> list[Change]:
@@ -66,7 +67,7 @@ def attach(model: nn.Module, context: Student) -> list[Change]:
     hopeless: set[bytes] = set()
     seen = {id(m): name for name, m in reversed(list(model.named_modules()))}
     for module in each_module(model):
-        if _users(module) and (_attributes(module) or any(map(_attributes, filter(_users, module.children())))):
+        if _users(module) and (kept(module) or any(map(kept, filter(_users, module.children())))):
             module.forward = _guarded(module, seen[id(module)], context, changes, helped, hopeless)
     return changes
 
@@ -108,7 +109,7 @@ def _guarded(
 
         def counts(owner: nn.Module, attribute: str) -> bool:
             """Whether the module, without that attribute, does not fail in the very same way."""
-            if hasattr(type(owner), attribute):
+            if by_name(attribute) or hasattr(type(owner), attribute):
                 return True
             value = vars(owner).pop(attribute)
             try:
@@ -182,30 +183,16 @@ def _guarded(
 
 def _set(edits: list[_Edit]) -> None:
     for owner, change in edits:
-        setattr(owner, change.name, change.after)
+        put(owner, change.name, change.after)
 
 
 def _unset(edits: list[_Edit]) -> None:
     for owner, change in reversed(edits):
-        setattr(owner, change.name, change.before)
-
-
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """A module's own integers, alone or in tuples and lists."""
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if name not in OWN
-        and (_is_int(value) or (isinstance(value, tuple | list) and value and all(map(_is_int, value))))
-    }
+        put(owner, change.name, change.before)
 
 
 def _listed(value: Any) -> list[int]:
     return list(value) if isinstance(value, tuple | list) else [value]
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _candidates(
@@ -233,8 +220,8 @@ def _candidates(
     for before, _ in given:
         order.setdefault(before, len(seen) + 1)
     found: list[_Found] = []
-    for attribute, value in _attributes(module).items():
-        values = [value] if _is_int(value) else list(value)
+    for attribute, value in kept(module).items():
+        values = [value] if is_number(value) else list(value)
         if any(v in order for v in values):
             # Of a list, all values are expected.
             age = max(order.get(v, len(order)) for v in values)
@@ -242,14 +229,16 @@ def _candidates(
     found.sort(key=lambda f: f[:3])
     factors = list(dict.fromkeys([*_factors(error, context), *(after / before for before, after in given)]))
     last = [f for f in found if f[1] == 0]
-    numbers = dict.fromkeys(v for _, _, _, v in last if _is_int(v))
+    numbers = dict.fromkeys(v for _, _, _, v in last if is_number(v))
+    earlier = [f for f in found if f[1] > 0]
     trials = itertools.chain(
         _one_by_one(module, name, [f for f in found if not f[0]], factors, seen),
-        _one_by_one(module, name, [f for f in last if _is_int(f[3])], factors, seen),
+        _one_by_one(module, name, [f for f in last if is_number(f[3])], factors, seen),
         _everywhere(module, name, numbers, factors),
         _together(module, name, last, factors),
-        _one_by_one(module, name, [f for f in last if not _is_int(f[3])], factors, seen),
-        _one_by_one(module, name, [f for f in found if f[1] > 0], factors, seen),
+        _one_by_one(module, name, [f for f in last if not is_number(f[3])], factors, seen),
+        _one_by_one(module, name, earlier, factors, seen),
+        _everywhere(module, name, dict.fromkeys(v for _, _, _, v in earlier if is_number(v)), factors),
     )
     yield from itertools.islice(_distinct(trials), _TRIES)
 
@@ -287,11 +276,11 @@ def _everywhere(module: nn.Module, name: str, numbers: Iterable[int], factors: l
             continue
         edits: list[_Edit] = []
         for path, owner in owners:
-            for attribute, value in _attributes(owner).items():
-                each = [value] if _is_int(value) else value
+            for attribute, value in kept(owner).items():
+                each = [value] if is_number(value) else value
                 grown = [round(number * f) if v == number else v for v in each]
                 if number in each:
-                    after = grown[0] if _is_int(value) else type(value)(grown)
+                    after = grown[0] if is_number(value) else type(value)(grown)
                     edits.append((owner, Change(path, attribute, value, after)))
         if len(edits) > 1:
             yield edits
@@ -299,7 +288,7 @@ def _everywhere(module: nn.Module, name: str, numbers: Iterable[int], factors: l
 
 def _together(module: nn.Module, name: str, found: list[_Found], factors: list[float]) -> Iterator[list[_Edit]]:
     """The sizes that a split is into, say, which are kept one by one."""
-    numbers = [(attribute, value) for _, _, attribute, value in found if _is_int(value)][:_DEPTH]
+    numbers = [(attribute, value) for _, _, attribute, value in found if is_number(value)][:_DEPTH]
     for size in range(len(numbers), 1, -1):
         for f, some in itertools.product(factors, itertools.combinations(numbers, size)):
             if all(abs(value * f - round(value * f)) < 1e-9 for _, value in some):
@@ -328,7 +317,7 @@ def _factors(error: Exception, context: Student) -> list[float]:
 
 
 def _scaled(value: Any, factors: list[float], seen: list[Any]) -> Iterator[Any]:
-    if _is_int(value):
+    if is_number(value):
         wanted = [_solved(value, seen[-1])] if seen else []
         wanted += [value * f for f in factors]
         for after in dict.fromkeys(round(w) for w in wanted if w and abs(w - round(w)) < 1e-9):

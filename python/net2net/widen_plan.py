@@ -16,6 +16,7 @@ from net2net import attributes, computed_weights, map_runs, mapping, plan_fields
 from net2net.caches import Caches, Place
 from net2net.computed_weights import Computed, Standardised
 from net2net.dynamics import GrownAxis
+from net2net.kept_numbers import kept, put
 from net2net.launches import Entry, Law
 from net2net.plan import GrowthPlan
 from net2net.plan_parts import Inventory, Skipped, module_of
@@ -204,8 +205,8 @@ class WidenPlan(GrowthPlan):
             module = module_of(student, change.module)
             change.check(module)
             # A plan from a file has tuples for lists.
-            listed = isinstance(getattr(module, change.name), list)
-            setattr(module, change.name, list(change.after) if listed else change.after)
+            listed = isinstance(kept(module)[change.name], list)
+            put(module, change.name, list(change.after) if listed else change.after)
         Caches(student, self.caches).clear()
 
     def _fill(self, student: nn.Module) -> None:
