@@ -298,6 +298,62 @@ def test_what_is_not_known_stays(made):
     same_or_refused(model, x)
 
 
+FORMULAS = {
+    "variance": lambda w, v, m: (w - m) / torch.sqrt(v * w[0].numel() + 1e-4),
+    "clamped": lambda w, v, m: (w - m) * torch.rsqrt(torch.clamp(v * w[0].numel(), min=1e-4)),
+    "behind": lambda w, v, m: (w - m) / (v + 1e-5).sqrt() * w[0].numel() ** -0.5,
+    "inputs": lambda w, v, m: (w - m) / (v + 1e-5).sqrt() / w.shape[1],
+    "centred": lambda w, v, m: (w - m) * w[0].numel() ** -0.5,
+    "eps": lambda w, v, m: (w - m) / (v + 1 / w[0].numel()).sqrt(),
+    "exponent": lambda w, v, m: (w - m) * (v + 1e-5) ** (-1 / w[0].numel()),
+    "batch norm": lambda w, v, m: F.batch_norm(
+        w.reshape(1, len(w), -1), None, None, training=True, eps=1 / w[0].numel()
+    ).view_as(w),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_constants_that_the_width_tells_are_noticed(name):
+    class Fan(Computed):
+        def made(self, w):
+            return FORMULAS[name](w, *torch.var_mean(w, ALL, keepdim=True))
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), Fan(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 1))
+    plan = same_or_refused(randomised(model).eval(), torch.randn(2, 3, 8, 8).double())
+    assert plan is None or [s.layers[0] for s in plan.skipped] == ["0"]
+
+
+@pytest.mark.parametrize("width", [9, 12, 16])
+def test_rows_whose_replicas_are_at_the_mean(width):
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.SiLU(), ByVarMean(8, 4, 3), nn.SiLU(), nn.Conv2d(4, 2, 1))
+    model, x = randomised(model).eval(), torch.randn(2, 3, 6, 6).double()
+    row = torch.tensor([1.0, -1, 0, 0, 0, 0, 0, 0]).double()
+    model[2].weight.data[:2] = row.view(8, 1, 1)
+    plan = net2net.plan_widen(
+        model, x, {"0": width}, mapping={"0": [*range(8), *[7, 6, 7, 5, 7, 4, 3, 2][: width - 8]]}
+    )
+    student = plan.apply(model)
+    assert net2net.verify(model, student, x).max_rel < 1e-13
+    assert student[2].weight.abs().max() < 100
+
+
+@pytest.mark.parametrize("correction", [0, 1, 2, 3])
+def test_linear_layers_and_any_correction(correction, tmp_path):
+    class Standard(nn.Linear):
+        def forward(self, x):
+            w = self.weight
+            made = (w - w.mean(1, keepdim=True)) / (w.var(1, keepdim=True, correction=correction) + 1e-5).sqrt()
+            return F.linear(x, made, self.bias)
+
+    model = nn.Sequential(Standard(5, 6), nn.SiLU(), Standard(6, 7), nn.SiLU(), nn.Linear(7, 3))
+    model, x = randomised(model).eval(), torch.randn(4, 5).double()
+    plan = net2net.plan_widen(model, x, 1.5)
+    plan.save(tmp_path / "plan.json")
+    student = net2net.GrowthPlan.load(tmp_path / "plan.json").apply(model)
+    assert len(plan.computed) == 2
+    assert net2net.verify(model, student, x).max_rel < 1e-13
+
+
 class Crosswise(nn.Module):
     """Standardised along what it makes, not along what it sums over."""
 

@@ -20,8 +20,9 @@ keeps m, and the sum over replicas is that of the teacher. To keep s over n' ent
     sum_i d_i^2 sum_j c_ij^2 = (n' / n) sum_i d_i^2
 
 must hold in each row. With c_ij = 1 / r_i + a u_ij, where the u_ij of a unit sum to 0 and their squares to 1 (or are 0,
-if it has one replica), this is an equation for a, row by row, that always has a solution. Replicas then differ as they
-do by cancelling noise, which these weights need not have besides.
+if it has one replica), this is an equation for a, row by row, that has a solution unless all of these d_i are 0. (Then
+a u_ij is added as it is, instead of a u_ij d_i.) Replicas then differ as they do by cancelling noise, which these
+weights need not have besides.
 """
 
 from __future__ import annotations
@@ -95,17 +96,27 @@ class Standardised:
         mean = old.mean(rest, keepdim=True)
         index = inputs.index.to(wide.device)
         apart = old - mean
-        squares = apart.square().sum(rest[1:])  # [rows, inputs]
+        squares = apart.square().flatten(2).sum(2) if wide.dim() > 2 else apart.square()  # [rows, inputs]
         replicas = torch.bincount(index, minlength=old.shape[1]).to(torch.float64)
         entries = old[0].numel(), wide[0].numel()
+        if entries[0] <= self.correction:  # there is no variance
+            return
         wanted = (entries[1] - self.correction) / (entries[0] - self.correction)
         missing = wanted * squares.sum(1) - (squares / replicas).sum(1)
         several = (squares * (replicas > 1)).sum(1)
-        size = torch.where(several > 0, missing / several, 0.0).clamp(min=0).sqrt()
-        share = 1 / replicas[index] + size[:, None] * _apart(index, replicas)
+        flat = several <= _FLAT * squares.sum(1)
+        size = torch.where(flat, 0.0, missing / several).clamp(min=0).sqrt()
+        spread = _apart(index, replicas)
+        share = 1 / replicas[index] + size[:, None] * spread
         made = apart.index_select(1, index).mul_(share.view(*share.shape, *[1] * (wide.dim() - 2))).add_(mean)
-        wide.copy_(made)
+        # Rows in which all that gets replicas is at the mean: there is nothing to scale, so something is added.
+        places = entries[0] // old.shape[1] * int((replicas > 1).sum())
+        added = torch.where(flat, missing.clamp(min=0) / places, 0.0).sqrt()[:, None] * spread
+        wide.copy_(made.add_(added.view(*added.shape, *[1] * (wide.dim() - 2))))
 
+
+#: If this part of a row's variance, or less, is that of what gets replicas, there is too little to scale.
+_FLAT = 1e-12
 
 Computed = Normalised | Standardised
 
@@ -165,7 +176,7 @@ def from_json(given: Sequence[Mapping[str, object]], inventory: Inventory) -> li
                 raise ValueError(f"the gain {what} has the shape {inventory.shape(gain)}")
             found.append(Normalised(weight, gain, dim))
         elif item["kind"] == "standardised":
-            correction = plan_fields.whole(f"correction {what}", item["correction"], 0, 1)
+            correction = plan_fields.whole(f"correction {what}", item["correction"], 0)
             found.append(Standardised(weight, correction))
         else:
             raise ValueError(f"the kind {what} (={item['kind']!r}) is not known")

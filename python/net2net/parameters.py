@@ -18,8 +18,9 @@ class Handle:
     name: str
     tensor: Tensor
     dims: tuple[int, ...]
-    #: How the tensor is computed from it.
+    #: How the tensor is computed from it, and by which operations with which numbers.
     how: Computed | None = None
+    formula: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,15 @@ class Made:
         what: the tensor's part in standardising that weight (rules/weights.py).
         how: if it may take the weight's place in a layer: how it is computed.
         spreads: the corrections of the variances that went into it.
+        formula: stands for all operations that made it, and for the numbers in them: what code takes for a number may
+            be the size of something that grows.
     """
 
     sources: tuple[str, ...]
     what: str = ""
     how: Computed | None = None
     spreads: frozenset[int] = frozenset()
+    formula: bytes = b""
 
 
 class Parameters:
@@ -75,7 +79,7 @@ class Parameters:
         if t.dim() != whole.dim() or t.storage_offset() != whole.storage_offset() or t.dtype != whole.dtype:
             return None
         dims = _dims(whole, t, whole=True)
-        return None if -1 in dims else Handle(made.sources[0], parameter, dims, made.how)
+        return None if -1 in dims else Handle(made.sources[0], parameter, dims, made.how, made.formula)
 
     def named(self, names: Sequence[str]) -> list[tuple[str, Tensor]]:
         """Parameters and buffers by their names."""

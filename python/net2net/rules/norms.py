@@ -21,11 +21,8 @@ from net2net.shadows import ids_of
 def batch_norm(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """Normalises unit by unit; its parameters and statistics are replicated with the units (the paper, section 2.3)."""
     x = args[0]
-    if context.is_parameter(x):
-        gain, bias, *statistics = args[1:5]
-        # Where it is not for the statistics of images, it has none of its own.
-        if statistics == [None, None] and of_a_weight(context, x, gain, bias, tensors(out)[0]):
-            return None
+    if context.is_parameter(x) and of_a_weight(context, func, args, kwargs, tensors(out)[0]):
+        return None
     channel = min(1, x.dim() - 1)
     given = context.bundle(array(context, x), [d for d in range(x.dim()) if d != channel])
     rows = rows_along(given, channel, x.shape[channel])

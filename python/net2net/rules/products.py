@@ -43,7 +43,7 @@ def convolution(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
     key = (
         "convolution",
         name,
-        repr(known.how),
+        known.formula,
         numbers([v for n, v in named.items() if n not in {"input", "weight", "bias", "groups"}]),
     )
     why = f"the input of {name} has a fixed width"
@@ -117,7 +117,7 @@ def linear(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> Non
     given = array(context, x)
     rows = rows_along(given, x.dim() - 1, features)
     context.carriers.used(x, (name, into))
-    key = ("linear", name, repr(known.how), numbers(kwargs))
+    key = ("linear", name, known.formula, numbers(kwargs))
     if context.has_units(given) and given.shape[-1] == 1 < features:
         return _along(context, key, name, given, (into, features), (outof, produced), bias, out)
     crossing = context.crossing(rows, name_of(func))

@@ -58,11 +58,22 @@ def rule_for(func: Any) -> Rule:
     # An in-place operation means for units what its out-of-place form means.
     if name.endswith("_") and not name.endswith("__") and name[:-1] in _RULES:
         return _RULES[name[:-1]]
-    if torch.Tag.pointwise in func.tags and torch.Tag.nondeterministic_seeded not in func.tags:
+    if _elementwise(func) or any(map(_elementwise, _out_of_place(func))):
         return POINTWISE[0]
     if is_view(func):
         return another_dtype if name in _ANOTHER_DTYPE or func._overloadname == "dtype" else view
     return unknown
+
+
+def _elementwise(func: Any) -> bool:
+    return torch.Tag.pointwise in func.tags and torch.Tag.nondeterministic_seeded not in func.tags
+
+
+def _out_of_place(func: Any) -> list[Any]:
+    """The forms of an in-place operation that return something new: PyTorch tags these alone."""
+    name = name_of(func)
+    forms = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") and func.namespace == "aten" else None
+    return [getattr(forms, overload) for overload in forms.overloads()] if forms is not None else []
 
 
 @functools.cache

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from net2net.computed_weights import Normalised, Standardised
 from net2net.context import Context
+from net2net.hashes import digest
 from net2net.parameters import Made
-from net2net.rules.table import array, name_of, refuse, register, tensors
+from net2net.rules.table import array, name_of, numbers, refuse, register, tensors
 
 #: A tensor's part in standardising a weight's rows: their means; a number for each row that depends on the row's
 #: variance alone; what is left of the weight without the means, row by row times anything.
@@ -42,18 +43,21 @@ def weight_norm(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
         return refuse(context, func, args, kwargs, out, "a weight norm of other tensors than parameters")
     how = Normalised(v.name, gain.name, dim % len(every))
     result, norms = tensors(out)
-    context.parameters.compute(result, Made(how.needed, how=how))
+    context.parameters.compute(result, Made(how.needed, how=how, formula=_formula(func, args, kwargs)))
     context.parameters.compute(norms, Made(how.needed))
     return None
 
 
-def batch_norm(context: Context, x: Tensor, gain: Any, bias: Any, out: Tensor) -> bool:
-    """A batch norm over the entries of each row of a weight, [1, rows, entries]: weight standardisation. False, if `x`
+def batch_norm(context: Context, func: Any, args: Any, kwargs: Any, out: Tensor) -> bool:
+    """A batch norm over the entries of each row of a weight, [1, rows, entries]: weight standardisation. False, if it
     is not like that."""
+    x, gain, bias, *statistics = args[:5]
+    if statistics != [None, None]:  # those of images
+        return False
     for name, p in context.parameters.owners(x):
         rows = (1, p.shape[0], p.numel() // max(p.shape[0], 1)) if p.dim() > 1 else ()
         if tuple(x.shape) == rows and p.is_contiguous() and x.is_contiguous() and out.is_contiguous() and bias is None:
-            made = Made((name,), _CENTRED, Standardised(name, 0))
+            made = Made((name,), _CENTRED, Standardised(name, 0), frozenset([0]), _formula(func, args, kwargs))
             if isinstance(gain, Tensor):
                 context.beside(np.broadcast_to(array(context, gain).ravel(), p.shape[:1]), name, 0)
             context.parameters.compute(out.view(p.shape), made)
@@ -72,7 +76,7 @@ def standardising(context: Context, func: Any, args: Any, kwargs: Any, out: Any)
     if known is None and not context.is_parameter(x):
         return False
     if name in _MOMENTS:
-        return _moments(context, name, x, known, args, kwargs, tensors(out))
+        return _moments(context, func, x, known, args, kwargs, tensors(out))
     theirs = context.parameters.made(other) if isinstance(other, Tensor) else None
     if name == "mul" and theirs is not None and theirs.what == _CENTRED and (known is None or known.what == _SPREAD):
         x, other, known, theirs = other, x, theirs, known
@@ -88,6 +92,8 @@ def standardising(context: Context, func: Any, args: Any, kwargs: Any, out: Any)
         made = _scaled(context, known, x, other, theirs, name)
     if made is None:
         return False
+    formula = _formula(func, args, kwargs, *[part.formula for part in (known, theirs) if part is not None])
+    made = replace(made, formula=formula)
     shape = context.parameters.named(made.sources)[0][1].shape
     whole = made.what == _CENTRED and out.is_contiguous() and out.numel() == shape.numel()
     context.parameters.compute(out.view(shape) if whole else out, made)
@@ -95,9 +101,10 @@ def standardising(context: Context, func: Any, args: Any, kwargs: Any, out: Any)
 
 
 def _moments(
-    context: Context, name: str, x: Tensor, known: Made | None, args: Any, kwargs: Any, out: list[Tensor]
+    context: Context, func: Any, x: Tensor, known: Made | None, args: Any, kwargs: Any, out: list[Tensor]
 ) -> bool:
     """Means and variances of the rows of a weight."""
+    name = name_of(func)
     over = args[1] if len(args) > 1 else kwargs.get("dim")
     if over is None or x.dim() < 2:
         return False
@@ -113,8 +120,12 @@ def _moments(
         owner = found
     else:
         return False
-    correction = 1 if kwargs.get("correction", 1) is None else int(kwargs.get("correction", 1))
-    spread = Made((owner,), _SPREAD, Standardised(owner, correction), frozenset([correction]))
+    given = kwargs.get("correction")
+    correction = 1 if given is None else int(given)
+    if correction < 0 or (given is not None and given != correction):
+        return False
+    formula = _formula(func, [], {"correction": correction}, known.formula if known is not None else b"")
+    spread = Made((owner,), _SPREAD, Standardised(owner, correction), frozenset([correction]), formula)
     mean = Made((owner,), _MEAN if dims == rest else _PART_OF_MEAN + " ".join(map(str, sorted(dims))))
     if name == "mean" and (known is None or known.what != _CENTRED) and dims <= rest:
         context.parameters.compute(out[0], mean)
@@ -126,6 +137,10 @@ def _moments(
     for t, made in zip(out, (spread, mean), strict=False):
         context.parameters.compute(t, made)
     return True
+
+
+def _formula(func: Any, args: Any, kwargs: Any, *parts: bytes) -> bytes:
+    return digest(str(func), numbers((args, kwargs)), *parts)
 
 
 def _scaled(context: Context, known: Made, x: Tensor, other: Any, theirs: Made | None, name: str) -> Made | None:
