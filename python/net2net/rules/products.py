@@ -210,6 +210,10 @@ def batched(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> No
     """Products between activations: see `_between`. What is added to them (a mask of attention) may have no units."""
     start = 1 if name_of(func) == "baddbmm" else 0
     x, y = args[start : start + 2]
+    if not start and y.shape[0] == 1 and context.weight(y[0]) is not None:  # `torch.einsum` with a matrix of weights
+        return linear(context, func, (x[0], y[0]), kwargs, out[0])
+    if not start and x.shape[0] == 1 and context.weight(x[0]) is not None:
+        return linear(context, func, (y[0].t(), x[0].t()), kwargs, out[0].t())
     if context.is_parameter(x) or context.is_parameter(y):
         return refuse(context, func, args, kwargs, out, "a batch of matrices of parameters")
     added = array(context, args[0]) if start and kwargs.get("beta", 1) != 0 else None
