@@ -451,3 +451,59 @@ def test_dropout_and_noise_that_units_share_pin_nothing() -> None:
     plan = net2net.plan_widen(model, x, 2)
     assert [w.layers for w in plan.widened] == [["a"]]
     assert net2net.verify(model, plan.apply(model), x).max_rel < EXACT
+
+
+class PerHead(nn.Module):
+    """Values in heads, and something without units that is another one for each head."""
+
+    def __init__(self, combine: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.value, self.out = nn.Linear(5, 8), nn.Linear(8, 2)
+        self.table = nn.Parameter(torch.rand(4, 6, 6))
+        self.combine = combine
+
+    def forward(self, x: Tensor, given: Tensor) -> Tensor:
+        v = self.value(x).view(*x.shape[:2], 4, -1).transpose(1, 2)
+        made = self.combine(v, given, self.table)
+        return self.out(made.transpose(1, 2).flatten(2))
+
+
+def by_index(v: Tensor, p: Tensor, _table: Tensor) -> Tensor:
+    return v.gather(2, (p[..., :1] > 0).long().expand_as(v))
+
+
+PER_HEAD: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "weights": lambda v, p, _t: p @ v,
+    "without a rule": lambda v, p, _t: torch.fft.fft(p).real @ v,
+    "a table": lambda v, _p, t: t @ v,
+    "batched": lambda v, p, _t: torch.bmm(p.flatten(0, 1), v.flatten(0, 1)).view(v.shape),
+    "einsum": lambda v, p, _t: torch.einsum("bhts,bhse->bhte", p, v),
+    "added to a product": lambda v, p, _t: torch.baddbmm(
+        p.flatten(0, 1)[:, :, :1], torch.ones_like(p).flatten(0, 1), v.flatten(0, 1)
+    ).view(v.shape),
+    "factors": lambda v, p, _t: v * p[..., :1],
+    "terms": lambda v, p, _t: v + p[..., :1],
+    "a choice": lambda v, p, _t: torch.where(p[..., :1] > 0, v, 0.0),
+    "a mask": lambda v, p, _t: v.masked_fill(p[..., :1] > 0, 0.0),
+    "a mask in place": lambda v, p, _t: (v * 1).masked_fill_(p[..., :1] > 0, 0.0),
+    "an index": by_index,
+    "places": lambda v, p, _t: torch.take_along_dim(v, (p[..., :1] > 0).long(), 2),
+    "attention": lambda v, p, _t: nn.functional.scaled_dot_product_attention(p[..., :3], p[..., 3:6], v),
+    "an attention mask": lambda v, p, _t: nn.functional.scaled_dot_product_attention(
+        torch.ones_like(v), torch.ones_like(v), v, attn_mask=p
+    ),
+    "beside": lambda v, p, _t: torch.cat([v, p[..., :1]], -1).cumsum(-1)[..., 1:],
+}
+
+
+@pytest.mark.parametrize("name", PER_HEAD)
+@pytest.mark.parametrize("width", [1.5, 2])
+def test_what_differs_from_head_to_head_keeps_units_in_their_heads(name: str, width: float) -> None:
+    torch.manual_seed(0)
+    model = PerHead(PER_HEAD[name]).double()
+    x = torch.randn(2, 6, 5).double(), torch.randn(2, 4, 6, 6).double()
+    try:
+        student = net2net.plan_widen(model, x, width).apply(model)
+    except ValueError:
+        return
+    assert net2net.verify(model, student, x).max_rel < 1e-12

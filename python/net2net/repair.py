@@ -217,6 +217,10 @@ def _candidates(
     latest = seen[-1][1] if seen else ()
     for a, b in itertools.combinations([n for n in latest if n > 1], 2):
         order.setdefault(a * b, 0)
+    # A width of which the code takes several (`2 * self.width`, for two gates).
+    for n, several in itertools.product(latest, (2, 3, 4)):
+        if n > several and n % several == 0:
+            order.setdefault(n // several, len(seen))
     for before, _ in given:
         order.setdefault(before, len(seen) + 1)
     found: list[_Found] = []

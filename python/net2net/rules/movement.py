@@ -21,7 +21,9 @@ from net2net.rules.table import (
     numbers,
     register,
     tensors,
+    told_apart,
     unknown,
+    varies,
 )
 from net2net.shadows import compact, compressed, ids_of
 from net2net.units import CONSTANT, FIXED
@@ -141,6 +143,9 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     # Which places, and how many, the numbers tell that it is given; which units, their codes do.
     if (indices or name_of(func) == "unfold") and all(few.shape[d] == 1 for d in dims):
         which = chosen_by(context, indices, out.dim())
+        if name_of(func) in {"gather", "take_along_dim"}:  # perhaps by another index for each head
+            where = [d for d in range(x.dim()) if varies(context, few.numpy(), d)]
+            which = [told_apart(context, i, w, where) for i, w in zip(indices, which, strict=True)]
         tied = [True] + [False] * len(which)
         chosen = ("selected", name_of(func), numbers(args[1:]))
         return context.set(out, context.make(chosen, [compact(moved).numpy(), *which], tied))

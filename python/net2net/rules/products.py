@@ -9,7 +9,7 @@ from torch import Tensor
 
 from net2net.context import Context
 from net2net.hashes import mix, seed, total
-from net2net.rules.table import array, name_of, numbers, refuse, register, rows_along, tensors
+from net2net.rules.table import array, name_of, numbers, refuse, register, rows_along, tensors, told_apart, varies
 from net2net.shadows import codes, ids_of
 from net2net.units import FIXED
 
@@ -221,8 +221,10 @@ def batched(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> No
         return refuse(context, func, args, kwargs, out, "units are added to a product of matrices")
     _between(context, func, x, y, out, numbers(kwargs))
     if added is not None:
-        product = array(context, out)
-        context.set(out, context.make("baddbmm", [product, added.reshape((1,) * product.ndim)], [True, False]))
+        made = array(context, out)
+        added = added.reshape((1,) * made.ndim)
+        added = told_apart(context, args[0], added, [d for d in range(made.ndim) if varies(context, made, d)])
+        context.set(out, context.make("baddbmm", [made, added], [True, False]))
     return None
 
 
@@ -230,6 +232,10 @@ def _between(context: Context, func: Any, x: Tensor, y: Tensor, out: Tensor, key
     """x [b, n, k] times y [b, k, m]: all the units of a batch entry (a head of attention) become one block. A matrix
     without units (of a graph's edges) that sums over places does so unit by unit."""
     a, b = array(context, x), array(context, y)
+    if context.has_units(a) != context.has_units(b):
+        # What has no units may be another matrix for each entry.
+        a = told_apart(context, x, a, [0] if varies(context, b, 0) else [])
+        b = told_apart(context, y, b, [0] if varies(context, a, 0) else [])
     if context.has_units(a) != context.has_units(b) and a.shape[2] == b.shape[1] == 1:
         made = context.make(("matmul", x.shape[2], key), [a, b], [context.has_units(a), context.has_units(b)])
         return context.set(out, made)
@@ -262,7 +268,9 @@ def _by_row(context: Context, func: Any, a: np.ndarray, b: np.ndarray, k: int, k
     rows = a.reshape(-1, a.shape[2])
     replicas = context.fuse(rows)
     context.head(rows)
-    other = total(mix(mix(seed(("table", b.shape)), np.arange(b.size)), ids_of(b).ravel()))
+    tables = ids_of(b).reshape(len(b), -1)
+    other = total(mix(mix(seed(("table", b.shape[1:])), np.arange(tables.shape[1])), tables))
+    other = np.repeat(np.broadcast_to(other, (a.shape[0],)), a.shape[1])
     sums = total(mix(mix(seed(("row", k)), np.arange(a.shape[2])), ids_of(rows)))
     signatures = context.signature(mix(sums, other), rows)
     return np.asarray(context.derive(key, [signatures], rows[:, 0], replicas).reshape(*a.shape[:2], 1))
@@ -296,12 +304,14 @@ def attention(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
     q, k, v = args[:3]
     given = [array(context, q), *(_repeated(array(context, t), q.shape[1] // t.shape[1]) for t in (k, v))]
     result, *rest = tensors(out)
+    where = [d for d in range(2) if any(varies(context, g, d) for g in given)]
+    given = [told_apart(context, t, g, where) for t, g in zip((q, k, v), given, strict=True)]
     heads = np.broadcast_shapes(*[g.shape[:2] for g in given])
     flat = [np.broadcast_to(g, (*heads, *g.shape[2:])).reshape(-1, *g.shape[2:]) for g in given]
     if any(g.shape[1] > 1 for g in flat) or not any(context.has_units(g) for g in flat):
         return refuse(context, func, args, kwargs, out, "attention over tokens of different origin")
     masks = [a for a in [*args[3:], *kwargs.values()] if isinstance(a, Tensor)]
-    mask = [array(context, m) for m in masks if m.is_floating_point()]
+    mask = [_of_heads(context, m, where) for m in masks if m.is_floating_point()]
     # A mask holds biases of the heads, perhaps, in the dimension of the heads.
     biases = [np.broadcast_to(m[..., :1, :1], (*heads, 1, 1)).reshape(-1, 1, 1) for m in mask]
     key = ("attention", q.shape[-1], numbers([a for a in args[3:] if not isinstance(a, Tensor)]), numbers(kwargs))
@@ -316,6 +326,13 @@ def attention(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
         if t.is_floating_point() and t.dim():
             context.set(t, np.full((1,) * t.dim(), FIXED))
     return None
+
+
+def _of_heads(context: Context, mask: Tensor, where: list[int]) -> np.ndarray:
+    """The codes of a mask, with as many dimensions as what is attended to."""
+    codes = array(context, mask)
+    codes = codes.reshape((1,) * (4 - codes.ndim) + codes.shape)
+    return told_apart(context, mask, codes, where)
 
 
 def _repeated(given: np.ndarray, times: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -347,7 +347,26 @@ def aligned_codes(
                     break
         codes = array(context, t, along, met)
         found[i] = codes.reshape((1,) * (dims - codes.ndim) + codes.shape)
-    return [found[i] for i in range(len(operands))]
+    aligned = [found[i] for i in range(len(operands))]
+    where = [d for d in range(dims) if d != but and any(varies(context, other, d) for other in aligned)]
+    return [told_apart(context, t, codes, where) for t, codes in zip(operands, aligned, strict=True)]
+
+
+def told_apart(context: Context, t: Tensor, codes: np.ndarray, dims: Iterable[int]) -> np.ndarray:
+    """The codes of `t`, which may have dimensions in front that `t` has not. Of a tensor without units there is one
+    code for all of it; where it meets units that lie along some of `dims`, it may have another value for each position
+    there (for each head, say), and so it has a code for each."""
+    for d in dims:
+        behind = d - (codes.ndim - t.dim())
+        if codes.shape[d] > 1 or not is_long(t, behind) or (context.roots(codes) != FIXED).any():
+            continue
+        shape = [-1 if at == d else 1 for at in range(codes.ndim)]
+        made = context.units.intern(
+            mix(mix(seed("position"), np.arange(t.shape[behind]).reshape(shape)), ids_of(codes))
+        )
+        context.units.adopt(made.ravel(), FIXED)
+        codes = np.asarray(made)
+    return codes
 
 
 def _crossing_rows(context: Context, codes: np.ndarray, dim: int, what: str) -> bool:
