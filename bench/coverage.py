@@ -14,6 +14,7 @@ too much memory does not take the others along.
 from __future__ import annotations
 
 import argparse
+import copy
 import fnmatch
 import json
 import resource
@@ -94,6 +95,8 @@ def examine(library: str, name: str) -> dict[str, Any]:
     student = plan.apply(model)
     record["growth"] = round(sum(p.numel() for p in student.parameters()) / record["parameters"], 2)
     record["eval"] = net2net.verify(model, student, x).max_rel
+    if not record["eval"] < EXACT:
+        record["rounding"] = net2net.verify(model, _nudged(model), x).max_rel
     try:
         for module in [*model.modules(), *student.modules()]:
             _no_dropout(module)
@@ -102,6 +105,17 @@ def examine(library: str, name: str) -> dict[str, Any]:
         record["train"] = f"{type(error).__name__}: {error}"[:200]
     record["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return record
+
+
+def _nudged(model: nn.Module) -> nn.Module:
+    """The model with weights that differ by rounding: what becomes of that tells how far a student may be."""
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in other.parameters():
+            if p.is_floating_point():
+                p.mul_(1 + torch.randn(p.shape, generator=generator, dtype=torch.float64) * 2**-52)
+    return other
 
 
 def _double(given: Any) -> Any:
@@ -252,6 +266,8 @@ def report(records: list[dict[str, Any]]) -> str:
             lines.append(f"| {r['model']} | | | | | | | | {r['error'].replace('|', '/')} |")
             continue
         train = f"{r['train']:.0e}" if isinstance(r["train"], float) else str(r["train"])[:60].replace("|", "/")
+        if "rounding" in r:
+            train += f" (the model itself, with weights changed by rounding: {r['rounding']:.0e})"
         left = f"{r['skipped'][0][0]} and others: {r['skipped'][0][2][:100]}".replace("|", "/") if r["skipped"] else ""
         lines.append(
             f"| {r['model']} | {r['parameters']:,} | {r['share']:.1%} | {r['growth']} | {r['eval']:.0e} | {train} "

@@ -472,6 +472,17 @@ def by_index(v: Tensor, p: Tensor, _table: Tensor) -> Tensor:
     return v.gather(2, (p[..., :1] > 0).long().expand_as(v))
 
 
+def by_grid(v: Tensor, p: Tensor, _table: Tensor) -> Tensor:
+    images, grids = v.transpose(2, 3).flatten(0, 1).unflatten(2, (2, 3)), p[..., :2].reshape(-1, 2, 3, 2)
+    return F.grid_sample(images, grids, align_corners=False).flatten(2).transpose(1, 2).view(v.shape)
+
+
+def written(v: Tensor, p: Tensor, _table: Tensor) -> Tensor:
+    v = v.clone()
+    v[..., 0] = p[..., 0]
+    return v.cumsum(-1)
+
+
 PER_HEAD: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "weights": lambda v, p, _t: p @ v,
     "without a rule": lambda v, p, _t: torch.fft.fft(p).real @ v,
@@ -492,6 +503,8 @@ PER_HEAD: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "an attention mask": lambda v, p, _t: nn.functional.scaled_dot_product_attention(
         torch.ones_like(v), torch.ones_like(v), v, attn_mask=p
     ),
+    "a grid": by_grid,
+    "written": written,
     "beside": lambda v, p, _t: torch.cat([v, p[..., :1]], -1).cumsum(-1)[..., 1:],
 }
 

@@ -24,6 +24,7 @@ from net2net.rules.table import (
     register,
     spelled,
     tensors,
+    told_apart,
     unknown,
     varies,
 )  # fmt: skip
@@ -116,6 +117,10 @@ def overwrite(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
     target = args[0]
     if codes.ndim > target.dim():
         codes = codes.reshape(codes.shape[codes.ndim - target.dim() :])
+    codes = codes.reshape((1,) * (target.dim() - codes.ndim) + codes.shape)
+    if (known := context.shadows.get(target)) is not None:
+        old = np.asarray(compact(known).numpy())
+        codes = told_apart(context, args[1], codes, [d for d in range(target.dim()) if varies(context, old, d)])
     context.set(target, codes)
 
 

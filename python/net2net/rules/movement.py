@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from net2net.context import Context
+from net2net.hashes import mix, seed, total
 from net2net.rules.table import (
     aligned_codes,
     ambiguous,
@@ -207,6 +208,18 @@ def _left_alone(func: Any, args: Any) -> int | None:
     return rest[0] if len(rest) == 1 else None
 
 
+def _grid(context: Context, func: Any, grid: Tensor, codes: np.ndarray) -> np.ndarray:
+    """One code, or one for each image (which may be a head's), for where it is to be sampled."""
+    given = array(context, grid)
+    context.pin(given, f"{func} takes them for coordinates")
+    places = np.arange(given[0].size).reshape(1, *given.shape[1:])
+    each = total(mix(mix(seed("grid"), places), ids_of(given)).reshape(len(given), -1))
+    made = context.units.intern(each)
+    context.units.adopt(made, FIXED)
+    made = made.reshape(-1, *(1,) * (codes.ndim - 1))
+    return told_apart(context, grid, made, [0] if varies(context, codes, 0) else [])
+
+
 @register(
     "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d",
     "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "adaptive_max_pool1d",
@@ -222,8 +235,7 @@ def channelwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
     x = args[0]
     channel = x.dim() - spatial - 1
     codes = context.bundle(array(context, x, along=channel), range(channel + 1, x.dim()))
-    others = [array(context, t).ravel()[:1] for t in tensors(args[1:])]  # a grid
-    others = [o.reshape((1,) * x.dim()) for o in others]
+    others = [_grid(context, func, t, codes) for t in tensors(args[1:])]
     result, *indices = tensors(out)
     key = (name_of(func), numbers(args[1:]), tuple(x.shape[channel + 1 :]))
     made = context.make(key, [codes, *others], [True] + [False] * len(others))
