@@ -283,12 +283,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/coverage"), help="a folder for the results")
     parser.add_argument("--seconds", type=float, default=300, help="per model")
     parser.add_argument("--report", action="store_true", help="examine nothing, only write the table")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        print(json.dumps(examine(options.library, options.one)))
-        return
     if options.serve:
         serve(options.library)
         return

@@ -30,11 +30,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from net2net import plan_fields
 from net2net.dynamics import GrownAxis
+from net2net.mapping import ranks
 from net2net.plan_parts import Inventory
 
 
@@ -138,23 +140,15 @@ def _folded(wide: Tensor, axes: Sequence[GrownAxis]) -> Tensor:
         if axis.split:
             folded = folded.new_zeros(shape).index_add_(axis.dim, index, folded)
         else:
-            folded = folded.index_select(axis.dim, _first(index))
+            first = np.unique(axis.index.numpy(), return_index=True)[1]
+            folded = folded.index_select(axis.dim, torch.from_numpy(first).to(wide.device))
     return folded
-
-
-def _first(index: Tensor) -> Tensor:
-    """For each unit the first position that copies it."""
-    order = torch.argsort(index, stable=True)
-    return order[torch.searchsorted(index[order].contiguous(), torch.arange(int(index.max()) + 1, device=index.device))]
 
 
 def _apart(index: Tensor, replicas: Tensor) -> Tensor:
     """u_ij of above: evenly spaced, so that no two replicas of a unit are alike."""
     count = replicas[index]
-    order = torch.argsort(index, stable=True)
-    sorted_units = index[order]
-    rank = torch.empty_like(count)
-    rank[order] = torch.arange(len(index), device=index.device) - (replicas.cumsum(0) - replicas)[sorted_units]
+    rank = torch.from_numpy(ranks(index.cpu().numpy())).to(index.device)
     return (2 * rank - (count - 1)) * (3 / (count * (count.square() - 1)).clamp(min=1)).sqrt() * (count > 1)
 
 

@@ -9,8 +9,9 @@ from functools import cached_property
 import numpy as np
 
 from net2net.groups import Piece, Structure
+from net2net.mapping import ranks
 from net2net.student import Laid, Layouts
-from net2net.units import Units, ranks
+from net2net.units import Units
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from net2net.units import ranks
-
 MAPPINGS = ("random", "balanced", "importance", "gradient")
 SPLITS = ("uniform", "dyadic", "random")
 #: All units in order, and again; for groups whose replicas the user's code only takes so. Not for users to choose.
@@ -90,3 +88,12 @@ def share_out(units: list[int], total: int) -> list[int]:
     for i in sorted(range(len(units)), key=lambda i: widths[i] - exact[i])[: max(0, total - sum(widths))]:
         widths[i] += 1
     return widths
+
+
+def ranks(index: np.ndarray) -> np.ndarray:
+    """int64: for each entry, how many earlier ones are equal to it."""
+    order = np.argsort(index, kind="stable")
+    starts = np.flatnonzero(np.diff(index[order], prepend=-1))
+    rank = np.empty(len(index), dtype=np.int64)
+    rank[order] = np.arange(len(index)) - np.repeat(starts, np.diff(starts, append=len(index)))
+    return rank

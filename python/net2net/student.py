@@ -23,9 +23,10 @@ from net2net.computed_weights import Normalised
 from net2net.context import Context, TraceError
 from net2net.hashes import digest, mix, seed, total
 from net2net.inference import row_keys
+from net2net.mapping import ranks
 from net2net.shadows import codes, compact, ids_of, replicas_of
 from net2net.skeleton import named_tensors
-from net2net.units import CONSTANT, FIXED, Axis, Units, ranks
+from net2net.units import CONSTANT, FIXED, Axis, Units
 
 
 @dataclass(frozen=True, eq=False)

@@ -100,15 +100,6 @@ class DisjointSets:
             a, b = self.roots(low), self.roots(high)
 
 
-def ranks(index: np.ndarray) -> np.ndarray:
-    """int64: for each entry, how many earlier ones are equal to it."""
-    order = np.argsort(index, kind="stable")
-    starts = np.flatnonzero(np.diff(index[order], prepend=-1))
-    rank = np.empty(len(index), dtype=np.int64)
-    rank[order] = np.arange(len(index)) - np.repeat(starts, np.diff(starts, append=len(index)))
-    return rank
-
-
 class Marks:
     """A set of ids."""
 

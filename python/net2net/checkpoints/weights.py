@@ -31,8 +31,9 @@ def grown_weights(plan: GrowthPlan, stored: Mapping[str, Stored]) -> dict[str, S
     for name, s in stored.items():
         first = plan.inventory.aliases.get(name, name)
         moves = check_movable(name, s, plan.student_shape(first))
-        moved = Moved(plan, Entry(first, None), s)
-        student[plan._renamed(name)] = unchanged(s) if not moves else _crossed(plan, moved, first)
+        student[plan._renamed(name)] = (
+            _crossed(plan, Moved(plan, Entry(first, None), s), first) if moves else unchanged(s)
+        )
     for name, needed in plan._mended().items():
         parts = {n: student[_any_name(plan, n, stored)] for n in needed}
         for key in stored:
