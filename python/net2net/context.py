@@ -144,6 +144,8 @@ class Context(ABC):
         """One fixed value: a parameter or buffer is known by its name and place, anything else by its content."""
         if (handle := self.parameters.handle(t)) is not None:
             key: Any = ("parameter", handle.name, t.storage_offset(), tuple(t.shape), t.stride())
+        elif (how := self.parameters.made(t)) is not None:
+            key = ("made", how.sources, how.what, how.formula, t.storage_offset(), tuple(t.shape), t.stride())
         else:
             content = b"" if t.is_meta or t.numel() > _CONTENT else _bytes(t)
             key = ("content", str(t.dtype), tuple(t.shape), hashlib.blake2b(content, digest_size=16).hexdigest())
@@ -268,6 +270,11 @@ class Context(ABC):
     @abstractmethod
     def beside(self, values: np.ndarray, name: str, dim: int) -> None:
         """These values are those of a weight's axis, of which it is not known yet who meets it."""
+
+    @abstractmethod
+    def along(self, name: str, dim: int, size: int, weight: str, of: int) -> None:
+        """A weight is multiplied by the parameter or buffer `name`, whose axis `dim` meets the weight's axis `of`,
+        position by position."""
 
     @abstractmethod
     def grow_with(self, made: np.ndarray, units: np.ndarray) -> None:

@@ -31,6 +31,7 @@ class Inference(Context):
         self._apart: list[tuple[int, int]] = []
         self._crossing: dict[tuple[str, str], np.ndarray] = {}
         self._beside: list[tuple[np.ndarray, str, int]] = []
+        self._along: dict[tuple[str, int, str, int], int] = {}  # with the size of the axis
 
     def settled(self) -> bool:
         """Whether all would be decided as it was, now that more is joined."""
@@ -47,11 +48,16 @@ class Inference(Context):
             else:
                 self.pin(values, f"{name} is not used as a weight")
         self._beside = []
+        for (name, dim, weight, of), size in reversed(self._along.items()):  # a multiplier may be a product itself
+            self.units.multiply(name, dim, size, weight, of)
         self.units.settle_computed()
         self.units.carry(self.carriers.settled(), self.carriers.read())
 
     def beside(self, values: np.ndarray, name: str, dim: int) -> None:
         self._beside.append((values, name, dim))
+
+    def along(self, name: str, dim: int, size: int, weight: str, of: int) -> None:
+        self._along[name, dim, weight, of] = size
 
     def _axis(self, name: str, dim: int, size: int, role: str) -> Axis:
         axis = self.units.axis(name, dim, size)

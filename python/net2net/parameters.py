@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from net2net.computed_weights import Computed
+from net2net.hashes import digest
 from net2net.skeleton import named_tensors
 
 
@@ -22,6 +23,11 @@ class Handle:
     how: Computed | None = None
     formula: bytes = b""
 
+    @property
+    def straight(self) -> bool:
+        """Whether all dimensions are in the parameter's order."""
+        return self.dims == tuple(range(len(self.dims)))
+
 
 @dataclass(frozen=True)
 class Made:
@@ -32,6 +38,7 @@ class Made:
         what: the tensor's part in standardising that weight (rules/weights.py).
         how: if it may take the weight's place in a layer: how it is computed.
         spreads: the corrections of the variances that went into it.
+        kernels: whether it is [out, in, ...] as that weight is, and linear in it, kernel by kernel (rules/kernels.py).
         formula: stands for all operations that made it, and for the numbers in them: what code takes for a number may
             be the size of something that grows.
     """
@@ -41,6 +48,7 @@ class Made:
     how: Computed | None = None
     spreads: frozenset[int] = frozenset()
     formula: bytes = b""
+    kernels: bool = False
 
 
 class Parameters:
@@ -67,19 +75,29 @@ class Parameters:
         return None if known is None else known[1]
 
     def weight(self, t: Tensor) -> Handle | None:
-        """The parameter or buffer that `t` is, as a whole, or whose place it takes; None if there is none. A transposed
-        view counts."""
+        """The parameter or buffer that `t` is, as a whole or a part of each kernel, or whose place it takes; None if
+        there is none. A transposed view counts."""
         known = self._computed.get(t.untyped_storage()._cdata)
         if known is None:
-            return self.handle(t, whole=True)
+            return self.handle(t, whole=True) or self._kernels_of(t)
         whole, made = known
         parameter = self.named(made.sources[:1])[0][1]
+        if made.kernels:
+            if (view := _kernels(whole, t)) is None:
+                return None
+            return Handle(made.sources[0], parameter, view[0], None, digest(made.formula, view[1]))
         if made.how is None or whole.shape != parameter.shape:
             return None
         if t.dim() != whole.dim() or t.storage_offset() != whole.storage_offset() or t.dtype != whole.dtype:
             return None
         dims = _dims(whole, t, whole=True)
         return None if -1 in dims else Handle(made.sources[0], parameter, dims, made.how, made.formula)
+
+    def _kernels_of(self, t: Tensor) -> Handle | None:
+        for name, p in self.owners(t):
+            if (view := _kernels(p, t)) is not None:
+                return Handle(name, p, view[0], None, view[1])
+        return None
 
     def named(self, names: Sequence[str]) -> list[tuple[str, Tensor]]:
         """Parameters and buffers by their names."""
@@ -142,3 +160,28 @@ def _dims(p: Tensor, t: Tensor, whole: bool) -> tuple[int, ...]:
         certain = matching and (whole or (stride and size > 1))
         dims.append(at if at in matching else matching[0] if certain else -1)
     return tuple(dims)
+
+
+def _kernels(p: Tensor, t: Tensor) -> tuple[tuple[int, ...], bytes] | None:
+    """If `t` is a view of `p`, [out, in, ...], with the same of each kernel behind the first two dimensions (in another
+    shape, or a part of it), perhaps with these exchanged: its dimensions, as a `Handle` has them, and what stands for
+    the view."""
+    if p.dim() < 2 or t.dim() < 2 or p.dtype != t.dtype or not (p.numel() and t.numel()):
+        return None
+    size = p[0, 0].numel()
+    strides = p.shape[1] * size, size
+    first = int(t.storage_offset() - p.storage_offset())
+    if _reach(p) != size - 1 or not 0 <= first <= first + _reach(t) < size:
+        return None
+    for order in ((0, 1), (1, 0)):
+        # (How far apart they are does not matter where there is only one.)
+        theirs = [(p.shape[at], p.stride(at), t.shape[d], t.stride(d)) for d, at in enumerate(order)]
+        steps = [strides[at] for at in order]
+        if all(n == m and (n == 1 or a == b == step) for (n, a, m, b), step in zip(theirs, steps, strict=True)):
+            return (*order, *range(2, t.dim())), digest(first, tuple(t.shape[2:]), t.stride()[2:])
+    return None
+
+
+def _reach(t: Tensor) -> int:
+    """How far the last element of a kernel is from its first."""
+    return sum((n - 1) * step for n, step in zip(t.shape[2:], t.stride()[2:], strict=True))

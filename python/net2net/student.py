@@ -75,6 +75,7 @@ class Student(Context):
         self._known = known  # ids below are the teacher's
         self._laid_before: dict[bytes, Laid] = {}
         self._beside: list[tuple[np.ndarray, str, int]] = []
+        self._along: list[tuple[str, int, str, int]] = []
         self._returns = returns
 
     def saved(self, arguments: Any) -> Saved:
@@ -256,11 +257,26 @@ class Student(Context):
     def beside(self, values: np.ndarray, name: str, dim: int) -> None:
         self._beside.append((values, name, dim))
 
+    def along(self, name: str, dim: int, size: int, weight: str, of: int) -> None:
+        self._along.append((name, dim, weight, of))
+
+    def _places(self, values: np.ndarray) -> np.ndarray:
+        return self.units.places.roots(ids_of(values))
+
     def finished(self, training: bool) -> None:
         for values, name, dim in self._beside:
             if (axis := self.units.axes.get((name, dim))) is not None and (name, dim) in self.laid:
-                self._same_replicas(values, self._codes(axis, len(values)))
+                theirs = self._codes(axis, len(values))
+                self._same_replicas(values, theirs)
+                if (self._places(values) != self._places(theirs)).any():
+                    raise self._failed(_ANOTHER_ORDER, values, theirs)
         self._beside = []
+        for name, dim, weight, of in reversed(self._along):
+            if (wanted := self.laid.get((weight, of))) is not None:
+                laid = self.laid.setdefault((name, dim), wanted)
+                if not np.array_equal([laid.index, laid.replica], [wanted.index, wanted.replica]):
+                    raise self._failed(_ANOTHER_ORDER, self.units.axes[name, dim].ids())
+        self._along = []
         for how in self.units.computed():
             if isinstance(how, Normalised) and (how.weight, how.dim) in self.laid:
                 self.laid[how.gain, how.dim] = self.laid[how.weight, how.dim]

@@ -18,6 +18,7 @@ from net2net.context import Context, TraceError
 from net2net.derived import Derived, Watch, passes_values, reads, sizes_by_value, whole_selection
 from net2net.hashes import seed
 from net2net.outputs import kept, leaves
+from net2net.rules.kernels import linear_in_kernels
 from net2net.rules.table import flat, is_view, name_of, refuse, rule_for, view
 from net2net.rules.weights import standardising
 from net2net.running import Inputs, call, computed, of_no_value, one_draw, written
@@ -128,7 +129,10 @@ class Walk(TorchDispatchMode):
             if rule is not view and not is_view(func):
                 context.carriers.saw(name_of(func), tensors, [t for t in flat(out) if isinstance(t, Tensor)])
             try:
-                if not standardising(context, func, args, kwargs, out):
+                makes_weight = standardising(context, func, args, kwargs, out) or linear_in_kernels(
+                    context, func, args, kwargs, out
+                )
+                if not makes_weight:
                     rule(context, func, args, kwargs, out)
             except TraceError:
                 raise

@@ -139,6 +139,8 @@ class Units:
         self._used_as: dict[str, set[Computed | None]] = {}
         #: Parameters whose values are used as such, and the axis that has units then.
         self.values: set[tuple[str, int]] = set()
+        #: Parameters and buffers by which weights are multiplied.
+        self.multipliers: set[str] = set()
         self._starts: tuple[np.ndarray, np.ndarray] | None = None
         # For each axis that a sum runs over, the vectors that may have its shares in its stead (carriers.py); and the
         # parameters that take part in anything else.
@@ -150,6 +152,7 @@ class Units:
         self._pins = []
         self.unknown = {}
         self._used_as = {}
+        self.multipliers = set()
         self._even, self._heads, self._read = Marks(), Marks(), Marks()
         self.decisions = {}
         self._carriers, self._elsewhere = {}, set()
@@ -287,6 +290,16 @@ class Units:
             for dim in range(2) if why else ():
                 if (how.weight, dim) in self.axes:
                     self.pin(self.axes[how.weight, dim].ids(), why)
+
+    def multiply(self, name: str, dim: int, size: int, weight: str, of: int) -> None:
+        """A weight is multiplied, along its axis `of`, by what stands along the axis `dim` of `name`."""
+        mine, axis = self.axis(name, dim, size), self.axes.get((weight, of))
+        mine.roles.add("each")
+        self.multipliers.add(name)
+        if axis is not None:
+            self.join(mine.ids(), axis.ids())
+        if axis is None or "in" in mine.roles:
+            self.pin(mine.ids(), f"{weight} times {name} is not used as a weight, or {name} is one itself")
 
     def left_alone(self, layer: str, units: int, reason: str) -> None:
         """A layer that makes so many units, of which nothing is known."""

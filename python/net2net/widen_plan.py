@@ -71,6 +71,7 @@ class WidenPlan(GrowthPlan):
         axes: (tensor, axis) -> its map and shares, for every axis that grows.
         changes: attributes of the user's own modules that grow along.
         computed: weights that layers compute from their parameters, and that grow.
+        multipliers: what weights are multiplied by (masks): no noise is added to these.
         caches: dicts in which modules keep what they have computed, which the student's fill anew.
         noise, noise_scale, seed: as given to `plan_widen`.
     """
@@ -86,6 +87,7 @@ class WidenPlan(GrowthPlan):
         changes: list[Change],
         caches: list[Place],
         computed: list[Computed],
+        multipliers: list[str],
         noise: str,
         noise_scale: float,
         seed: int,
@@ -96,6 +98,7 @@ class WidenPlan(GrowthPlan):
         self.changes = changes
         self.caches = caches
         self.computed = computed
+        self.multipliers = multipliers
         self._standardised = {how.weight for how in computed if isinstance(how, Standardised)}
         self.noise = noise
         self.noise_scale = noise_scale
@@ -186,7 +189,7 @@ class WidenPlan(GrowthPlan):
 
     def _noisy(self, name: str) -> bool:
         """The paper's noise goes on the incoming weights of replicas, cancelling noise on their outgoing weights."""
-        if self.noise == "none" or len(self.shapes[name]) < 2:
+        if self.noise == "none" or len(self.shapes[name]) < 2 or name in self.multipliers:
             return False
         by_row = self._noise == "replicas"
         axis = self.axes.get((name, 0 if by_row else 1))
@@ -240,6 +243,7 @@ class WidenPlan(GrowthPlan):
             "changes": [asdict(c) for c in self.changes],
             "caches": [list(place) for place in self.caches],
             "computed": computed_weights.to_json(self.computed),
+            "multipliers": self.multipliers,
             "maps": [map_runs.written(a.index, a.share) for a in distinct.values()],
             "axes": [
                 {"tensor": name, "dim": dim, "split": a.split, "map": number[id(self._tables[name, dim])]}
@@ -265,10 +269,14 @@ class WidenPlan(GrowthPlan):
             for module, name in body.get("caches", [])
         ]
         computed = computed_weights.from_json(body.get("computed", []), inventory)
+        multipliers = plan_fields.texts("multipliers", body.get("multipliers", []))
+        for name in multipliers:
+            inventory.shape(name)
         seed = plan_fields.whole("seed", body["seed"])
         return cls(
-            inventory, skipped, widened, axes, changes, caches, computed, body["noise"], body["noise_scale"], seed
-        )
+            inventory, skipped, widened, axes, changes, caches, computed, multipliers,
+            body["noise"], body["noise_scale"], seed,
+        )  # fmt: skip
 
 
 def _change(c: dict[str, Any]) -> Change:

@@ -126,7 +126,9 @@ def _moments(
         return False
     formula = _formula(func, [], {"correction": correction}, known.formula if known is not None else b"")
     spread = Made((owner,), _SPREAD, Standardised(owner, correction), frozenset([correction]), formula)
-    mean = Made((owner,), _MEAN if dims == rest else _PART_OF_MEAN + " ".join(map(str, sorted(dims))))
+    part = _PART_OF_MEAN + " ".join(map(str, sorted(dims)))
+    of_kernels = known is None and min(dims) >= 2
+    mean = Made((owner,), _MEAN if dims == rest else part, formula=_formula(func, args, kwargs), kernels=of_kernels)
     if name == "mean" and (known is None or known.what != _CENTRED) and dims <= rest:
         context.parameters.compute(out[0], mean)
         return True
