@@ -6,9 +6,8 @@ import net2net
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from test_computed_weights import randomised, same_or_refused
+from torch import nn
 
 
 class Kernelwise(nn.Conv2d):
