@@ -122,9 +122,9 @@ def _double(given: Any) -> Any:
     """An input in float64."""
     if isinstance(given, dict):
         return {name: _double(t) for name, t in given.items()}
-    if isinstance(given, tuple):
-        return tuple(map(_double, given))
-    return given.double() if given.is_floating_point() else given
+    if isinstance(given, tuple | list):
+        return type(given)(map(_double, given))
+    return given.double() if isinstance(given, torch.Tensor) and given.is_floating_point() else given
 
 
 def _no_dropout(module: nn.Module) -> None:

@@ -142,10 +142,10 @@ class Context(ABC):
 
     def _unlabelled(self, t: Tensor) -> Tensor:
         """One fixed value: a parameter or buffer is known by its name and place, anything else by its content."""
-        if (handle := self.parameters.handle(t)) is not None:
-            key: Any = ("parameter", handle.name, t.storage_offset(), tuple(t.shape), t.stride())
-        elif (how := self.parameters.made(t)) is not None:
-            key = ("made", how.sources, how.what, how.formula, t.storage_offset(), tuple(t.shape), t.stride())
+        if (how := self.parameters.made(t)) is not None:
+            key: Any = ("made", how.sources, how.what, how.formula, t.storage_offset(), tuple(t.shape), t.stride())
+        elif (handle := self.parameters.handle(t)) is not None:
+            key = ("parameter", handle.name, t.storage_offset(), tuple(t.shape), t.stride())
         else:
             content = b"" if t.is_meta or t.numel() > _CONTENT else _bytes(t)
             key = ("content", str(t.dtype), tuple(t.shape), hashlib.blake2b(content, digest_size=16).hexdigest())
@@ -172,6 +172,11 @@ class Context(ABC):
         if dim < 0 or p.dim() == 0:
             return None
         size = p.shape[dim]
+        labelled, at = p, dim
+        if handle.copy is not None:
+            labelled, dims = handle.copy
+            if dim not in dims or labelled.shape[at := dims.index(dim)] != size:
+                return None
         self.units.values.add((handle.name, dim))
         if met is not None and met.shape[-1] == size:
             vector = self.meet(
@@ -179,7 +184,7 @@ class Context(ABC):
             )
         else:
             vector = self.produce(handle.name, dim, size, "each")
-        self.shadows.set(p, spread(torch.from_numpy(vector), dim, p.shape))
+        self.shadows.set(labelled, spread(torch.from_numpy(vector), at, labelled.shape))
         return self.shadows.get(t)
 
     def set(self, t: Tensor, made: np.ndarray | Tensor) -> None:
@@ -378,6 +383,11 @@ class Context(ABC):
 
     def is_parameter(self, t: Tensor) -> bool:
         return t in self.parameters
+
+    def is_new(self, t: Tensor) -> bool:
+        """Whether it is a parameter, or a copy of one, of which nothing is known yet."""
+        made = self.parameters.made(t)
+        return self.shadows.get(t) is None and (t in self.parameters or (made is not None and made.dims is not None))
 
     def values_in(self, tensors: Iterable[Tensor]) -> np.ndarray:
         """The ids that occur in these tensors."""

@@ -91,7 +91,9 @@ def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
     check_model(model)
     context = _collect(model, example_inputs)
     for name, t in named_tensors(model):
-        grown = [dim for dim in range(t.dim()) if (name, dim) in context.units.axes]
+        axes = [context.units.axes.get((name, dim)) for dim in range(t.dim())]
+        # (Those without a role were of an earlier walk.)
+        grown = [dim for dim, axis in enumerate(axes) if axis is not None and axis.roles]
         reason = None
         if not movable(t):
             reason = f"{name} ({t.dtype}, {t.dim()}-D) is not of a kind that the kernels move"
@@ -180,7 +182,7 @@ def _pin_contradictions(units: Units) -> None:
     for name, dim in units.values:
         for other in range(5):
             axis = units.axes.get((name, other))
-            if other != dim and axis is not None and "in" in axis.roles:
+            if other != dim and axis is not None and axis.roles:
                 units.pin(axis.ids(), f"the values of {name} are used beside the layer that it belongs to")
     for (name, _dim), axis in units.axes.items():
         if "in" in axis.roles and len(axis.roles) > 1 and not units.hand_over(axis):

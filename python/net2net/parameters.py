@@ -22,6 +22,8 @@ class Handle:
     #: How the tensor is computed from it, and by which operations with which numbers.
     how: Computed | None = None
     formula: bytes = b""
+    #: If the tensor at hand is (a view of) a copy: that copy, and which of the parameter's dimensions its own are.
+    copy: tuple[Tensor, tuple[int, ...]] | None = None
 
     @property
     def straight(self) -> bool:
@@ -38,6 +40,7 @@ class Made:
         what: the tensor's part in standardising that weight (rules/weights.py).
         how: if it may take the weight's place in a layer: how it is computed.
         spreads: the corrections of the variances that went into it.
+        dims: if it is a copy of that weight, or of a part of it: which of the weight's dimensions its own are.
         kernels: whether it is [out, in, ...] as that weight is, and linear in it, kernel by kernel (rules/kernels.py).
         formula: stands for all operations that made it, and for the numbers in them: what code takes for a number may
             be the size of something that grows.
@@ -49,6 +52,7 @@ class Made:
     spreads: frozenset[int] = frozenset()
     formula: bytes = b""
     kernels: bool = False
+    dims: tuple[int, ...] | None = None
 
 
 class Parameters:
@@ -131,11 +135,17 @@ class Parameters:
         return None
 
     def handle(self, t: Tensor, whole: bool = False) -> Handle | None:
-        """The parameter or buffer that `t` is, or a view of; None if it is neither.
+        """The parameter or buffer that `t` is, or a view of, or (unless `whole`) of a copy; None if it is neither.
 
         Args:
             whole: only one that `t` is as a whole. A transposed view counts; a slice or a reshaped view does not.
         """
+        known = None if whole else self._computed.get(t.untyped_storage()._cdata)
+        if known is not None and known[1].dims is not None and known[0].dtype == t.dtype:
+            copy, made = known
+            assert made.dims is not None
+            dims = tuple(made.dims[d] if d >= 0 else -1 for d in _dims(copy, t, whole=False))
+            return Handle(*self.named(made.sources[:1])[0], dims, None, made.formula, (copy, made.dims))
         for name, p in self.owners(t):
             if p.dtype != t.dtype:
                 continue

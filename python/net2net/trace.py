@@ -18,6 +18,7 @@ from net2net.context import Context, TraceError
 from net2net.derived import Derived, Watch, passes_values, reads, sizes_by_value, whole_selection
 from net2net.hashes import seed
 from net2net.outputs import kept, leaves
+from net2net.rules.copies import copies
 from net2net.rules.kernels import linear_in_kernels
 from net2net.rules.table import flat, is_view, name_of, refuse, rule_for, view
 from net2net.rules.weights import standardising
@@ -40,6 +41,8 @@ _MOST_SIZES = 1000
 
 #: Where torch's code is, and ours.
 _NOT_THEIRS = tuple(str(Path(package).parent) + os.sep for package in (torch.__file__, __file__))
+
+_OF_PARAMETERS = copies, standardising, linear_in_kernels
 
 _NOTHING = contextlib.nullcontext()
 
@@ -129,10 +132,8 @@ class Walk(TorchDispatchMode):
             if rule is not view and not is_view(func):
                 context.carriers.saw(name_of(func), tensors, [t for t in flat(out) if isinstance(t, Tensor)])
             try:
-                makes_weight = standardising(context, func, args, kwargs, out) or linear_in_kernels(
-                    context, func, args, kwargs, out
-                )
-                if not makes_weight:
+                # What is made of parameters has no units yet.
+                if not any(of_parameters(context, func, args, kwargs, out) for of_parameters in _OF_PARAMETERS):
                     rule(context, func, args, kwargs, out)
             except TraceError:
                 raise

@@ -197,7 +197,7 @@ def _indexed(func: Any, args: Any) -> list[int]:
 
 
 def _left_alone(func: Any, args: Any) -> int | None:
-    """The only dimension of a table that is not indexed."""
+    """The only dimension of a table, of those longer than 1, that is not indexed."""
     if name_of(func) == "index":
         taken = indexed_dims(args[1])
         rest = [d for d in range(args[0].dim()) if d not in taken]
@@ -205,7 +205,8 @@ def _left_alone(func: Any, args: Any) -> int | None:
         rest = [d for d in range(args[0].dim()) if d != args[1] % args[0].dim()]
     else:
         return None
-    return rest[0] if len(rest) == 1 else None
+    long = [d for d in rest if args[0].shape[d] > 1]
+    return long[0] if len(long) == 1 else rest[0] if len(rest) == 1 else None
 
 
 def _grid(context: Context, func: Any, grid: Tensor, codes: np.ndarray) -> np.ndarray:

@@ -329,7 +329,7 @@ def aligned_codes(
         what: the operation's name.
         but: a dimension in which they do not meet.
     """
-    new = [context.shadows.get(t) is None and context.is_parameter(t) for t in operands]
+    new = [context.is_new(t) for t in operands]
     found: dict[int, np.ndarray] = {}
     for i in sorted(range(len(operands)), key=lambda i: new[i]):
         t = operands[i]

@@ -1,0 +1,38 @@
+"""Copies of parameters and buffers of which nothing is known yet: a table of positions that is cropped and reshaped, or
+put into another dtype, before it is added to anything. What they meet tells which of their dimensions has units, as it
+does for the tables themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from net2net.context import Context
+from net2net.hashes import digest
+from net2net.parameters import Made
+from net2net.rules.table import name_of, spelled
+
+
+def copies(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> bool:
+    """Whether an operation makes such a copy. If so, what it makes is known."""
+    name = name_of(func)
+    if name not in {"clone", "_to_copy", "repeat"}:
+        return False
+    t = args[0]
+    # (Where there is one dimension that could have units, it has.)
+    if sum(n > 1 for n in t.shape) < 2 or not (t.is_floating_point() and out.is_floating_point()):
+        return False
+    handle = context.parameters.handle(t)
+    if handle is None or context.shadows.get(t) is not None:
+        return False
+    dims, weight = handle.dims, context.parameters.weight(t)
+    if name == "repeat":
+        times = args[1][len(args[1]) - t.dim() :]
+        dims = (-1,) * (out.dim() - t.dim()) + tuple(d if n == 1 else -1 for d, n in zip(dims, times, strict=True))
+        weight = None
+    if weight is not None and (weight.how is not None or not weight.straight):
+        weight = None
+    seen = (t.storage_offset(), tuple(t.shape), t.stride()) if weight is None else ()
+    formula = digest(name, spelled(args, kwargs), seen, handle.formula if weight is None else weight.formula)
+    made = Made((handle.name,), formula=formula, kernels=weight is not None, dims=dims)
+    context.parameters.compute(out.view(out.shape), made)  # a view, since `out` may be transposed in place
+    return True
