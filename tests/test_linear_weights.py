@@ -173,3 +173,46 @@ def test_masks_are_as_they_were(noise, frozen, tmp_path):
         conv = student[int(name)]
         assert conv.mask.shape == conv.weight.shape
         assert set(conv.mask.unique().tolist()) <= {0.0, 1.0}
+
+
+class OneChannel(nn.Module):
+    """Multipliers with dimensions of size 1, which are weights of other layers too."""
+
+    def __init__(self, shape, layer):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 1, 1), nn.Conv2d(4, 2, 1)
+        self.weight, self.other = nn.Parameter(torch.randn(4, 1, 3, 3)), nn.Parameter(torch.randn(shape))
+        self.layer = [layer]
+
+    def forward(self, x):
+        return self.last(self.layer[0](self.first(x), self.weight, self.other))
+
+
+@pytest.mark.parametrize(
+    ("shape", "layer"),
+    [
+        ((4, 1, 3, 3), lambda y, w, p: F.conv2d(y, w * p) + F.conv2d(y, p)),
+        ((4, 1, 3, 3), lambda y, w, p: F.conv2d(y, p) + F.conv2d(y, p * w)),
+        ((1, 1, 3, 3), lambda y, w, p: F.conv2d(y, w * p) * F.conv2d(y, p)),
+        ((4, 1, 1, 1), lambda y, w, p: F.conv2d(y, w * p) + F.conv2d(y, p)[..., 1:-1, 1:-1]),
+    ],
+)
+@pytest.mark.parametrize("noise", ["none", "cancelling"])
+def test_multipliers_of_one_channel(shape, layer, noise):
+    model, x = randomised(OneChannel(shape, layer)).eval(), torch.randn(2, 3, 6, 6).double()
+    try:
+        plan = net2net.plan_widen(model, x, 2, noise=noise)
+    except ValueError:
+        return
+    assert net2net.verify(model, plan.apply(model), x).max_rel < 1e-13
+
+
+def test_a_computed_bias_keeps_its_length():
+    weight_norm = nn.utils.parametrizations.weight_norm
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.ReLU(), weight_norm(nn.Conv2d(4, 4, 1), name="bias"), nn.ReLU(), nn.Conv2d(4, 2, 1)
+    )
+    model, x = randomised(model), torch.randn(2, 3, 5, 5).double()
+    plan = net2net.plan_widen(model, x, 2)
+    assert [s.layers[0] for s in plan.skipped] == ["2"]
+    assert net2net.verify(model, plan.apply(model), x).max_rel < 1e-13

@@ -194,20 +194,31 @@ class Context(ABC):
             made = made.reshape(made.shape[made.dim() - t.dim() :])
         self.shadows.set(t, made.reshape((1,) * (t.dim() - made.dim()) + tuple(made.shape)).expand(t.shape))
 
-    def make(self, key: object, operands: Sequence[np.ndarray], tied: Sequence[bool] | None = None) -> np.ndarray:
+    def make(
+        self,
+        key: object,
+        operands: Sequence[np.ndarray],
+        tied: Sequence[bool] | None = None,
+        *,
+        uniform: bool = False,
+    ) -> np.ndarray:
         """Codes of the values that an operation makes of its operands, element by element (broadcast), of which those
         that are `tied` (all, by default) must be replicated with the result.
 
         Args:
             key: names the operation with all numbers that it depends on.
+            uniform: where the operands hold one constant everywhere, so does the result: it agrees with any unit, too.
+                (A running sum of ones, or ones with a border of zeros, does not.)
         """
         whole = digest(key, tied, *operands)
         if (before := self.made.get(whole)) is not None:
             return before
-        self.made[whole] = made = self._make(key, operands, tied)
+        self.made[whole] = made = self._make(key, operands, tied, uniform)
         return made
 
-    def _make(self, key: object, operands: Sequence[np.ndarray], tied: Sequence[bool] | None) -> np.ndarray:
+    def _make(
+        self, key: object, operands: Sequence[np.ndarray], tied: Sequence[bool] | None, uniform: bool
+    ) -> np.ndarray:
         arrays = np.broadcast_arrays(*operands) if operands else [np.zeros((), dtype=np.int64)]
         state = expression(key, map(ids_of, arrays))
         if not operands:
@@ -216,9 +227,9 @@ class Context(ABC):
             return codes(constant).reshape(())
         made = self.units.intern(state)
         wanted = [True] * len(arrays) if tied is None else tied
-        return self._tied(made, list(arrays), wanted)
+        return self._tied(made, list(arrays), wanted, uniform)
 
-    def _tied(self, made: np.ndarray, operands: list[np.ndarray], tied: Sequence[bool]) -> np.ndarray:
+    def _tied(self, made: np.ndarray, operands: list[np.ndarray], tied: Sequence[bool], uniform: bool) -> np.ndarray:
         fresh = made >= self.units.fresh
         self.check_known(made, (a for a in operands if self.has_units(a)))
         if fresh.any():
@@ -233,6 +244,8 @@ class Context(ABC):
                 block[(r >= FIXED) & (block < FIXED)] = FIXED
                 if (block > FIXED).all():
                     break
+            if not uniform:
+                block[block == CONSTANT] = FIXED
             self.units.blocks.put(made[fresh], block[fresh])
             self.units.places.put(made[fresh], place[fresh])
         return self.tie(made, [a for a, t in zip(operands, tied, strict=True) if t])
@@ -304,7 +317,8 @@ class Context(ABC):
         if not (roots > FIXED).any():
             state = total(mix(mix(seed(values.shape), np.arange(values.size)), ids.ravel()))
             made = self.units.intern(np.atleast_1d(state))
-            self.units.adopt(made, int(roots.max()))
+            # Different constants are as good as anything that is given: another one for each head, perhaps.
+            self.units.adopt(made, FIXED if (ids != ids.flat[0]).any() else int(roots.max()))
             return codes(made).reshape((1,) * values.ndim)
         for dim, n in enumerate(values.shape):
             if n == 1:
@@ -330,7 +344,10 @@ class Context(ABC):
             chosen = np.argmax(roots, axis=dim, keepdims=True)
             unit = np.take_along_axis(values, chosen, axis=dim)
             self.join(values, unit)
-            self.units.adopt(made[most == CONSTANT], CONSTANT)
+            constant = most == CONSTANT
+            alike = (ids == ids.take([0], axis=dim)).all(axis=dim, keepdims=True)
+            self.units.adopt(made[constant & alike], CONSTANT)
+            self.units.adopt(made[constant & ~alike], FIXED)
             self.check_known(made, [unit])
             values = self.tie(made, [unit])
             ids = ids_of(values)
@@ -403,14 +420,19 @@ class Context(ABC):
         """Keeps with an error, when it is first seen, where it was and what it may be about; returns both."""
         if not hasattr(error, "where"):
             with _disable_current_modes():
-                error.suspects = [*getattr(error, "suspects", []), *self._suspects()]
+                error.suspects = [*getattr(error, "suspects", []), *self._suspects(error)]
             error.where = self.reached
         return error.where, error.suspects
 
-    def _suspects(self) -> list[np.ndarray]:
+    def _suspects(self, error: Any) -> list[np.ndarray]:
         # What flowed into the failing operation is likelier to be at fault than the parameters that it was given.
         flowing = [t for t in self.last if not self.is_parameter(t)]
-        return [self.values_in(ts) for ts in (flowing, self.last, *reversed(self.given))]
+        near, far = (flowing, self.last), reversed(self.given)
+        return [*map(self.values_in, near), *self.named_by(error), *map(self.values_in, far)]
+
+    def named_by(self, error: Any) -> list[np.ndarray]:
+        """The ids that the text of an error may be about: a student knows which widths are new."""
+        return []
 
     def returned(self, t: Tensor, why: str) -> None:
         """What the network gives away: its values are part of the function."""

@@ -9,6 +9,7 @@ error here, which names the values that it is about.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,6 +116,15 @@ class Student(Context):
 
     def _widened(self, values: np.ndarray) -> np.ndarray:
         return self.layouts.count(ids_of(values)) > 1
+
+    def named_by(self, error: Any) -> list[np.ndarray]:
+        """The axis last met that is as wide as a number in the text, and was not in the teacher."""
+        numbers = set(map(int, re.findall(r"\d+", str(error))))
+        for key, laid in reversed(self.laid.items()):
+            axis = self.units.axes[key]
+            if len(laid.index) in numbers and len(laid.index) != axis.size:
+                return [axis.ids()]
+        return []
 
     def _failed(self, why: str, *about: np.ndarray) -> TraceError:
         return TraceError(why + self.where(), [np.concatenate([ids_of(np.asarray(a)).ravel() for a in about])])

@@ -49,7 +49,7 @@ def pointwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
         return unknown(context, func, args, kwargs, out)
     dims = results[0].dim()
     aligned, tied = _meeting(context, func, tensors((args, kwargs)), dims)
-    made = context.make((name_of(func).removesuffix("_"), spelled(args, kwargs)), aligned, tied)
+    made = context.make((name_of(func).removesuffix("_"), spelled(args, kwargs)), aligned, tied, uniform=True)
     for t in results:
         context.set(t, made if t.dim() == dims else np.full((), FIXED, dtype=np.int64))
 
@@ -158,7 +158,7 @@ def constant_write(context: Context, func: Any, args: Any, kwargs: Any, out: Any
         known = context.of(args[0])
     old = [] if known is None else [context.families(np.asarray(compact(known).numpy()))]
     new = [array(context, t).reshape((1,) * args[0].dim()) for t in tensors(args[1:])]
-    context.set(out, context.make(("full", numbers(args[1:]) or ("0",)), [*old, *new]))
+    context.set(out, context.make(("full", numbers(args[1:]) or ("0",)), [*old, *new], uniform=True))
 
 
 @register(

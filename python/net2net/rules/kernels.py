@@ -100,8 +100,11 @@ def _multiplier(context: Context, known: Handle, dims: int, t: Tensor, weight: H
     if weight is not None:
         if weight.name == known.name:  # its square
             return None
-        for d in long:
-            context.along(weight.name, d, weight.tensor.shape[d], known.name, d)
+        for d in range(2):
+            if d in long:
+                context.along(weight.name, d, weight.tensor.shape[d], known.name, d)
+            else:
+                _stays(context, weight, d)
         return digest(weight.name, weight.formula)
     if context.parameters.made(t) is not None:
         return None
@@ -121,7 +124,17 @@ def _multiplier(context: Context, known: Handle, dims: int, t: Tensor, weight: H
         return None
     if any(t.shape[d - dims] != sizes[at] for d, at in zip(long, theirs, strict=True)):
         return None
+    for at in range(len(sizes)):
+        if at not in theirs:
+            _stays(context, handle, at)
     for d, at in zip(long, theirs, strict=True):
         context.along(handle.name, at, sizes[at], known.name, d)
     behind = [(t.shape[d - dims], t.stride(d - dims)) for d in range(2, dims) if t.dim() >= dims - d]
     return digest(handle.name, long, theirs, t.storage_offset() - handle.tensor.storage_offset(), behind)
+
+
+def _stays(context: Context, multiplier: Handle, dim: int) -> None:
+    """One number for all of a weight's positions is still that if these become more; but it must not become several
+    itself, with shares of its own, as a weight of another layer."""
+    one = context.produce(multiplier.name, dim, multiplier.tensor.shape[dim], "each")
+    context.pin(one, f"{multiplier.name} multiplies a weight, all along its axis {dim} alike")

@@ -58,6 +58,8 @@ def convolution(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
     else:
         made = _grouped(context, key, name, weight, rows, groups)
     if isinstance(bias, Tensor):
+        if bias.numel() != made.shape[1]:  # shapes alone do not show that
+            raise ValueError(f"a bias of {bias.numel()} for {made.shape[1]} channels")
         made = _plus_bias(context, key, bias, made)
     shape = given.shape[:channel]
     made = np.moveaxis(made.reshape(*shape, -1, *[1] * (x.dim() - channel - 1)), len(shape), channel)
@@ -92,6 +94,8 @@ def _first_of(rows: np.ndarray, groups: int, each: int) -> np.ndarray:
 
 def _plus_bias(context: Context, key: object, bias: Tensor, made: np.ndarray) -> np.ndarray:
     added = array(context, bias, bias.dim() - 1, made)
+    if bias.numel() > 1 and (context.roots(added) == FIXED).any():
+        context.pin(made, "its bias has a fixed width")
     return context.make((key, "bias"), [made, np.broadcast_to(added.reshape(1, -1), (1, made.shape[1]))])
 
 
