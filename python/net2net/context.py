@@ -49,6 +49,8 @@ class Context(ABC):
         self.outputs: list[np.ndarray] = []
         #: What `make` has made before, by all that it was given.
         self.made: dict[bytes, np.ndarray] = {}
+        #: What views have been found to be (rules/table.py), by the codes that they are of.
+        self.scattered: dict[bytes, bool] = {}
         #: Whether selections by values are taken whole (derived.py).
         self.whole = True
         self.begin()
@@ -404,13 +406,14 @@ class Context(ABC):
     def is_new(self, t: Tensor) -> bool:
         """Whether it is a parameter, or a copy of one, of which nothing is known yet."""
         made = self.parameters.made(t)
-        return self.shadows.get(t) is None and (t in self.parameters or (made is not None and made.dims is not None))
+        return t not in self.shadows and (t in self.parameters or (made is not None and made.dims is not None))
 
     def values_in(self, tensors: Iterable[Tensor]) -> np.ndarray:
-        """The ids that occur in these tensors."""
+        """The ids that occur in these tensors, as often as they do: where changes are tried, many are collected, and
+        few looked at."""
         known = [self.shadows.get(t) for t in tensors]
         found = [ids_of(compact(k).numpy()).ravel() for k in known if k is not None]
-        return np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *found]))
+        return np.concatenate([np.zeros(0, dtype=np.int64), *found])
 
     def where(self) -> str:
         at = f" in {self.module}" if self.module else ""

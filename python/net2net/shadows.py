@@ -55,9 +55,17 @@ def compressed(codes: Tensor) -> Tensor:
     for dim, size in enumerate(codes.shape):
         if size > 1:
             first = codes.narrow(dim, 0, 1)
-            if bool((codes == first).all()):
+            if _begins_alike(codes, dim) and bool((codes == first).all()):
                 codes = first
     return codes.clone(memory_format=torch.contiguous_format).expand(shape)
+
+
+def _begins_alike(codes: Tensor, dim: int) -> bool:
+    """Whether the first line along a dimension has but one code: mostly, that tells what all of them have."""
+    if not codes.numel():
+        return True
+    line = codes[tuple(slice(None) if d == dim else 0 for d in range(codes.dim()))]
+    return bool((line == line[0]).all())
 
 
 def _fills_its_range(t: Tensor) -> bool:
@@ -83,10 +91,18 @@ class _Entry:
         self.geometry: Geometry | None = geometry_of(t)
         self.codes = codes
         self.itemsize = t.element_size()
+        self._views: dict[Geometry, Tensor] = {}  # codes of views that took work, until something is written
 
     def of(self, t: Tensor) -> Tensor:
-        if self.geometry == geometry_of(t):
+        geometry = geometry_of(t)
+        if self.geometry == geometry:
             return self.codes
+        if (known := self._views.get(geometry)) is None:
+            known = self._seen_as(t)
+            self._views[geometry] = known
+        return known
+
+    def _seen_as(self, t: Tensor) -> Tensor:
         if self._uniform():
             return self.codes.reshape(-1)[:1].view((1,) * t.dim()).expand(t.shape)
         if (part := self._reshaped(t)) is not None or (part := self._part(t)) is not None:
@@ -135,6 +151,7 @@ class _Entry:
         return self.codes
 
     def write(self, t: Tensor, codes: Tensor) -> None:
+        self._views = {}
         if self.geometry == geometry_of(t):
             self.codes = codes
         else:
@@ -149,17 +166,24 @@ class Shadows:
 
     def get(self, t: Tensor) -> Tensor | None:
         """int64 codes of the shape of `t`, or None if its storage has none."""
+        entry = self._entry(t)
+        return None if entry is None else entry.of(t)
+
+    def __contains__(self, t: Tensor) -> bool:
+        """Whether its storage has codes."""
+        return self._entry(t) is not None
+
+    def _entry(self, t: Tensor) -> _Entry | None:
         entry = self._entries.get(t.untyped_storage()._cdata)
         if entry is None or entry.alive.expired() or entry.itemsize != t.element_size():
             return None
-        return entry.of(t)
+        return entry
 
     def set(self, t: Tensor, codes: Tensor) -> None:
-        key = t.untyped_storage()._cdata
-        entry = self._entries.get(key)
-        if entry is None or entry.alive.expired() or entry.itemsize != t.element_size():
+        entry = self._entry(t)
+        if entry is None:
             # A storage is labelled whole the first time, even where this tensor is a view of a part of it.
-            entry = self._entries[key] = _Entry(t, codes)
+            entry = self._entries[t.untyped_storage()._cdata] = _Entry(t, codes)
             entry.whole = t.numel() * t.element_size() == t.untyped_storage().nbytes()
             if len(self._entries) % 1024 == 0:
                 self._entries = {k: e for k, e in self._entries.items() if not e.alive.expired()}

@@ -109,7 +109,7 @@ class Walk(TorchDispatchMode):
         leaves_ = flat((args, kwargs))
         tensors = tuple(t for t in leaves_ if isinstance(t, Tensor))
         # Parameters are not asked: a rule that does makes them take part.
-        if any(not context.is_parameter(t) and context.shadows.get(t) is not None for t in tensors):
+        if any(not context.is_parameter(t) and t in context.shadows for t in tensors):
             context.last = tensors
         plain = tuple(a for a in leaves_ if isinstance(a, int) and not isinstance(a, bool))
         # The sizes that a view is asked for must come to this many.

@@ -22,7 +22,7 @@ def copies(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> boo
     if sum(n > 1 for n in t.shape) < 2 or not (t.is_floating_point() and out.is_floating_point()):
         return False
     handle = context.parameters.handle(t)
-    if handle is None or context.shadows.get(t) is not None:
+    if handle is None or t in context.shadows:
         return False
     dims, weight = handle.dims, context.parameters.weight(t)
     if name == "repeat":

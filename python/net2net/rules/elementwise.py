@@ -137,7 +137,7 @@ def put(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         # What is put has its first dimensions in the place of those that are indexed, one for all of a mask.
         first = x.dim() - max(dims) - 1
         for t in (x, values):
-            codes = array(context, t) if context.shadows.get(t) is not None or not context.is_parameter(t) else None
+            codes = array(context, t) if t in context.shadows or not context.is_parameter(t) else None
             if codes is not None and any(n > 1 for n in codes.shape[: codes.ndim - first]):
                 return unknown(context, func, args, kwargs, out)
         if any(crosses_units(context, func, i) for i in masked):

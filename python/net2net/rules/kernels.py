@@ -64,7 +64,7 @@ def _weight(context: Context, t: Any) -> Handle | None:
     if not context.is_parameter(t) and context.parameters.made(t) is None:
         return None
     known = context.parameters.weight(t)
-    if known is None or known.how is not None or not known.straight or context.shadows.get(t) is not None:
+    if known is None or known.how is not None or not known.straight or t in context.shadows:
         return None
     return known
 

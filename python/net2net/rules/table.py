@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from net2net.context import Context
-from net2net.hashes import mix, seed, total
+from net2net.hashes import digest, mix, seed, total
 from net2net.shadows import compact, compressed, ids_of
 from net2net.units import CONSTANT, FIXED
 
@@ -150,7 +150,11 @@ def _whole_places(context: Context, func: Any, x: Tensor, out: Tensor) -> None:
     for dims in rows:
         if not _several(codes.shape, dims) or _of_one_unit(context, codes, dims):
             continue
-        if _scattered(np.where(context.roots(codes) == CONSTANT, -1, codes), dims):
+        places = np.where(context.roots(codes) == CONSTANT, -1, codes)
+        # Where changes of attributes are tried, the same views are seen again and again.
+        if (key := digest(places, dims)) not in context.scattered:
+            context.scattered[key] = _scattered(places, dims)
+        if context.scattered[key]:
             context.pin(codes, f"{func} cuts between places")
 
 
@@ -185,19 +189,24 @@ def _split(before: tuple[int, ...], after: tuple[int, ...]) -> list[list[int]]:
 def _scattered(codes: np.ndarray, dims: list[int]) -> bool:
     """Whether a code (-1 apart) occurs at positions that differ in several of these dimensions, so that an exchange of
     them would change their order."""
-    unique, number, counts = np.unique(codes, return_inverse=True, return_counts=True)
-    if counts.max(initial=0) < 2:
+    flat = np.ascontiguousarray(codes).reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    sorted_ = flat[order]
+    starts = np.flatnonzero(np.diff(sorted_, prepend=sorted_[:1] - 1))
+    # Only codes that occur several times.
+    counts = np.diff(starts, append=len(flat))
+    several = (counts > 1) & (sorted_[starts] >= 0)
+    if not several.any():
         return False
-    number = number.reshape(codes.shape)
-    over = np.zeros(len(unique), dtype=np.int64)
+    taken = np.repeat(several, counts)
+    order, counts = order[taken], counts[several]
+    starts = np.cumsum(counts) - counts
+    over = np.zeros(len(counts), dtype=np.int64)
+    strides = np.cumprod((1, *codes.shape[:0:-1]))[::-1]
     for dim in dims:
-        n = codes.shape[dim]
-        at = np.broadcast_to(np.arange(n).reshape([-1 if d == dim else 1 for d in range(codes.ndim)]), codes.shape)
-        first, last = np.full(len(unique), n), np.zeros(len(unique), dtype=np.int64)
-        np.minimum.at(first, number, at)
-        np.maximum.at(last, number, at)
-        over += first < last
-    return bool((over[unique >= 0] > 1).any())
+        at = order // strides[dim] % codes.shape[dim]
+        over += np.minimum.reduceat(at, starts) < np.maximum.reduceat(at, starts)
+    return bool((over > 1).any())
 
 
 def ambiguous(codes: np.ndarray, dim: int) -> bool:
