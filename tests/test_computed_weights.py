@@ -273,10 +273,10 @@ def transposed(w):
     return (w - w.mean(ALL, keepdim=True)).transpose(0, 1)
 
 
-def same_or_refused(model, x, width=1.5):
+def same_or_refused(model, x, width=1.5, **how):
     """The plan, if there is one."""
     try:
-        plan = net2net.plan_widen(model, x, width)
+        plan = net2net.plan_widen(model, x, width, **how)
     except ValueError:
         return None
     assert net2net.verify(model, plan.apply(model), x).max_rel < 1e-13

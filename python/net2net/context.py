@@ -8,6 +8,7 @@ hear the same rules, so what a rule claims about an operation is put to the proo
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -137,10 +138,24 @@ class Context(ABC):
         if known is None and t.is_floating_point() and (handle := self.parameters.handle(t)) is not None and t.numel():
             known = self._label(t, handle, along, met)
         if known is not None:
-            return known
+            return self._part_of_fixed(t, known)
         # A weight that is read by anything but the layers that know what its axes are (a norm of it, say).
         self._pin_parameter(t, "its values are used beside the layer that it belongs to")
         return self._unlabelled(t)
+
+    def _part_of_fixed(self, t: Tensor, known: Tensor) -> Tensor:
+        """The codes of `t`; one of its own, if it is a part of something fixed that has one for all of it. Which part,
+        a width may have told."""
+        few = compact(known)
+        long = [(n, step) for n, step in zip(t.shape, t.stride(), strict=True) if n > 1 and step]
+        elements = math.prod(n for n, _ in long)
+        if few.numel() != 1 or elements * t.element_size() >= t.untyped_storage().nbytes() or self.is_parameter(t):
+            return known
+        if (self.roots(few.numpy()) != FIXED).any():
+            return known
+        made = self.units.intern(expression(("part", t.storage_offset(), long), [ids_of(few.numpy())]))
+        self.units.adopt(made.ravel(), FIXED)
+        return torch.from_numpy(codes(made)).expand(t.shape)
 
     def _unlabelled(self, t: Tensor) -> Tensor:
         """One fixed value: a parameter or buffer is known by its name and place, anything else by its content."""
@@ -373,6 +388,13 @@ class Context(ABC):
         self._pin_parameter(t, why)
         if (known := self.shadows.get(t)) is not None:
             self.pin(compact(known).numpy(), why)
+
+    def overwritten(self, t: Tensor) -> None:
+        """Something is written to `t`: what it was made of parameters cannot take their place any more."""
+        if self.parameters.made(t) is not None:
+            codes = self.of(t)  # this pins them
+            self.parameters.forget(t)
+            self.shadows.set(t, codes)
 
     def pin_living(self, why: str) -> None:
         """Pins the units of all that is in memory at this point of the forward, but for parameters and buffers."""

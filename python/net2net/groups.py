@@ -184,6 +184,9 @@ def _pin_contradictions(units: Units) -> None:
             axis = units.axes.get((name, other))
             if other != dim and axis is not None and axis.roles:
                 units.pin(axis.ids(), f"the values of {name} are used beside the layer that it belongs to")
+    for name in units.looked_up:
+        if (rows := units.axes.get((name, 0))) is not None:
+            units.pin(rows.ids(), f"rows of {name} are looked up by their number")
     for (name, _dim), axis in units.axes.items():
         if "in" in axis.roles and len(axis.roles) > 1 and not units.hand_over(axis):
             units.pin(axis.ids(), f"{name} is used both as a consumer and as a producer of the same units")

@@ -73,6 +73,10 @@ class Parameters:
         """`t` is computed from parameters alone."""
         self._computed[t.untyped_storage()._cdata] = t, made
 
+    def forget(self, t: Tensor) -> None:
+        """`t` is written to: it is not what it was made as any more."""
+        self._computed.pop(t.untyped_storage()._cdata, None)
+
     def made(self, t: Tensor) -> Made | None:
         """How a tensor is computed from parameters, if it is (or is a part of one, or a view of it)."""
         known = self._computed.get(t.untyped_storage()._cdata)

@@ -134,14 +134,15 @@ class Walk(TorchDispatchMode):
             try:
                 # What is made of parameters has no units yet.
                 if not any(of_parameters(context, func, args, kwargs, out) for of_parameters in _OF_PARAMETERS):
+                    for t in self._written(func, args, kwargs):
+                        context.overwritten(t)
                     rule(context, func, args, kwargs, out)
             except TraceError:
                 raise
             except Exception as error:  # not foreseen by the rule; in a student the same happens
                 refuse(context, func, args, kwargs, out, f"{func} is not understood here ({error})")
-            if derived and (places := written(func)):
-                named = [*args, *(kwargs.get(a.name) for a in func._schema.arguments[len(args) :])]
-                self.derived.add(t for i in places for t in flat(named[i]) if isinstance(t, Tensor))
+            if derived:
+                self.derived.add(self._written(func, args, kwargs))
             self._follow(func, tensors, [t for t in flat(out) if isinstance(t, Tensor)], derived, sized)
         except Exception as error:
             if derived and isinstance(error, torch.linalg.LinAlgError):
@@ -153,6 +154,14 @@ class Walk(TorchDispatchMode):
         finally:
             context.operation = ""
         return out
+
+    @staticmethod
+    def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+        """The tensors that an operation has written to."""
+        if not (places := written(func)):
+            return []
+        named = [*args, *(kwargs.get(a.name) for a in func._schema.arguments[len(args) :])]
+        return [t for i in places for t in flat(named[i]) if isinstance(t, Tensor)]
 
     def _stand_in(self, mask: Tensor, whole: Tensor) -> None:
         """`whole` takes the place of a mask."""

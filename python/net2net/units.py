@@ -139,6 +139,8 @@ class Units:
         self._used_as: dict[str, set[Computed | None]] = {}
         #: Parameters whose values are used as such, and the axis that has units then.
         self.values: set[tuple[str, int]] = set()
+        #: Tables of which rows are taken by their number.
+        self.looked_up: set[str] = set()
         #: Parameters and buffers by which weights are multiplied.
         self.multipliers: set[str] = set()
         self._starts: tuple[np.ndarray, np.ndarray] | None = None
@@ -152,7 +154,7 @@ class Units:
         self._pins = []
         self.unknown = {}
         self._used_as = {}
-        self.multipliers = set()
+        self.multipliers, self.looked_up = set(), set()
         self._even, self._heads, self._read = Marks(), Marks(), Marks()
         self.decisions = {}
         self._carriers, self._elsewhere = {}, set()

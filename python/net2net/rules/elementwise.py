@@ -133,9 +133,9 @@ def put(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     over_all = len(masked) == 1 and is_mask(masked[0]) and masked[0].shape == x.shape and values.numel() == 1
     if not x.dim() or values.dim() > x.dim():
         return unknown(context, func, args, kwargs, out)
+    first = x.dim() - max(dims, default=-1) - 1
     if not over_all:
         # What is put has its first dimensions in the place of those that are indexed, one for all of a mask.
-        first = x.dim() - max(dims) - 1
         for t in (x, values):
             codes = array(context, t) if t in context.shadows or not context.is_parameter(t) else None
             if codes is not None and any(n > 1 for n in codes.shape[: codes.ndim - first]):
@@ -147,7 +147,10 @@ def put(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     if not over_all:
         which = chosen_by(context, masked, x.dim())
         aligned, tied = [*aligned, *which], [*tied, *([False] * len(which))]
-    return context.set(out, context.make(("index_put", numbers((args[3:], kwargs))), aligned, tied))
+    # How many places there are to choose from, and how many are put there.
+    sizes = () if over_all else ([x.shape[d] for d in dims], tuple(values.shape[: values.dim() - first]))
+    key = ("index_put", sizes, numbers((args[3:], kwargs)))
+    return context.set(out, context.make(key, aligned, tied))
 
 
 @register("zero", "fill")

@@ -20,6 +20,7 @@ from net2net.rules.table import (
     indexed_dims,
     name_of,
     numbers,
+    places,
     register,
     tensors,
     told_apart,
@@ -126,7 +127,8 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         tied = [True] + [False] * len(which)
         return context.set(out, context.make(key, [made, *which], tied).reshape(()))
     if name_of(func) in {"roll", "flip"} and dims and all(few.shape[d] == 1 for d in dims):
-        return context.set(out, context.make((name_of(func), numbers(args[1:])), [array(context, x)]))
+        given = array(context, x)
+        return context.set(out, context.make((name_of(func), numbers(args[1:]), places(given.shape, x)), [given]))
     if not all(map(context.is_parameter, indices)) and any(few.shape[d] > 1 for d in _indexed(func, args)):
         return unknown(context, func, args, kwargs, out)  # data tell which units are taken
     if context.has_units(few.numpy()) and any(ambiguous(few.numpy(), d) for d in dims):
@@ -171,7 +173,7 @@ def collect(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> No
         for d in others:
             index = index.narrow(d, 0, 1)
     which = array(context, index).reshape((1,) * x.dim())
-    key = (name_of(func), dim % x.dim(), numbers((args[4:], kwargs)))
+    key = (name_of(func), dim % x.dim(), x.shape[dim], source.shape[dim], numbers((args[4:], kwargs)))
     return context.set(out, context.make(key, [*codes, which], [True, True, False]))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from net2net.context import Context
 from net2net.rules.reductions import histogram
-from net2net.rules.table import array, name_of, numbers, register, rows_along, tensors, unknown
+from net2net.rules.table import array, name_of, numbers, places, register, rows_along, tensors, unknown
 from net2net.rules.weights import batch_norm as of_a_weight
 from net2net.shadows import ids_of
 
@@ -64,7 +64,8 @@ def layer_norm(context: Context, func: Any, args: Any, kwargs: Any, out: Any) ->
         operands.append(mine.reshape((1,) * first + mine.shape))
         tied.append(not crossing)
     result, *rest = tensors(out)
-    context.set(result, context.make((name_of(func), eps), operands, tied))
+    over = places(given.shape, x)[first:] if context.has_units(given) else ()
+    context.set(result, context.make((name_of(func), eps, over), operands, tied))
     for t in rest:
         if t.dim() == x.dim():
             context.set(t, context.make("statistics", [signatures], [False]))

@@ -9,7 +9,18 @@ from torch import Tensor
 
 from net2net.context import Context
 from net2net.hashes import mix, seed, total
-from net2net.rules.table import array, name_of, numbers, refuse, register, rows_along, tensors, told_apart, varies
+from net2net.rules.table import (
+    array,
+    name_of,
+    numbers,
+    places,
+    refuse,
+    register,
+    rows_along,
+    tensors,
+    told_apart,
+    varies,
+)
 from net2net.shadows import codes, ids_of
 from net2net.units import FIXED
 
@@ -31,6 +42,7 @@ def convolution(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
     known = context.weight(weight)
     channel = x.dim() - (weight.dim() - 2) - 1
     given = array(context, x)
+    image = places(given.shape, x)
     into, outof = (0, 1) if transposed else (1, 0)
     if known is None or known.dims != tuple(range(weight.dim())):
         return _computed(context, func, args, kwargs, out, weight.shape[outof])
@@ -44,6 +56,7 @@ def convolution(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
         "convolution",
         name,
         known.formula,
+        image,
         numbers([v for n, v in named.items() if n not in {"input", "weight", "bias", "groups"}]),
     )
     why = f"the input of {name} has a fixed width"
@@ -318,7 +331,14 @@ def attention(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
     mask = [_of_heads(context, m, where) for m in masks if m.is_floating_point()]
     # A mask holds biases of the heads, perhaps, in the dimension of the heads.
     biases = [np.broadcast_to(m[..., :1, :1], (*heads, 1, 1)).reshape(-1, 1, 1) for m in mask]
-    key = ("attention", q.shape[-1], numbers([a for a in args[3:] if not isinstance(a, Tensor)]), numbers(kwargs))
+    tokens = q.shape[-2], k.shape[-2]
+    key = (
+        "attention",
+        tokens,
+        q.shape[-1],
+        numbers([a for a in args[3:] if not isinstance(a, Tensor)]),
+        numbers(kwargs),
+    )
     inner = np.concatenate([flat[1].transpose(0, 2, 1), *biases], axis=1) if biases else flat[1].transpose(0, 2, 1)
     outer = np.concatenate([flat[0], *[np.full((len(flat[0]), 1, 1), 0) for _ in biases]], axis=2)
     scores = product(context, outer, inner, max(outer.shape[2], 1), key)
@@ -353,6 +373,7 @@ def embedding(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
         return refuse(context, func, args, kwargs, out, "what is looked up depends on units")
     if known is None or known.dims != (0, 1):
         return refuse(context, func, args, kwargs, out, "the table is computed, not a parameter")
+    context.units.looked_up.add(known.name)
     units = context.produce(known.name, 1, weight.shape[1])
     which = array(context, index).reshape(-1)[:1]
     made = context.make(("embedding", known.name), [units, which], [True, False])

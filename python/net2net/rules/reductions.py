@@ -55,8 +55,10 @@ def reduction(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
     key = (name, x.dim(), numbers((args[1:], kwargs)))
     proportional = _proportional(name, args, kwargs)
     if not over:
-        places = () if proportional else tuple(x.shape[d] for d in sorted(reduced))
-        made = context.make((key, places), [given])
+        # (A mean over a constant is that constant, however many there are.)
+        count = not proportional or context.has_units(given)
+        sizes = tuple(x.shape[d] for d in sorted(reduced)) if count else ()
+        made = context.make((key, sizes), [given])
     else:
         moved = np.moveaxis(given, over, range(given.ndim - len(over), given.ndim))
         rows = moved.reshape(-1, int(np.prod(moved.shape[given.ndim - len(over) :])))

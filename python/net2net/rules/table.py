@@ -121,7 +121,7 @@ def view(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     codes = compact(known).numpy()
     given = args[1] if name.startswith("split") else args[2:]
     bounds = tuple(a for a in flat(given) if isinstance(a, int))
-    if x.shape[dim] == 1 or (name == "slice" and bounds in {(0, _END), (0, x.shape[dim]), (0, x.shape[dim], 1), ()}):
+    if x.shape[dim] == 1 or (name == "slice" and bounds in {(0, _END), ()}):
         return
     if codes.shape[dim] == 1:
         # A bound beyond the end counts too: with another input it may not be beyond it.
@@ -144,16 +144,17 @@ def _whole_places(context: Context, func: Any, x: Tensor, out: Tensor) -> None:
     if known is None or out.dim() < 2:
         return
     known, rows = compact(known), _split(tuple(x.shape), tuple(out.shape))
+    context.signature(np.atleast_1d(seed(("view", places(known.shape, out)))), known.numpy())
     if not any(_several(known.shape, dims) for dims in rows):
         return
     codes = compact(compressed(known)).numpy()
     for dims in rows:
         if not _several(codes.shape, dims) or _of_one_unit(context, codes, dims):
             continue
-        places = np.where(context.roots(codes) == CONSTANT, -1, codes)
+        units = np.where(context.roots(codes) == CONSTANT, -1, codes)
         # Where changes of attributes are tried, the same views are seen again and again.
-        if (key := digest(places, dims)) not in context.scattered:
-            context.scattered[key] = _scattered(places, dims)
+        if (key := digest(units, dims)) not in context.scattered:
+            context.scattered[key] = _scattered(units, dims)
         if context.scattered[key]:
             context.pin(codes, f"{func} cuts between places")
 
@@ -239,7 +240,7 @@ def refuse(context: Context, func: Any, args: Any, kwargs: Any, out: Any, why: s
     for t in given:
         context.pin_tensor(t, why)
         inside = np.unique(ids_of(compact(context.of(t)).numpy()))
-        state = mix(state, np.array(total(mix(seed("in"), inside))))
+        state = mix(state, np.array(total(mix(seed(("in", tuple(t.shape))), inside))))
     for i, t in enumerate(tensors(out)):
         made = context.units.intern(np.atleast_1d(mix(state, np.array(i))))
         context.units.adopt(made, FIXED)
@@ -320,6 +321,12 @@ def extent(codes: np.ndarray, t: Tensor) -> tuple[int, ...]:
     """The sizes of the dimensions along which all codes are the same: how many values there are is part of what an
     operation along them makes."""
     return tuple(n for n, c in zip(t.shape, codes.shape, strict=True) if c == 1)
+
+
+def places(codes: Sequence[int], t: Tensor) -> tuple[int, ...]:
+    """How many places `t`, with codes of this shape, has along each of its dimensions; 1 along those of units. No width
+    may tell how many there are."""
+    return tuple(n if c == 1 else 1 for c, n in zip(codes, t.shape, strict=True))
 
 
 def varies(context: Context, codes: np.ndarray, dim: int) -> bool:
