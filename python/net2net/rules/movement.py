@@ -215,8 +215,8 @@ def _grid(context: Context, func: Any, grid: Tensor, codes: np.ndarray) -> np.nd
     """One code, or one for each image (which may be a head's), for where it is to be sampled."""
     given = array(context, grid)
     context.pin(given, f"{func} takes them for coordinates")
-    places = np.arange(given[0].size).reshape(1, *given.shape[1:])
-    each = total(mix(mix(seed("grid"), places), ids_of(given)).reshape(len(given), -1))
+    order = np.arange(given[0].size).reshape(1, *given.shape[1:])
+    each = total(mix(mix(seed("grid"), order), ids_of(given)).reshape(len(given), -1))
     made = context.units.intern(each)
     context.units.adopt(made, FIXED)
     made = made.reshape(-1, *(1,) * (codes.ndim - 1))
