@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from net2net.caches import Caches, Place
 from net2net.carriers import Carriers
+from net2net.constants import Constants
 from net2net.hashes import digest, expression, mix, seed, total
 from net2net.parameters import Handle, Parameters
 from net2net.shadows import Shadows, codes, compact, ids_of, replicas_of, spread
@@ -43,6 +44,7 @@ class Context(ABC):
         self.shadows = Shadows()
         self.parameters = Parameters(model)
         self.carriers = Carriers(self.parameters)
+        self.constants = Constants()
         self.training = False  # whether the model is being run in train mode
         self.module = ""  # the innermost module being run
         self.operation = ""  # the operation whose rule is being asked
@@ -62,6 +64,7 @@ class Context(ABC):
         self.carriers.begin()
         self.parameters.begin()
         self.caches.clear()
+        self.constants.clear()
         self.last: tuple[Tensor, ...] = ()  # what the last operation that saw units was given
         self.reached = ""  # where the last operation was: after an exception, all modules have been left
         #: Of each operation: the elements of its first tensor, and the numbers that it was given.

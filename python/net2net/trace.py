@@ -100,6 +100,7 @@ class Walk(TorchDispatchMode):
 
     def handed_out(self, t: Tensor) -> None:
         """Python has got the numbers of a tensor."""
+        self.context.constants.handed_out(t)
         if self.context.is_parameter(t):
             with _disable_current_modes():
                 self.context.pin_tensor(t, "the code reads its values")
@@ -129,8 +130,11 @@ class Walk(TorchDispatchMode):
                     run = of_no_value if rule is not view and self._without_value(tensors) else computed
                     out = run(func, args, kwargs)
             context.operation = str(func)
+            made = [t for t in flat(out) if isinstance(t, Tensor)]
+            values = tensors if passes_values(func) else ()
+            context.constants.saw(func, values, made, self._written(func, args, kwargs))
             if rule is not view and not is_view(func):
-                context.carriers.saw(name_of(func), tensors, [t for t in flat(out) if isinstance(t, Tensor)])
+                context.carriers.saw(name_of(func), tensors, made)
             try:
                 # What is made of parameters has no units yet.
                 if not any(of_parameters(context, func, args, kwargs, out) for of_parameters in _OF_PARAMETERS):
@@ -143,7 +147,7 @@ class Walk(TorchDispatchMode):
                 refuse(context, func, args, kwargs, out, f"{func} is not understood here ({error})")
             if derived:
                 self.derived.add(self._written(func, args, kwargs))
-            self._follow(func, tensors, [t for t in flat(out) if isinstance(t, Tensor)], derived, sized)
+            self._follow(func, tensors, made, derived, sized)
         except Exception as error:
             if derived and isinstance(error, torch.linalg.LinAlgError):
                 self.read("an exception")

@@ -371,7 +371,15 @@ def aligned_codes(
 def told_apart(context: Context, t: Tensor, codes: np.ndarray, dims: Iterable[int]) -> np.ndarray:
     """The codes of `t`, which may have dimensions in front that `t` has not. Of a tensor without units there is one
     code for all of it; where it meets units that lie along some of `dims`, it may have another value for each position
-    there (for each head, say), and so it has a code for each."""
+    there (for each head, say), and so it has a code for each. A constant that is the same at all of them agrees with
+    any unit."""
+    dims = list(dims)
+    if dims and codes.size == 1 and (context.roots(codes) == FIXED).all():
+        mine = [d - (codes.ndim - t.dim()) for d in dims if d >= codes.ndim - t.dim()]
+        if (content := context.constants.alike(t, mine)) is not None:
+            made = context.units.intern(np.atleast_1d(seed(("constant", content))))
+            context.units.adopt(made, CONSTANT)
+            return made.reshape(codes.shape)
     for d in dims:
         behind = d - (codes.ndim - t.dim())
         if codes.shape[d] > 1 or not is_long(t, behind) or (context.roots(codes) != FIXED).any():
