@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from net2net.caches import Caches, Place
 from net2net.carriers import Carriers
 from net2net.constants import Constants
+from net2net.expanded import Expanded
 from net2net.hashes import digest, expression, mix, seed, total
 from net2net.parameters import Handle, Parameters
 from net2net.shadows import Shadows, codes, compact, ids_of, replicas_of, spread
@@ -45,6 +46,7 @@ class Context(ABC):
         self.parameters = Parameters(model)
         self.carriers = Carriers(self.parameters)
         self.constants = Constants()
+        self.expanded = Expanded()
         self.training = False  # whether the model is being run in train mode
         self.module = ""  # the innermost module being run
         self.operation = ""  # the operation whose rule is being asked
@@ -65,6 +67,7 @@ class Context(ABC):
         self.parameters.begin()
         self.caches.clear()
         self.constants.clear()
+        self.expanded.clear()
         self.last: tuple[Tensor, ...] = ()  # what the last operation that saw units was given
         self.reached = ""  # where the last operation was: after an exception, all modules have been left
         #: Of each operation: the elements of its first tensor, and the numbers that it was given.
@@ -167,8 +170,9 @@ class Context(ABC):
         elif (handle := self.parameters.handle(t)) is not None:
             key = ("parameter", handle.name, t.storage_offset(), tuple(t.shape), t.stride())
         else:
-            content = b"" if t.is_meta or t.numel() > _CONTENT else _bytes(t)
-            key = ("content", str(t.dtype), tuple(t.shape), hashlib.blake2b(content, digest_size=16).hexdigest())
+            few = compact(t.detach())  # it may be expanded to as many heads as there are
+            content = b"" if t.is_meta or few.numel() > _CONTENT else _bytes(few)
+            key = ("content", str(t.dtype), tuple(few.shape), hashlib.blake2b(content, digest_size=16).hexdigest())
         made = self.units.intern(np.atleast_1d(seed(key)))
         self.units.adopt(made, FIXED)
         return torch.from_numpy(codes(made)).reshape((1,) * t.dim()).expand(t.shape)
@@ -264,11 +268,17 @@ class Context(ABC):
                 block[(r >= FIXED) & (block < FIXED)] = FIXED
                 if (block > FIXED).all():
                     break
-            if not uniform:
-                block[block == CONSTANT] = FIXED
+            constant = block == CONSTANT
+            if constant.any() and not (uniform and not any(self.units.varied(ids_of(a)) for a in operands)):
+                block[constant] = FIXED
             self.units.blocks.put(made[fresh], block[fresh])
             self.units.places.put(made[fresh], place[fresh])
         return self.tie(made, [a for a, t in zip(operands, tied, strict=True) if t])
+
+    def agreeing(self, made: np.ndarray) -> None:
+        """The new values `made` agree with any unit, though each stands for several: it is no single constant."""
+        self.units.adopt(made.ravel(), CONSTANT)
+        self.units.vary(made)
 
     def derive(
         self, key: object, operands: Sequence[np.ndarray], units: np.ndarray, replicas: np.ndarray

@@ -20,7 +20,7 @@ from net2net.hashes import seed
 from net2net.outputs import kept, leaves
 from net2net.rules.copies import copies
 from net2net.rules.kernels import linear_in_kernels
-from net2net.rules.table import flat, is_view, name_of, refuse, rule_for, view
+from net2net.rules.table import POINTWISE, flat, is_view, name_of, refuse, rule_for, view
 from net2net.rules.weights import standardising
 from net2net.running import Inputs, call, computed, of_no_value, one_draw, written
 from net2net.shadows import compact
@@ -135,6 +135,8 @@ class Walk(TorchDispatchMode):
             context.constants.saw(func, values, made, self._written(func, args, kwargs))
             if rule is not view and not is_view(func):
                 context.carriers.saw(name_of(func), tensors, made)
+                if not derived:
+                    context.expanded.saw(rule is POINTWISE[0], tensors, made, self._written(func, args, kwargs))
             try:
                 # What is made of parameters has no units yet.
                 if not any(of_parameters(context, func, args, kwargs, out) for of_parameters in _OF_PARAMETERS):

@@ -114,6 +114,9 @@ class Marks:
             self._is_in = larger
         self._is_in[ids] = True
 
+    def any_of(self, ids: np.ndarray) -> bool:
+        return bool(self._is_in[ids[ids < len(self._is_in)]].any())
+
     def ids(self) -> np.ndarray:
         """int64: all of them, in order."""
         return np.flatnonzero(self._is_in)
@@ -143,6 +146,7 @@ class Units:
         self.looked_up: set[str] = set()
         #: Parameters and buffers by which weights are multiplied.
         self.multipliers: set[str] = set()
+        self._varied = Marks()
         self._starts: tuple[np.ndarray, np.ndarray] | None = None
         # For each axis that a sum runs over, the vectors that may have its shares in its stead (carriers.py); and the
         # parameters that take part in anything else.
@@ -211,6 +215,13 @@ class Units:
         units = roots > FIXED
         first = np.take_along_axis(roots, np.argmax(units, axis=-1)[:, None], -1)
         self.blocks.join(roots[units], np.broadcast_to(first, roots.shape)[units])
+
+    def vary(self, ids: np.ndarray) -> None:
+        """Each of these stands for several values, of different places."""
+        self._varied.add(ids)
+
+    def varied(self, ids: np.ndarray) -> bool:
+        return self._varied.any_of(ids)
 
     def even(self, ids: np.ndarray) -> None:
         """A norm averages over the replicas of these: only equal shares keep the law of the gradients."""

@@ -29,6 +29,7 @@ from net2net.rules.table import (
 )
 from net2net.shadows import compact, compressed, ids_of
 from net2net.units import CONSTANT, FIXED
+from net2net.views import geometry_of
 
 
 @register("cat", "stack")
@@ -40,11 +41,34 @@ def concatenate(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
     if not given:
         return
     sizes = [1 if stacked else t.shape[dim] for t in given]
+    if _one_tensor(given) and not context.is_parameter(given[0]):
+        x = given[0].unsqueeze(dim) if stacked else given[0]
+        if _repeated(context, x, out, [len(given) if d == dim else 1 for d in range(x.dim())]):
+            return
     # A table of tokens that is joined to others has its units where theirs are.
     parts = aligned_codes(context, name_of(func), given, given[0].dim(), None if stacked else dim)
     if stacked:
         parts = [np.expand_dims(p, dim) for p in parts]
     context.set(out, _side_by_side(context, parts, sizes, dim))
+
+
+def _one_tensor(given: list[Tensor]) -> bool:
+    """Whether they are several times the same."""
+    return len(given) > 1 and len({(t.untyped_storage()._cdata, t.dtype, geometry_of(t)) for t in given}) == 1
+
+
+def _repeated(context: Context, x: Tensor, out: Tensor, repeats: list[int]) -> bool:
+    """What has one code for all of it, several times. How often is no part of the value: no more than with `expand`."""
+    few = compact(context.of(x))
+    if few.numel() != 1:
+        return False
+    context.expanded.repeated(x, out, repeats)
+    shape = [1] * (out.dim() - x.dim()) + list(x.shape)
+    # In the place of each number there is a sequence, whose period is no width.
+    sequences = [(d, n) for d, (n, r) in enumerate(zip(shape, repeats, strict=True)) if n > 1 < r]
+    made = few.reshape(1).numpy()
+    context.set(out, (context.make(("repeat", sequences), [made], uniform=True) if sequences else made).reshape(()))
+    return True
 
 
 def _side_by_side(context: Context, parts: list[np.ndarray], sizes: list[int], dim: int) -> np.ndarray:
@@ -118,6 +142,8 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         return unknown(context, func, args, kwargs, out)
     if name_of(func) == "roll" and len(args) < 3:  # what is flattened is rolled: from one image into the next
         return unknown(context, func, args, kwargs, out)
+    if name_of(func) == "repeat" and _repeated(context, x, out, list(args[1])):
+        return None
     if few.numel() == 1 and name_of(func) in _TAKING and (context.roots(few.numpy()) == CONSTANT).all():
         return context.set(out, few.reshape(()))
     if few.numel() == 1:
@@ -156,7 +182,7 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
 
 
 #: What is taken out of one constant is that constant.
-_TAKING = {"roll", "flip", "repeat", "index_select", "index", "gather", "repeat_interleave", "take_along_dim"}
+_TAKING = {"roll", "flip", "index_select", "index", "gather", "repeat_interleave", "take_along_dim"}
 
 
 @register("index_add", "index_reduce", "scatter_add", "scatter_reduce")

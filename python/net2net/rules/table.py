@@ -371,26 +371,30 @@ def aligned_codes(
 def told_apart(context: Context, t: Tensor, codes: np.ndarray, dims: Iterable[int]) -> np.ndarray:
     """The codes of `t`, which may have dimensions in front that `t` has not. Of a tensor without units there is one
     code for all of it; where it meets units that lie along some of `dims`, it may have another value for each position
-    there (for each head, say), and so it has a code for each. A constant that is the same at all of them agrees with
-    any unit."""
-    dims = list(dims)
-    if dims and codes.size == 1 and (context.roots(codes) == FIXED).all():
-        mine = [d - (codes.ndim - t.dim()) for d in dims if d >= codes.ndim - t.dim()]
-        if (content := context.constants.alike(t, mine)) is not None:
-            made = context.units.intern(np.atleast_1d(seed(("constant", content))))
-            context.units.adopt(made, CONSTANT)
-            return made.reshape(codes.shape)
+    there (for each head, say), and so it has a code for each. What is known to be the same for several, because it is
+    a constant or was expanded, agrees with any unit."""
+    front = codes.ndim - t.dim()
+    dims = [d for d in dims if codes.shape[d] == 1 and is_long(t, d - front)]
+    if not dims or (context.roots(codes) != FIXED).any():
+        return codes
+    if codes.size == 1 and (content := context.constants.alike(t, [d - front for d in dims])) is not None:
+        made = context.units.intern(np.atleast_1d(seed(("constant", content)))).reshape(codes.shape)
+        context.agreeing(made)
+        return made
+    agreeing, state = True, mix(seed("position"), ids_of(codes))
     for d in dims:
-        behind = d - (codes.ndim - t.dim())
-        if codes.shape[d] > 1 or not is_long(t, behind) or (context.roots(codes) != FIXED).any():
+        which = context.expanded.copies(t, d - front)
+        if which is None:
+            which, agreeing = np.arange(t.shape[d - front]), False
+        elif not which.any():  # the same at all positions
             continue
-        shape = [-1 if at == d else 1 for at in range(codes.ndim)]
-        made = context.units.intern(
-            mix(mix(seed("position"), np.arange(t.shape[behind]).reshape(shape)), ids_of(codes))
-        )
+        state = mix(mix(state, np.array(d)), which.reshape([-1 if at == d else 1 for at in range(codes.ndim)]))
+    made = context.units.intern(state)
+    if agreeing:
+        context.agreeing(made)
+    else:
         context.units.adopt(made.ravel(), FIXED)
-        codes = np.asarray(made)
-    return codes
+    return made
 
 
 def _crossing_rows(context: Context, codes: np.ndarray, dim: int, what: str) -> bool:

@@ -1,0 +1,175 @@
+"""Masks that come with an input, and of which a forward makes copies for each head."""
+
+import net2net
+import pytest
+import torch
+from test_computed_weights import randomised, same_or_refused
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention as attention
+
+
+def expanded(m, heads):
+    """[batch, t] -> [batch, heads, t, t]"""
+    return m[:, None, None].expand(-1, heads, m.shape[1], -1)
+
+
+def eye(m):
+    return torch.eye(m.shape[1]).bool()
+
+
+#: Of a mask [batch, t] of the tokens that count, one for each head: [batch, heads, t, t] or [batch * heads, t, t].
+COPIES = {
+    "expanded": expanded,
+    "compared": lambda m, heads: expanded(m, heads) == 1,
+    "inverted twice": lambda m, heads: ~(~expanded(m, heads).contiguous()),
+    "repeated": lambda m, heads: m[:, None, None].repeat(1, heads, m.shape[1], 1),
+    "interleaved": lambda m, heads: m.repeat_interleave(heads, 0)[:, None].expand(-1, m.shape[1], -1),
+    "flattened": lambda m, heads: expanded(m, heads).flatten(0, 1),
+    "flattened, and compared": lambda m, heads: expanded(m, heads).reshape(-1, m.shape[1], m.shape[1]).double() > 0.5,
+    "of pairs": lambda m, heads: (m[:, :, None] & m[:, None, :])[:, None].repeat(1, heads, 1, 1) | eye(m),
+    "and causal": lambda m, heads: expanded(m, heads) & eye(m).cumsum(1).bool().T,
+    "causal, flat": lambda m, heads: expanded(m, heads).flatten(0, 1) & eye(m).cumsum(1).bool().T,
+    "stacked": lambda m, heads: torch.stack([m[:, None].expand(-1, m.shape[1], -1)] * heads, 1),
+    "cumulated": lambda m, heads: expanded(m.cumsum(1) > 1, heads).clone(),
+}  # fmt: skip
+
+
+def of_pairs(q, k, m, fill):
+    scores = q @ k.mT
+    return fill(scores if m.dim() == 4 else scores.flatten(0, 1), m).view_as(scores).softmax(-1)
+
+
+USES = {
+    "filled": lambda q, k, v, m: of_pairs(q, k, m, lambda s, m: s.masked_fill(~m, -1e9)) @ v,
+    "where": lambda q, k, v, m: of_pairs(q, k, m, lambda s, m: torch.where(m, s, -1e9)) @ v,
+    "sum": lambda q, k, v, m: of_pairs(q, k, m, lambda s, m: s + (m.double() + 1e-9).log()) @ v,
+    "product": lambda q, k, v, m: of_pairs(q, k, m, lambda s, m: s * m) @ v,
+    "attention": lambda q, k, v, m: attention(q, k, v, attn_mask=m.view(*q.shape[:2], *m.shape[-2:])),
+}
+
+
+class Masked(nn.Module):
+    def __init__(self, mask, use):
+        super().__init__()
+        self.qkv = nn.ModuleList(nn.Linear(5, 8) for _ in range(3))
+        self.head = nn.Linear(8, 3)
+        self.functions = [mask, use]
+
+    def forward(self, x, tokens):
+        mask, use = self.functions
+        q, k, v = (layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in self.qkv)
+        return self.head(use(q, k, v, mask(tokens, q.shape[1])).transpose(1, 2).flatten(2))
+
+
+def batch(size=3):
+    tokens = torch.rand(size, 6) > 0.4
+    tokens[:, :2] = True
+    return torch.randn(size, 6, 5).double(), tokens
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("mask", COPIES)
+def test_one_mask_for_all_heads(mask, use):
+    model, x = randomised(Masked(COPIES[mask], USES[use])), batch()
+    plan = net2net.plan_widen(model, x, 2)
+    student = plan.apply(model)
+    assert not plan.skipped
+    assert all(layer.out_features == 16 for layer in student.qkv)
+    assert net2net.verify(model, student, x).max_rel < 1e-13
+    model.train(), student.train()
+    assert net2net.verify(model, student, batch(2)).max_rel < 1e-13
+
+
+def but_one(m, heads):
+    made = expanded(m, heads).clone()
+    made[:, 0] |= True
+    return made
+
+
+def every_second(m, heads):
+    made = expanded(m, heads).contiguous()
+    made[:, ::2].logical_or_(torch.ones(m.shape[1], m.shape[1]).bool())
+    return made
+
+
+def by_rank(m, heads):
+    return expanded(m, heads).clone() | (torch.arange(heads) >= 1)[:, None, None]
+
+
+def mixed(m, heads):
+    alike = m[:, None].expand(-1, m.shape[1], -1)
+    return torch.stack([alike] * (heads - 1) + [alike | True], 1)
+
+
+def swapped(m, heads):
+    """Head by head another sample's mask."""
+    return m.repeat(heads, 1)[:, None].expand(-1, m.shape[1], -1).clone()
+
+
+def of_half(m, heads):
+    return torch.cat([expanded(m, heads // 2) == 1, expanded(~m, heads - heads // 2) == 1], 1)
+
+
+UNEQUAL = [but_one, every_second, by_rank, mixed, swapped, of_half]
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("mask", UNEQUAL)
+def test_masks_that_differ_from_head_to_head(mask, use):
+    model, x = randomised(Masked(mask, USES[use])), batch()
+    x[1][:, 0] = True
+    same_or_refused(model, x)
+    same_or_refused(model, x, width=2)
+
+
+@pytest.mark.parametrize("several", ["repeat", "cat"])
+def test_heads_first(several):
+    """[heads * batch, t, t], as in many a transformer of old."""
+
+    class Old(Masked):
+        def forward(self, x, tokens):
+            n, t, _ = x.shape
+            flat = [layer(x).view(n, t, -1, 4).permute(2, 0, 1, 3) for layer in self.qkv]
+            heads = len(flat[0])
+            q, k, v = (f.reshape(-1, t, 4) for f in flat)
+            mask = tokens[:, None].expand(-1, t, -1)
+            mask = mask.repeat(heads, 1, 1) if several == "repeat" else torch.cat([mask] * heads)
+            y = (q @ k.mT / 2).masked_fill(~mask, -1e9).softmax(-1) @ v
+            return self.head(y.view(heads, n, t, 4).permute(1, 2, 0, 3).flatten(2))
+
+    model = randomised(Old(None, None))
+    plan = net2net.plan_widen(model, batch(), 2)
+    assert not plan.skipped
+    assert net2net.verify(model, plan.apply(model), batch(2)).max_rel < 1e-13
+
+
+@pytest.mark.parametrize("given", ["same", "other"])
+def test_a_mask_that_is_given_for_each_head(given):
+    model = randomised(Masked(lambda m, heads: m & (m == 1), USES["filled"]))
+    x = torch.randn(3, 6, 5).double()
+    mask = torch.ones(3, 2, 6, 6).bool() if given == "same" else torch.rand(3, 2, 6, 6) > 0.3
+    same_or_refused(model, (x, mask), width=2)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_torch_encoder_with_a_padding_mask(norm_first, causal):
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(16, 4, 32, 0.0, batch_first=True, norm_first=norm_first)
+            self.embed, self.head = nn.Linear(5, 16), nn.Linear(16, 3)
+            self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+        def forward(self, x, tokens):
+            mask = torch.ones(x.shape[1], x.shape[1]).triu(1).bool() if causal else None
+            return self.head(self.layers(self.embed(x), mask=mask, src_key_padding_mask=~tokens))
+
+    model, x = randomised(Encoder()), batch()
+    plan = net2net.plan_widen(model, x, 2)
+    student = plan.apply(model)
+    assert not plan.skipped
+    assert student.embed.out_features == 32
+    for mode in (False, True):
+        model.train(mode), student.train(mode)
+        assert net2net.verify(model, student, batch()).max_rel < 1e-13
