@@ -218,7 +218,7 @@ class GrowthPlan(ABC):
         Raises:
             ValueError: if the parameters of `model` are not those that the plan was made for.
         """
-        tensors = check_model(model)
+        tensors = check_model(model, self.inventory.plain)
         self.inventory.check_tensors(tensors)
         moving = {name: t for name, t in tensors.by_name.items() if movable(t)}
         with torch.no_grad():
@@ -253,7 +253,7 @@ class GrowthPlan(ABC):
         # such that it can be copied.
         new = {name: in_place_of(t, placeholder(t, self.student_shape(name))) for name, t in moving.items()}
         student = rebuild(model, new, tensors)
-        kept = {id(t) for t in Tensors.of(student).by_name.values()}
+        kept = {id(t) for t in Tensors.of(student, self.inventory.plain).by_name.values()}
         for name, t in moving.items():
             if id(t) in kept:
                 raise ValueError(
@@ -486,6 +486,7 @@ class GrowthPlan(ABC):
             "parameters": self.inventory.parameters,
             "aliases": self.inventory.aliases,
             "saved": sorted(self.inventory.saved),
+            "plain": sorted(self.inventory.plain),
             "skipped": [asdict(s) for s in self.skipped],
             **self._body(),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,21 +45,29 @@ class Inventory:
         saved: the names that a state dict has.
         parameters: so many of `shapes`, the first ones, are parameters, in the model's order; None: not known (plans
             of before).
+        plain: the names of tensors among `shapes` that modules keep as plain attributes. Only those that grow are.
     """
 
     shapes: dict[str, tuple[int, ...]]
     aliases: dict[str, str]
     saved: frozenset[str]
     parameters: int | None = None
+    plain: frozenset[str] = frozenset()
 
     @staticmethod
-    def of(model: nn.Module) -> Inventory:
-        tensors = Tensors.of(model)
+    def of(model: nn.Module, grown: Collection[str] = ()) -> Inventory:
+        """
+        Args:
+            grown: the names of tensors that grow, among which plain attributes may be.
+        """
+        plain = frozenset(grown) - frozenset(Tensors.of(model).by_name) if grown else frozenset()
+        tensors = Tensors.of(model, plain)
         return Inventory(
             {name: tuple(t.shape) for name, t in tensors.by_name.items()},
             tensors.aliases,
             frozenset(k for k, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)),
             len({id(p) for p in tensors.parameters.values()}),
+            plain,
         )
 
     @staticmethod
@@ -72,12 +80,15 @@ class Inventory:
         for alias, first in document["aliases"].items():
             if alias in shapes or plan_fields.text(f"aliases[{alias!r}]", first) not in shapes:
                 raise ValueError(f"aliases[{alias!r}] (={first!r}) must be another name of one of the shapes")
-        count = document.get("parameters")
+        count, plain = document.get("parameters"), frozenset(plan_fields.texts("plain", document.get("plain", [])))
+        if more := sorted(plain - set(shapes)):
+            raise ValueError(f"plain has {more[0]!r}, which is not one of the shapes")
         return Inventory(
             shapes,
             dict(document["aliases"]),
             frozenset(plan_fields.texts("saved", document["saved"])),
             None if count is None else plan_fields.whole("parameters", count, 0, len(shapes)),
+            plain,
         )
 
     def numbers(self) -> int:

@@ -5,7 +5,7 @@ import math
 import mmap
 import random
 import sys
-from collections.abc import Callable, ItemsView, Iterator, Sequence
+from collections.abc import Callable, Collection, ItemsView, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,10 @@ from net2net.tree import deepcopy
 
 @dataclass(frozen=True, eq=False)
 class Tensors:
-    """A model's parameters and buffers.
+    """A model's parameters and buffers, and tensors that modules keep as plain attributes.
 
     Attributes:
-        by_name: each distinct tensor once, under the first of its names; parameters come first.
+        by_name: each distinct tensor once, under the first of its names; parameters come first, plain attributes last.
         aliases: the other names of tensors that are shared -> the first.
         parameters: name -> parameter, by all of their names.
     """
@@ -32,12 +32,29 @@ class Tensors:
     parameters: dict[str, nn.Parameter]
 
     @staticmethod
-    def of(model: nn.Module) -> "Tensors":
+    def of(model: nn.Module, plain: Collection[str] = ()) -> "Tensors":
+        """Those of a model; of plain attributes (a table of positions, say) only those with the names `plain`."""
+        return Tensors._of(model, [(name, t) for name, t in _plain(model) if name in plain] if plain else [])
+
+    @staticmethod
+    def all_of(model: nn.Module) -> "Tensors":
+        """With all plain attributes, which a plan may turn out to grow."""
+        registered = Tensors.of(model)
+        memory = {t.untyped_storage()._cdata for t in registered.by_name.values()}
+        # What is computed is none, nor is a view of what is registered.
+        own = [
+            (name, t) for name, t in _plain(model)
+            if t.is_leaf and name not in registered.by_name and t.untyped_storage()._cdata not in memory
+        ]  # fmt: skip
+        return Tensors._of(model, own) if own else registered
+
+    @staticmethod
+    def _of(model: nn.Module, plain: list[tuple[str, Tensor]]) -> "Tensors":
         parameters, buffers = _members(model)
         by_name: dict[str, Tensor] = {}
         aliases: dict[str, str] = {}
         first: dict[int, str] = {}
-        for name, t in [*parameters.items(), *buffers]:
+        for name, t in [*parameters.items(), *buffers, *plain]:
             known = first.setdefault(id(t), name)
             if known is name:
                 by_name[name] = t
@@ -89,9 +106,15 @@ def _members(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[tuple[str,
     return parameters, buffers
 
 
+def _plain(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """The tensors that modules keep as plain attributes."""
+    each = ((prefix + name, t) for prefix, module in _walk(model) for name, t in module.__dict__.items())
+    return [(name, t) for name, t in each if type(t) is Tensor]
+
+
 def named_tensors(model: nn.Module) -> ItemsView[str, Tensor]:
-    """Parameters and buffers by name, each distinct tensor once, under the first of its names."""
-    return Tensors.of(model).by_name.items()
+    """Parameters, buffers and plain attributes by name, each distinct tensor once, under the first of its names."""
+    return Tensors.all_of(model).by_name.items()
 
 
 def movable(t: Tensor) -> bool:
@@ -142,8 +165,9 @@ def _error(where: str, module: nn.Module) -> Exception:
     )
 
 
-def check_model(model: object) -> Tensors:
-    """Raises if `model` is not a module that can be grown, before anything is done with it. Its tensors."""
+def check_model(model: object, plain: Collection[str] = ()) -> Tensors:
+    """Raises if `model` is not a module that can be grown, before anything is done with it. Its tensors (`plain`: as of
+    `Tensors.of`)."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model (={type(model).__name__}) must be a torch.nn.Module")
     # Of the many modules, their few classes tell.
@@ -152,7 +176,7 @@ def check_model(model: object) -> Tensors:
         where = f"{prefix[:-1]} in model" if prefix else "model"
         raise _error(where, module)
     check_not_spent("model", model)
-    tensors = Tensors.of(model)
+    tensors = Tensors.of(model, plain)
     for name, t in tensors.by_name.items():
         if type(t) in (Tensor, nn.Parameter, nn.Buffer):
             continue
@@ -165,7 +189,8 @@ def check_model(model: object) -> Tensors:
 
 
 def rebuild(model: nn.Module, tensors: dict[str, Tensor], given: Tensors | None = None) -> nn.Module:
-    """A copy of `model`, of the same classes, in which the named parameters and buffers are these tensors.
+    """A copy of `model`, of the same classes, in which the named parameters, buffers and plain attributes are these
+    tensors.
 
     Tensors not named are copied. Sharing among parameters is kept, and `model` is not touched. No weight that is named
     is ever copied: the new tensors take the old ones' places while the tree is being copied.
@@ -174,7 +199,7 @@ def rebuild(model: nn.Module, tensors: dict[str, Tensor], given: Tensors | None 
         given: the tensors of `model`, if they are at hand.
     """
     memo: dict[int, object] = {}
-    for name, old in (given or Tensors.of(model)).by_name.items():
+    for name, old in (given or Tensors.all_of(model)).by_name.items():
         if name in tensors:
             memo[id(old)] = in_place_of(old, tensors[name])
     student: nn.Module = deepcopy(model, memo)
@@ -219,10 +244,11 @@ def lazy_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -
 
 
 def skeleton(model: nn.Module, shape_of: Callable[[str, Tensor], torch.Size]) -> nn.Module:
-    """A copy in evaluation mode with parameters of the given shapes, all zero, and buffers of the given shapes.
+    """A copy in evaluation mode with parameters of the given shapes, all zero, and buffers and plain attributes of the
+    given shapes.
 
-    It runs the user's own forward for its structure alone. Zeros cost no memory until they are written to. Buffers
-    whose shape stays keep their values, since code may index with them.
+    It runs the user's own forward for its structure alone. Zeros cost no memory until they are written to. Buffers and
+    plain attributes whose shape stays keep their values, since code may index with them.
     """
     zeros: dict[str, Tensor] = {}
     for name, t in named_tensors(model):

@@ -255,8 +255,9 @@ def _plan(model: nn.Module, settled: _Settled, choices: Choices) -> WidenPlan:
         if any(segments[s].width > segments[s].units for s in g.segments)
     ]
     skipped = [Skipped(g.layers, g.units, g.left_alone) for g in found.groups if g.left_alone]
-    multipliers = sorted(units.multipliers & {name for name, _ in axes})
+    grown = {name for name, _ in axes}
+    multipliers = sorted(units.multipliers & grown)
     return WidenPlan(
-        Inventory.of(model), skipped, widened, axes, settled.changes, settled.inference.places,
+        Inventory.of(model, grown), skipped, widened, axes, settled.changes, settled.inference.places,
         _computed(units, axes), multipliers, choices.noise, choices.scale, choices.seed,
     )  # fmt: skip

@@ -15,7 +15,7 @@ def architecture(plan: GrowthPlan, model: nn.Module) -> nn.Module:
     Raises:
         ValueError: if the plan was made for another model.
     """
-    tensors = check_model(model)
+    tensors = check_model(model, plan.inventory.plain)
     plan.inventory.check_tensors(tensors)
     new, others = {}, {}
     for name, t in tensors.by_name.items():

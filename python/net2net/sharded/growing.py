@@ -72,6 +72,8 @@ def grow_sharded(
         raise ValueError(f"model (={type(model).__name__}) is not sharded: use plan.apply, and shard the student")
     with all_or_none(sharded):
         optim.check_state(state)
+        if plain := min(plan.inventory.plain, default=None):
+            raise ValueError(f"plan grows {plain}, a plain attribute: make it a buffer, or grow before sharding")
         plan.inventory.check_tensors(tensors)
         _check_crossing(plan, tensors)
         if mended := next(iter(plan._mended()), None):

@@ -1,0 +1,174 @@
+"""Tensors that modules keep as plain attributes, neither parameters nor buffers: tables of positions, most often."""
+
+import copy
+
+import net2net
+import pytest
+import torch
+from test_computed_weights import randomised, same_or_refused
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, table):
+        super().__init__()
+        self.norm, self.inner, self.outer = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
+        self.table = table
+
+    def forward(self, x):
+        return x + self.outer(self.inner(self.norm(x + self.table)).relu())
+
+
+class Net(nn.Module):
+    def __init__(self, use=None):
+        super().__init__()
+        self.embed, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.table = torch.randn(6, 8, dtype=torch.float64)
+        # One tensor that two modules share.
+        self.blocks = nn.Sequential(Block(self.table), Block(self.table), Block(torch.randn(8, dtype=torch.float64)))
+        self.use = use
+
+    def forward(self, x):
+        x = self.embed(x)
+        x = x + self.table.to(x.device, dtype=x.dtype) if self.use is None else self.use(self, x)
+        return self.head(self.blocks(x))
+
+
+def inputs():
+    return torch.randn(2, 6, 5).double()
+
+
+def test_tables_grow_with_what_they_are_added_to(tmp_path):
+    model, x = randomised(Net()), inputs()
+    before = copy.deepcopy(model)
+    plan = net2net.plan_widen(model, x, 2)
+    assert not plan.skipped
+    plan.save(tmp_path / "plan.json")
+    plan = net2net.GrowthPlan.load(tmp_path / "plan.json")
+    student = plan.apply(model)
+    assert student.table.shape == (6, 16)
+    assert type(student.table) is torch.Tensor
+    assert student.blocks[0].table is student.table is student.blocks[1].table
+    assert student.blocks[2].table.shape == (16,)
+    assert student.state_dict().keys() == model.state_dict().keys()
+    for mode in (False, True):
+        model.train(mode), student.train(mode)
+        assert net2net.verify(model, student, inputs()).max_rel < 1e-13
+    assert torch.equal(model.table, before.table)
+    assert model.table.data_ptr() != student.table.data_ptr()
+    student.load_state_dict(plan.grow_state_dict(model.state_dict()))
+    again = net2net.widen(student, x, 1.5)
+    assert net2net.verify(model, again, inputs()).max_rel < 1e-13
+    used_up = plan.apply(model, consume=True)
+    assert torch.equal(used_up.table, student.table)
+
+
+def test_with_the_optimizer(tmp_path):
+    model, x = randomised(Net()), inputs()
+    optimizer = torch.optim.Adam(model.parameters())
+    model(x).square().mean().backward()
+    optimizer.step()
+    plan = net2net.plan_widen(model, x, 2)
+    student = plan.apply(model)
+    grown = plan.grow_optimizer(optimizer, student)
+    assert len(grown.state) == len(optimizer.state)
+    student(x).square().mean().backward()
+    grown.step()
+
+
+def test_a_checkpoint_grows_without_them(tmp_path):
+    model, x = randomised(Net()), inputs()
+    torch.save({"model": model.state_dict()}, tmp_path / "a.pt")
+    plan = net2net.plan_widen(model, x, 2)
+    plan.grow_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt", model=model)
+
+    def base():
+        made = Net()
+        made.table.copy_(model.table)
+        made.blocks[2].table.copy_(model.blocks[2].table)
+        return made
+
+    student = net2net.load(tmp_path / "b.pt", base)
+    assert net2net.verify(model, student, inputs()).max_rel < 1e-13
+
+
+def test_a_model_without_it_is_told_so():
+    plan = net2net.plan_widen(randomised(Net()), inputs(), 2)
+    other = Net()
+    del other.table
+    with pytest.raises(ValueError, match="table"):
+        plan.apply(other)
+
+
+def as_weight(net, x):
+    return nn.functional.linear(x, net.table[:1].expand(8, 8).contiguous())
+
+
+def of_the_same_module(net, x):
+    return x * net.embed.weight_copy
+
+
+def remembered(net, x):
+    net.last = x
+    return x + net.table
+
+
+def counted(net, x):
+    net.count += 1
+    return x + net.table * net.count
+
+
+def running(net, x):
+    net.mean.lerp_(x.detach().mean((0, 1)), 0.1)
+    return x - net.mean + net.table
+
+
+def made_anew(net, x):
+    net.table = net.table * 1
+    return x + net.table
+
+
+def cut(net, x):
+    return x + net.table[: x.shape[1]] + net.longer[: x.shape[1]]
+
+
+def by_width(net, x):
+    return x + net.table * net.table.shape[1]
+
+
+def looked_up(net, x):
+    return x + net.table[torch.arange(x.shape[1]) % 3]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [as_weight, of_the_same_module, remembered, counted, running, made_anew, cut, by_width, looked_up],
+)
+@pytest.mark.parametrize("noise", ["none", "cancelling"])
+def test_other_uses(use, noise):
+    model = randomised(Net(use))
+    model.count, model.mean = torch.zeros(()), torch.randn(8).double()
+    model.embed.weight_copy = model.embed.weight.detach()[:, 0]
+    model.longer = torch.randn(1, 9, 8).double()[0]
+    x = inputs()
+    with torch.no_grad():
+        model(x)
+    for width in (1.5, 2):
+        try:
+            plan = net2net.plan_widen(model, x, width, noise=noise)
+        except ValueError:
+            continue
+        teacher = copy.deepcopy(model)
+        assert net2net.verify(teacher, plan.apply(model), x).max_rel < 1e-13
+
+
+def test_lists_of_tensors_stay():
+    class Listed(Net):
+        def __init__(self):
+            super().__init__()
+            self.tables = [torch.randn(6, 8).double()]
+
+        def forward(self, x):
+            return self.head(self.embed(x) + self.tables[0])
+
+    same_or_refused(randomised(Listed()), inputs(), 2)
