@@ -438,6 +438,10 @@ class Context(ABC):
     def is_parameter(self, t: Tensor) -> bool:
         return t in self.parameters
 
+    def is_counter(self, t: Tensor) -> bool:
+        """Whether it is a buffer of integers (of batches, say)."""
+        return not t.is_floating_point() and self.is_parameter(t)
+
     def is_new(self, t: Tensor) -> bool:
         """Whether it is a parameter, or a copy of one, of which nothing is known yet."""
         made = self.parameters.made(t)

@@ -57,17 +57,25 @@ def computed(func: Any, args: Any, kwargs: Any) -> Any:
 #: meta device may not be those on another one.)
 _NORMS = {"aten::native_layer_norm", "aten::native_group_norm"}
 
+#: What comes beside the maxima are the places that they are at: of all zeros, any.
+_POOLS = {"aten::max_pool2d_with_indices", "aten::max_pool3d_with_indices"}
+
 
 def of_no_value(func: Any, args: Any, kwargs: Any) -> Any:
     """The result of an operation whose operands hold no values that matter: a floating-point tensor in memory of its
     own is zeros, which take neither time nor memory; what is written in place stays as it is; anything else is
     computed."""
-    returns = func._schema.returns
-    if len(returns) == 1 or func._schema.name in _NORMS:
+    returns, name = func._schema.returns, func._schema.name
+    if name == "aten::native_batch_norm":
+        # The meta device would take long. (Torch has checked the sizes before, and that statistics move is not needed.)
+        x = args[0]
+        few = _Shape((0,), (1,), x.dtype)
+        return _zeros((_described(torch.empty_like(x, device="meta")), few, few), args)
+    if len(returns) == 1 or name in _NORMS or name in _POOLS:
         alias = returns[0].alias_info
         try:
             out = _shapes(func, args, kwargs)
-            if alias is None and all(t.dtype.is_floating_point for t in _each(out)):
+            if alias is None and (name in _POOLS or all(t.dtype.is_floating_point for t in _each(out))):
                 return _zeros(out, args)
             if alias is not None and written(func) == [0] and _described(args[0]) == out:
                 return args[0]

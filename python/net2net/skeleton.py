@@ -108,8 +108,12 @@ def _members(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[tuple[str,
 
 def _plain(model: nn.Module) -> list[tuple[str, Tensor]]:
     """The tensors that modules keep as plain attributes."""
-    each = ((prefix + name, t) for prefix, module in _walk(model) for name, t in module.__dict__.items())
-    return [(name, t) for name, t in each if type(t) is Tensor]
+    found = []
+    for prefix, module in _walk(model):
+        held = module.__dict__
+        if Tensor in map(type, held.values()):  # few modules have one
+            found += [(prefix + name, t) for name, t in held.items() if type(t) is Tensor]
+    return found
 
 
 def named_tensors(model: nn.Module) -> ItemsView[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from net2net.context import Context
@@ -47,12 +48,16 @@ def pointwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
     results = tensors(out)
     if not results:
         return unknown(context, func, args, kwargs, out)
+    if func is _COUNTING and not isinstance(args[1], Tensor) and context.is_counter(results[0]):
+        return None
     dims = results[0].dim()
     aligned, tied = _meeting(context, func, tensors((args, kwargs)), dims)
     made = context.make((name_of(func).removesuffix("_"), spelled(args, kwargs)), aligned, tied, uniform=True)
     for t in results:
         context.set(t, made if t.dim() == dims else np.full((), FIXED, dtype=np.int64))
 
+
+_COUNTING = torch.ops.aten.add_.Tensor
 
 POINTWISE.append(pointwise)
 

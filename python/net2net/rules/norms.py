@@ -33,7 +33,12 @@ def batch_norm(context: Context, func: Any, args: Any, kwargs: Any, out: Any) ->
     for t in args[1:5]:
         if isinstance(t, Tensor):
             operands.append(np.broadcast_to(array(context, t, 0, rows).ravel(), vector.shape))
-    made = context.make((name_of(func), numbers(args[5:])), operands)
+    # What the network's own mode tells is no part of the value: most of a walk in train mode is then known already.
+    named = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)}
+    training = named.pop("training", None)
+    kept = [n for n in named.values() if not isinstance(n, Tensor)]
+    key = (name_of(func), numbers(kept), training if training is not context.training else "as the network")
+    made = context.make(key, operands)
     result, *rest = tensors(out)
     context.set(result, made.reshape([-1 if d == channel else 1 for d in range(x.dim())]))
     for t in rest:
