@@ -345,6 +345,9 @@ class Context(ABC):
         ids = ids_of(values)
         roots = self.units.blocks.roots(ids)
         if not (roots > FIXED).any():
+            constant = roots == CONSTANT
+            if constant.any() and not constant.all() and values.size <= _FEW:
+                return self._beside_constants(ids, constant)
             state = total(mix(mix(seed(values.shape), np.arange(values.size)), ids.ravel()))
             made = self.units.intern(np.atleast_1d(state))
             # Different constants are as good as anything that is given: another one for each head, perhaps.
@@ -383,6 +386,20 @@ class Context(ABC):
             ids = ids_of(values)
             roots = self.units.blocks.roots(ids)
         return values
+
+    def _beside_constants(self, ids: np.ndarray, constant: np.ndarray) -> np.ndarray:
+        """The same of ids without units, of which some are `constant`: these (the state that a recurrence begins with,
+        beside an input) stay apart from the others, since units may take their place later."""
+        for dim, n in enumerate(ids.shape):
+            first = constant.take([0], axis=dim)
+            if n == 1 or (constant != first).any():
+                continue
+            alike = (ids == ids.take([0], axis=dim)).all(axis=dim, keepdims=True)
+            made = self.units.intern(expression(("family", n), (ids.take([i], axis=dim) for i in range(n))))
+            self.units.adopt(made[first & alike], CONSTANT)
+            self.units.adopt(made[~(first & alike)], FIXED)
+            ids, constant = made, first & alike
+        return codes(ids)
 
     def taken(self, of: np.ndarray, part: np.ndarray) -> np.ndarray:
         """Of the values `of`, those of `part` are taken by their place, and the rest is left. The id of that choice."""
@@ -470,7 +487,8 @@ class Context(ABC):
         # What flowed into the failing operation is likelier to be at fault than the parameters that it was given.
         flowing = [t for t in self.last if not self.is_parameter(t)]
         near, far = (flowing, self.last), reversed(self.given)
-        return [*map(self.values_in, near), *self.named_by(error), *map(self.values_in, far)]
+        weights = self.units_of(t for t in self.last if self.is_parameter(t))
+        return [*map(self.values_in, near), *self.named_by(error), weights, *map(self.values_in, far)]
 
     def named_by(self, error: Any) -> list[np.ndarray]:
         """The ids that the text of an error may be about: a student knows which widths are new."""
@@ -481,6 +499,9 @@ class Context(ABC):
         self.pin_tensor(t, why)
         self.outputs.append(ids_of(compact(self.of(t)).numpy()))
 
+
+#: So many codes without units are kept one by one.
+_FEW = 2**12
 
 #: Tensors of more elements than this are not compared by their content: inputs, which are the same in any case.
 _CONTENT = 2**22

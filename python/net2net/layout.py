@@ -53,9 +53,10 @@ def lay_out(pieces: tuple[Piece, ...], segments: list[Segment]) -> Laid:
 
 def layouts(units: Units, found: Structure, segments: list[Segment]) -> Layouts:
     """What a student is to look like."""
-    counts = np.ones(len(units) + 1, dtype=np.int64)
+    counts, growth = np.ones(len(units) + 1, dtype=np.int64), np.ones(len(units) + 1)
     for roots, segment in zip(found.segments, segments, strict=True):
         counts[roots] = np.bincount(segment.index, minlength=segment.units)
+        growth[roots] = segment.width / segment.units
     known: dict[tuple[Piece, ...], Laid] = {}
     canonical = {}
     for key, axis in units.axes.items():
@@ -63,7 +64,7 @@ def layouts(units: Units, found: Structure, segments: list[Segment]) -> Layouts:
         if pieces not in known:
             known[pieces] = lay_out(pieces, segments)
         canonical[key] = known[pieces]
-    return Layouts(units, counts, canonical)
+    return Layouts(units, counts, growth, canonical)
 
 
 class Shares:

@@ -67,7 +67,7 @@ def attach(model: nn.Module, context: Student) -> list[Change]:
     hopeless: set[bytes] = set()
     seen = {id(m): name for name, m in reversed(list(model.named_modules()))}
     for module in each_module(model):
-        if _users(module) and (kept(module) or any(map(kept, filter(_users, module.children())))):
+        if _users(module) and (kept(module) or any(kept(m) for _, m in _children(module, ""))):
             module.forward = _guarded(module, seen[id(module)], context, changes, helped, hopeless)
     return changes
 
@@ -243,6 +243,7 @@ def _candidates(
         _one_by_one(module, name, [f for f in last if not is_number(f[3])], factors, seen),
         _one_by_one(module, name, earlier, factors, seen),
         _everywhere(module, name, dict.fromkeys(v for _, _, _, v in earlier if is_number(v)), factors),
+        _of_children(module, name, order, factors, seen),
     )
     yield from itertools.islice(_distinct(trials), _TRIES)
 
@@ -273,8 +274,7 @@ def _one_by_one(
 
 def _everywhere(module: nn.Module, name: str, numbers: Iterable[int], factors: list[float]) -> Iterator[list[_Edit]]:
     """A number wherever the module and its children keep it: these may be asked by other ways than their forward."""
-    owners = [(name, module)]
-    owners += [(f"{name}.{child}" if name else child, m) for child, m in module.named_children() if _users(m)]
+    owners = [(name, module), *_children(module, name)]
     for number, f in itertools.product(numbers, factors):
         if abs(number * f - round(number * f)) > 1e-9:
             continue
@@ -288,6 +288,32 @@ def _everywhere(module: nn.Module, name: str, numbers: Iterable[int], factors: l
                     edits.append((owner, Change(path, attribute, value, after)))
         if len(edits) > 1:
             yield edits
+
+
+def _children(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """Those of a user's own, also in torch's lists and sequences."""
+    for child, m in module.named_children():
+        path = f"{name}.{child}" if name else child
+        if _users(m):
+            yield path, m
+        elif isinstance(m, nn.ModuleList | nn.ModuleDict | nn.Sequential):
+            yield from _children(m, path)
+
+
+def _of_children(
+    module: nn.Module, name: str, order: dict[int, int], factors: list[float], seen: list[Any]
+) -> Iterator[list[_Edit]]:
+    """Numbers that children keep and this module goes by (how wide the state is that a cell begins with): of all
+    children that have the same, and of each."""
+    found = []
+    for path, child in _children(module, name):
+        for attribute, value in kept(child).items():
+            if is_number(value) and value in order:
+                found.append((order[value], path, child, attribute, value))
+    found.sort(key=lambda f: f[0])
+    yield from _everywhere(module, name, dict.fromkeys(f[-1] for f in found), factors)
+    for _, path, child, attribute, value in found:
+        yield from _one_by_one(child, path, [(False, 0, attribute, value)], factors, seen)
 
 
 def _together(module: nn.Module, name: str, found: list[_Found], factors: list[float]) -> Iterator[list[_Edit]]:
@@ -317,6 +343,8 @@ def _factors(error: Exception, context: Student) -> list[float]:
         for some in (ids, roots, *(roots[i : i + 1] for i in range(min(len(roots), 4)))):
             counts = context.layouts.count(some)
             found += [float(counts.mean()), float(counts[counts > 1].mean()) if (counts > 1).any() else 1.0]
+    for ids in suspects:
+        found += context.layouts.factors(ids)
     return [f for f in dict.fromkeys(found) if f > 1]
 
 

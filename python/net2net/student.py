@@ -46,13 +46,21 @@ Saved = tuple[dict[tuple[str, int], Laid], int, list[tuple[Tensor, Tensor]]]
 class Layouts:
     """The number of replicas of each unit, and the layout of the axes that make units."""
 
-    def __init__(self, units: Units, counts: np.ndarray, canonical: dict[tuple[str, int], Laid]) -> None:
+    def __init__(
+        self, units: Units, counts: np.ndarray, growth: np.ndarray, canonical: dict[tuple[str, int], Laid]
+    ) -> None:
         self.units = units
-        self.counts = counts  # by root; the last one stands for values that came later
+        # By root; the last one stands for values that came later.
+        self.counts = counts
+        self.growth = growth  # by how much all the units grow that stand together
         self.canonical = canonical
 
     def count(self, ids: np.ndarray) -> np.ndarray:
         return self.counts.take(self.units.blocks.roots(ids), mode="clip")
+
+    def factors(self, ids: np.ndarray) -> list[float]:
+        """By how much the widths have grown that these are units of."""
+        return np.unique(self.growth.take(self.units.blocks.roots(ids), mode="clip")).tolist()
 
     def width(self, axis: Axis) -> int:
         return int(self.count(axis.ids()).sum())
@@ -163,6 +171,12 @@ class Student(Context):
         counts = self.layouts.count(axis.ids())
         if axis.met is None or (counts == 1).all():
             return self.layouts.canonical[axis.tensor, axis.dim]
+        # Mostly they are in the order in which they are made. (Where they meet constants, nothing else tells.)
+        usual = self.layouts.canonical[axis.tensor, axis.dim]
+        if size == len(usual.index) == rows.shape[1] and (row_keys(rows) == axis.met[usual.index]).all():
+            widened = self._widened(rows)
+            if (np.where(widened, replicas_of(rows), usual.replica) == usual.replica).all():
+                return usual
         # The parameters of a norm meet the same values.
         same = digest(axis.met, counts, size, rows)
         if same not in self._laid_before:
@@ -258,6 +272,8 @@ class Student(Context):
 
     def contracted(self, axis: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
         ids = ids_of(axis)
+        if (ids[1:] > ids[:-1]).all():  # none is replicated
+            return total(mix(mix(seed("term"), ids), ids_of(rows)))
         _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
         values = ids_of(rows)
         if (values != values[:, first[inverse]]).any():
