@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_batchedtensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
@@ -33,7 +34,7 @@ class Derived:
         self._sized: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __contains__(self, t: Tensor) -> bool:
-        key = t.untyped_storage()._cdata
+        key = _one_by_one(t).untyped_storage()._cdata
         return key in self._weights or ((made := self._made.get(key)) is not None and not made.expired())
 
     def add(self, made: Iterable[Tensor]) -> None:
@@ -52,15 +53,24 @@ class Derived:
 
     def is_sized(self, t: Tensor) -> bool:
         """Whether its first dimension is as long as values have it (as far as can be told by that length)."""
+        if is_batchedtensor(t):
+            return False
         found = self._sized.get(t.untyped_storage()._cdata)
         return found is not None and not found[0].expired() and t.dim() > 0 and t.shape[0] == found[1]
 
     def discard(self, made: Tensor) -> None:
         """The values of `made` are known after all."""
-        self._made.pop(made.untyped_storage()._cdata, None)
+        self._made.pop(_one_by_one(made).untyped_storage()._cdata, None)
 
     def any(self, given: Iterable[Tensor]) -> bool:
         return any(t in self for t in given)
+
+
+def _one_by_one(t: Tensor) -> Tensor:
+    """Of what a function sees that `torch.vmap` maps, the tensor that holds all of it."""
+    while is_batchedtensor(t):
+        t = get_unwrapped(t)
+    return t
 
 
 def passes_values(func: Any) -> bool:

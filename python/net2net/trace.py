@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from net2net.context import Context, TraceError
@@ -42,6 +43,9 @@ _MOST_SIZES = 1000
 #: Where torch's code is, and ours.
 _NOT_THEIRS = tuple(str(Path(package).parent) + os.sep for package in (torch.__file__, __file__))
 
+#: By this FlexAttention is made to run as it is written, on whatever torch has it.
+_FLEX_EAGER = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+
 _OF_PARAMETERS = copies, standardising, linear_in_kernels
 
 _NOTHING = contextlib.nullcontext()
@@ -51,6 +55,8 @@ _RESHAPING = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, 
 
 class Walk(TorchDispatchMode):
     """Runs each operation, then its rule."""
+
+    supports_higher_order_operators = True
 
     def __init__(self, model: nn.Module, context: Context) -> None:
         super().__init__()
@@ -107,6 +113,8 @@ class Walk(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         context, kwargs = self.context, kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            return self._with_code(func, args, kwargs)
         leaves_ = flat((args, kwargs))
         tensors = tuple(t for t in leaves_ if isinstance(t, Tensor))
         # Parameters are not asked: a rule that does makes them take part.
@@ -161,6 +169,21 @@ class Walk(TorchDispatchMode):
             context.operation = ""
         return out
 
+    def _with_code(self, func: HigherOrderOperator, args: Any, kwargs: Any) -> Any:
+        """An operation that is given code of the user's own, such as FlexAttention with what it does to scores: that
+        may tell one head from another, and look at anything."""
+        kernel = func.py_kernels.get(torch._C.DispatchKey.CompositeExplicitAutograd)
+        if func.name() != "flex_attention" or kernel is None:
+            raise NotImplementedError(f"{func.name()} runs code that is not looked into")
+        context = self.context
+        with _Reads(lambda t: t in context.shadows or context.is_parameter(t)) as reads:
+            out = kernel(*args, **kwargs)
+        given = [t for t in flat((args, kwargs)) if isinstance(t, Tensor)] + reads.tensors
+        context.carriers.saw("", given, [])
+        refuse(context, func.name(), given, {}, out, "FlexAttention runs code that may tell heads apart")
+        self.derived.add(t for t in flat(out) if isinstance(t, Tensor))
+        return out
+
     @staticmethod
     def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
         """The tensors that an operation has written to."""
@@ -202,6 +225,19 @@ class Walk(TorchDispatchMode):
                 if codes is not None and self.context.has_units(compact(codes).numpy()):
                     return True
         return False
+
+
+class _Reads(TorchDispatchMode):
+    """Keeps those tensors that operations are given of which something is known."""
+
+    def __init__(self, known: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []
+        self._known = known
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.tensors += [t for t in flat((args, kwargs or {})) if isinstance(t, Tensor) and self._known(t)]
+        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
@@ -268,6 +304,11 @@ def walk(model: nn.Module, inputs: Inputs, context: Context) -> None:
     torch.backends.mha.set_fastpath_enabled(False)
     # And distributions look at their parameters' values, only to see that these are sound.
     torch.distributions.Distribution.set_default_validate_args(False)
+    # FlexAttention would compile itself, which no mode can look into.
+    flex: Any = sys.modules.get("torch.nn.attention.flex_attention")
+    eager = getattr(flex, _FLEX_EAGER, None)
+    if eager is not None:
+        setattr(flex, _FLEX_EAGER, True)
     try:
         run = Walk(model, context)
         following = _following_modules(model, context, run.derived)
@@ -281,6 +322,8 @@ def walk(model: nn.Module, inputs: Inputs, context: Context) -> None:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         torch.distributions.Distribution.set_default_validate_args(checks)
+        if eager is not None:
+            setattr(flex, _FLEX_EAGER, eager)
     for t in leaves(out):
         if isinstance(t, Tensor):
             context.returned(t, OUTPUT)
