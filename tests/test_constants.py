@@ -122,7 +122,6 @@ MASKS = {
     "a window": lambda heads, t: (torch.arange(t)[:, None] - torch.arange(t)).abs().expand(1, heads, t, t) < 3,
     "numbers": lambda heads, t: torch.tensor([[float(i >= j) for j in range(t)] for i in range(t)]).repeat(heads, 1, 1),
     "interleaved": lambda heads, t: torch.tril(ones(1, t, t)).repeat_interleave(heads, 0),
-    "scattered": lambda heads, t: zeros(heads, t, t).scatter(2, torch.zeros(heads, t, 1, dtype=torch.long), 1.0),
 }
 
 USES = {
@@ -168,6 +167,7 @@ UNEQUAL = {
     "one place": lambda heads, t: ones(heads, t, t).put(torch.tensor([2]), zeros(1)),
     "from two heads on": lambda heads, t: (ones(heads, t, t).cumsum(0) < 2.5).double(),
     "by their number": lambda heads, t: ones(t, t).tril(heads - 2).repeat(heads, 1, 1),
+    "scattered": lambda heads, t: zeros(heads, t, t).scatter(2, torch.zeros(heads, t, 1, dtype=torch.long), 1.0),
     "every second": lambda heads, t: ones(heads, t, t).tril() * (torch.arange(heads) % 2)[:, None, None] + 0.1,
 }
 

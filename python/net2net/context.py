@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from net2net.caches import Caches, Place
 from net2net.carriers import Carriers
-from net2net.constants import Constants
 from net2net.expanded import Expanded
 from net2net.hashes import digest, expression, mix, seed, total
 from net2net.parameters import Handle, Parameters
@@ -45,7 +44,6 @@ class Context(ABC):
         self.shadows = Shadows()
         self.parameters = Parameters(model)
         self.carriers = Carriers(self.parameters)
-        self.constants = Constants()
         self.expanded = Expanded()
         self.training = False  # whether the model is being run in train mode
         self.module = ""  # the innermost module being run
@@ -66,7 +64,6 @@ class Context(ABC):
         self.carriers.begin()
         self.parameters.begin()
         self.caches.clear()
-        self.constants.clear()
         self.expanded.clear()
         self.last: tuple[Tensor, ...] = ()  # what the last operation that saw units was given
         self.reached = ""  # where the last operation was: after an exception, all modules have been left

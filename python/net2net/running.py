@@ -68,8 +68,8 @@ def of_no_value(func: Any, args: Any, kwargs: Any) -> Any:
     returns, name = func._schema.returns, func._schema.name
     if name == "aten::native_batch_norm":
         # The meta device would take long. (Torch has checked the sizes before, and that statistics move is not needed.)
-        x = args[0]
-        few = _Shape((0,), (1,), x.dtype)
+        x, training = args[0], args[5]
+        few = _Shape((x.shape[1] if training else 0,), (1,), x.dtype)
         return _zeros((_described(torch.empty_like(x, device="meta")), few, few), args)
     if len(returns) == 1 or name in _NORMS or name in _POOLS:
         alias = returns[0].alias_info

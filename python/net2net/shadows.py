@@ -146,7 +146,9 @@ class _Entry:
     def _dense(self, t: Tensor) -> Tensor:
         if self.geometry is not None:
             dense = torch.full((t.untyped_storage().nbytes() // self.itemsize,), FIXED, dtype=torch.int64)
-            dense.as_strided(*self.geometry).copy_(self.codes)
+            # By their places, since those of a view of windows overlap.
+            at = torch.arange(len(dense)).as_strided(*self.geometry)
+            dense[at.reshape(-1)] = self.codes.reshape(-1)
             self.codes, self.geometry = dense, None
         return self.codes
 
@@ -168,6 +170,10 @@ class Shadows:
         """int64 codes of the shape of `t`, or None if its storage has none."""
         entry = self._entry(t)
         return None if entry is None else entry.of(t)
+
+    def stored(self, t: Tensor) -> Tensor:
+        """All codes of its storage, which has some."""
+        return compact(self._entries[t.untyped_storage()._cdata].codes)
 
     def __contains__(self, t: Tensor) -> bool:
         """Whether its storage has codes."""

@@ -224,7 +224,9 @@ def aside(model: nn.Module) -> nn.Module:
 def in_place_of(old: Tensor, new: Tensor) -> Tensor:
     """`new` as what `old` is: a parameter or a buffer."""
     # For most tensors their types tell, without the search that `isinstance` takes for a parameter.
-    if type(old) is Tensor or type(new) is nn.Parameter:
+    if type(old) is Tensor:  # a plain attribute may be trained, too
+        return new.requires_grad_() if old.requires_grad and not new.requires_grad else new
+    if type(new) is nn.Parameter:
         return new
     if type(old) is not nn.Parameter and not isinstance(old, nn.Parameter):
         return new

@@ -20,6 +20,7 @@ from net2net.derived import Derived, Watch, passes_values, reads, sizes_by_value
 from net2net.hashes import seed
 from net2net.outputs import kept, leaves
 from net2net.rules.copies import copies
+from net2net.rules.elementwise import constant, constant_write
 from net2net.rules.kernels import linear_in_kernels
 from net2net.rules.table import POINTWISE, flat, is_view, name_of, refuse, rule_for, view
 from net2net.rules.weights import standardising
@@ -106,7 +107,10 @@ class Walk(TorchDispatchMode):
 
     def handed_out(self, t: Tensor) -> None:
         """Python has got the numbers of a tensor."""
-        self.context.constants.handed_out(t)
+        if t not in self.derived and not self.context.is_parameter(t):
+            # It may write to the same memory; from here on it is known by what it holds.
+            self.context.expanded.forget([t])
+            self.context.shadows.forget([t])
         if self.context.is_parameter(t):
             with _disable_current_modes():
                 self.context.pin_tensor(t, "the code reads its values")
@@ -139,12 +143,9 @@ class Walk(TorchDispatchMode):
                     out = run(func, args, kwargs)
             context.operation = str(func)
             made = [t for t in flat(out) if isinstance(t, Tensor)]
-            values = tensors if passes_values(func) else ()
-            context.constants.saw(func, values, made, self._written(func, args, kwargs))
+            self._copies(func, args, kwargs, out, derived)
             if rule is not view and not is_view(func):
                 context.carriers.saw(name_of(func), tensors, made)
-                if not derived:
-                    context.expanded.saw(rule is POINTWISE[0], tensors, made, self._written(func, args, kwargs))
             try:
                 # What is made of parameters has no units yet.
                 if not any(of_parameters(context, func, args, kwargs, out) for of_parameters in _OF_PARAMETERS):
@@ -183,6 +184,24 @@ class Walk(TorchDispatchMode):
         refuse(context, func.name(), given, {}, out, "FlexAttention runs code that may tell heads apart")
         self.derived.add(t for t in flat(out) if isinstance(t, Tensor))
         return out
+
+    def _copies(self, func: Any, args: Any, kwargs: Any, out: Any, derived: bool) -> None:
+        """Keeps which elements are copies of one."""
+        expanded, name, rule = self.context.expanded, name_of(func), rule_for(func)
+        written, made = self._written(func, args, kwargs), [t for t in flat(out) if isinstance(t, Tensor)]
+        if rule is constant and "empty" not in name:
+            for t in made:
+                expanded.constant(t)
+        elif rule is constant_write and name.endswith("_"):
+            expanded.filled(args[0], None)
+        elif derived or torch.Tag.nondeterministic_seeded in func.tags:
+            expanded.forget(written)
+        elif name == "copy_":
+            expanded.filled(args[0], args[1])
+        elif rule is POINTWISE[0]:
+            expanded.elementwise([t for t in flat((args, kwargs)) if isinstance(t, Tensor)], made, written)
+        else:
+            expanded.other(name, args, kwargs, out, written)
 
     @staticmethod
     def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:

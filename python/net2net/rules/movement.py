@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from net2net.context import Context
+from net2net.expanded import worked_along
 from net2net.hashes import mix, seed, total
 from net2net.rules.table import (
     aligned_codes,
@@ -16,7 +17,6 @@ from net2net.rules.table import (
     array,
     chosen_by,
     crosses_units,
-    extent,
     indexed_dims,
     name_of,
     numbers,
@@ -122,7 +122,7 @@ def pad(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         fill = int(context.make(("full", numbers(args[2:]) or ("0",)), []))
         codes_ = torch.ops.aten.constant_pad_nd(context.of(x).contiguous(), widths, fill)
         return context.set(out, compressed(codes_))
-    return context.set(out, context.make(("pad", numbers(args[1:]), extent(codes, x)), [codes]))
+    return context.set(out, context.make(("pad", numbers(args[1:]), [x.shape[d] for d in sorted(padded)]), [codes]))
 
 
 @register(
@@ -149,7 +149,9 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     if few.numel() == 1:
         which = chosen_by(context, indices, 1)
         made = few.reshape(1).numpy()
-        key = (name_of(func), numbers(args[1:]), extent(few.numpy(), x))
+        along = worked_along(name_of(func), args, kwargs, x)
+        sizes = tuple(x.shape) if along is None else [x.shape[d] for d in sorted(along)]
+        key = (name_of(func), numbers(args[1:]), sizes)
         tied = [True] + [False] * len(which)
         return context.set(out, context.make(key, [made, *which], tied).reshape(()))
     if name_of(func) in {"roll", "flip"} and dims and all(few.shape[d] == 1 for d in dims):

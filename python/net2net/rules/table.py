@@ -371,16 +371,12 @@ def aligned_codes(
 def told_apart(context: Context, t: Tensor, codes: np.ndarray, dims: Iterable[int]) -> np.ndarray:
     """The codes of `t`, which may have dimensions in front that `t` has not. Of a tensor without units there is one
     code for all of it; where it meets units that lie along some of `dims`, it may have another value for each position
-    there (for each head, say), and so it has a code for each. What is known to be the same for several, because it is
-    a constant or was expanded, agrees with any unit."""
+    there (for each head, say), and so it has a code for each. What is known to be the same for several, because it was
+    made so, agrees with any unit."""
     front = codes.ndim - t.dim()
-    dims = [d for d in dims if codes.shape[d] == 1 and is_long(t, d - front)]
-    if not dims or (context.roots(codes) != FIXED).any():
+    roots, dims = context.roots(codes), [d for d in dims if codes.shape[d] == 1 and is_long(t, d - front)]
+    if not dims or (roots > FIXED).any() or (roots == CONSTANT).all():
         return codes
-    if codes.size == 1 and (content := context.constants.alike(t, [d - front for d in dims])) is not None:
-        made = context.units.intern(np.atleast_1d(seed(("constant", content)))).reshape(codes.shape)
-        context.agreeing(made)
-        return made
     agreeing, state = True, mix(seed("position"), ids_of(codes))
     for d in dims:
         which = context.expanded.copies(t, d - front)
@@ -392,9 +388,9 @@ def told_apart(context: Context, t: Tensor, codes: np.ndarray, dims: Iterable[in
     made = context.units.intern(state)
     if agreeing:
         context.agreeing(made)
-    else:
-        context.units.adopt(made.ravel(), FIXED)
-    return made
+        return made
+    context.units.adopt(made.ravel(), FIXED)
+    return np.where(roots == CONSTANT, codes, made)
 
 
 def _crossing_rows(context: Context, codes: np.ndarray, dim: int, what: str) -> bool:
