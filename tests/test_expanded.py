@@ -173,3 +173,112 @@ def test_torch_encoder_with_a_padding_mask(norm_first, causal):
     for mode in (False, True):
         model.train(mode), student.train(mode)
         assert net2net.verify(model, student, batch()).max_rel < 1e-13
+
+
+class Weighed(nn.Module):
+    """Channels times what is made of the inputs for each of them."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.layer, self.head = nn.Linear(5, 4), nn.Linear(4, 3)
+        self.pair = nn.Parameter(torch.randn(2))
+        self.make = [make]
+
+    def forward(self, x, *given):
+        y = self.layer(x)
+        return self.head(y * self.make[0](self, y, *given))
+
+
+def written_by_weights(net, y, g):
+    m = g[:, :, None].repeat(1, 1, y.shape[-1])
+    m.mul_(net.pair.cumsum(0).repeat(y.shape[-1] // 2))
+    return m
+
+
+def through_a_view(net, y, g):
+    m = g[:, :, None].repeat(1, 1, y.shape[-1])
+    m.view(-1).mul_(net.pair.cumsum(0).repeat(m.numel() // 2))
+    return m
+
+
+def through_numpy(net, y, g):
+    m = g[:, :, None].repeat(1, 1, y.shape[-1])
+    m.numpy()[..., y.shape[-1] - 1] = 3.0
+    return m
+
+
+def ones_through_numpy(net, y, g):
+    m = torch.ones(y.shape[-1]).double()
+    m.numpy()[y.shape[-1] - 1] = 3.0
+    return m
+
+
+def windows(net, y, g):
+    return g[:, :, None].expand(-1, -1, y.shape[-1]).unfold(1, 1, 1)[..., 0]
+
+
+@pytest.mark.parametrize("make", [written_by_weights, through_a_view, through_numpy, ones_through_numpy, windows])
+def test_writes_are_noticed(make):
+    model, x = randomised(Weighed(make)), (torch.randn(2, 6, 5).double(), torch.rand(2, 6).double())
+    same_or_refused(model, x, width=2)
+
+
+def chained(y, p, g):
+    m = g.repeat(1, y.shape[1], y.shape[2] // 2)
+    for _ in range(13):
+        m = m & p[:, :, None].expand(-1, -1, y.shape[2])
+    return m
+
+
+def test_labels_of_many_operations():
+    """They are numbered anew, and never out of bounds."""
+    model = randomised(Weighed(lambda net, y, p, g: chained(y, p, g)))
+    x = torch.randn(4, 8, 5).double(), torch.rand(4, 8) > 0.1, torch.rand(4, 1, 2) > 0.5
+    same_or_refused(model, x, width=2)
+
+
+def by_item(net, y, g):
+    return torch.tensor([g[i].item() for i in range(y.shape[-1])]).double()
+
+
+def by_length(net, y, g):
+    m = torch.zeros(y.shape[-1], 6).double()
+    for i in range(len(m)):
+        m[i, : int(g[i % 2])] = 1
+    return m.T
+
+
+def by_branch(net, y, g):
+    m = torch.ones(y.shape[-1]).double()
+    for i in range(len(m)):
+        if g[i] > 0.9:
+            m[i] = 0
+    return m
+
+
+def by_places(net, y, g):
+    return (torch.arange(y.shape[2]) < y.shape[1]).double()
+
+
+def by_a_clipped_slice(net, y, g):
+    m = torch.zeros(y.shape[1], y.shape[2]).double()
+    m[:, : y.shape[1]] = 1
+    return m
+
+
+@pytest.mark.parametrize("make", [by_item, by_length, by_branch, by_places, by_a_clipped_slice])
+def test_what_is_alike_for_one_example_alone(make):
+    """Another input of the same kind would tell channels apart."""
+    model = randomised(Weighed(make))
+    first = torch.randn(2, 9 if make is by_places else 6, 5).double(), torch.full((8,), 4.0).double()
+    others = [
+        (torch.randn_like(first[0]), torch.rand(8).double() * 6),
+        *([] if make is by_length else [(torch.randn(2, 3, 5).double(), torch.rand(8).double())]),
+    ]
+    try:
+        plan = net2net.plan_widen(model, first, 2)
+    except ValueError:
+        return
+    student = plan.apply(model)
+    for x in (first, *others):
+        assert net2net.verify(model, student, x).max_rel < 1e-13

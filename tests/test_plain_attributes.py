@@ -172,3 +172,125 @@ def test_lists_of_tensors_stay():
             return self.head(self.embed(x) + self.tables[0])
 
     same_or_refused(randomised(Listed()), inputs(), 2)
+
+
+def positions(t, width):
+    return (torch.arange(t)[:, None] * torch.exp(-torch.arange(width).double())).sin()
+
+
+class Cached(nn.Module):
+    """A table that is made anew for longer inputs, of as many columns as there are then."""
+
+    def __init__(self, how, registered):
+        super().__init__()
+        self.embed, self.head, self.how = nn.Linear(5, 4), nn.Linear(4, 3), how
+        if registered:
+            self.register_buffer("table", positions(6, 4), persistent=False)
+        else:
+            self.table = positions(6, 4)
+
+    def _longer(self, t, width):
+        if self.how == "by text":
+            setattr(self, "table", positions(t, width))  # noqa: B010
+        elif self.how == "by data":
+            self.table.data = positions(t, width)
+        else:
+            self.table = positions(t, width)
+
+    @property
+    def length(self):
+        return len(self.table)
+
+    def forward(self, x):
+        y = self.embed(x)
+        if self.length < y.shape[1]:
+            self._longer(*y.shape[1:])
+        return self.head((y + self.table[: y.shape[1]]).relu())
+
+
+@pytest.mark.parametrize("registered", [False, True])
+@pytest.mark.parametrize("how", ["by name", "by text", "by data"])
+def test_tables_that_code_may_make_anew_stay(how, registered):
+    model = randomised(Cached(how, registered))
+    with pytest.raises(ValueError, match="may make table anew"):
+        net2net.plan_widen(model, inputs(), 2)
+
+
+def test_what_a_forward_does_not_reach_may_make_it_anew():
+    class Settable(Cached):
+        def forward(self, x):
+            return self.head((self.embed(x) + self.table).relu())
+
+        def set_table(self, table):
+            self.table = table
+
+    model = randomised(Settable("by name", False))
+    plan = net2net.plan_widen(model, inputs(), 2)
+    assert net2net.verify(model, plan.apply(model), inputs()).max_rel < 1e-13
+
+
+def test_a_batch_norm_of_ones_own_that_assigns_its_statistics():
+    class Norm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.randn(8).double())
+            self.gain = nn.Parameter(torch.randn(8))
+
+        def forward(self, x):
+            if self.training:
+                self.mean = 0.9 * self.mean + 0.1 * x.detach().mean((0, 1))
+            return (x - self.mean) * self.gain
+
+    model = randomised(nn.Sequential(nn.Linear(5, 8), Norm(), nn.ReLU(), nn.Linear(8, 3)))
+    plan = net2net.plan_widen(model, inputs(), 2)
+    student = plan.apply(model)
+    assert not plan.skipped
+    for mode in (True, False):
+        model.train(mode), student.train(mode)
+        assert net2net.verify(model, student, inputs()).max_rel < 1e-13
+
+
+def test_trained_ones_go_on_being_trained():
+    class Scaled(Net):
+        def __init__(self):
+            super().__init__(lambda net, x: x * net.scale)
+            self.scale = torch.randn(8).double().requires_grad_()
+
+    model = randomised(Scaled())
+    student = net2net.plan_widen(model, inputs(), 2).apply(model)
+    assert student.scale.shape == (16,)
+    assert student.scale.requires_grad
+    assert student.scale.is_leaf
+    assert not student.table.requires_grad
+
+
+ADJACENCY = {
+    "left": lambda net, y: net.adjacency @ y,
+    "right": lambda net, y: (y.mT @ net.adjacency).mT,
+    "each": lambda net, y: net.adjacency.expand(len(y), -1, -1) @ y,
+    "einsum": lambda net, y: torch.einsum("st,btc->bsc", net.adjacency, y),
+    "of one graph": lambda net, y: torch.stack([net.adjacency @ graph for graph in y]),
+}
+
+
+@pytest.mark.parametrize("kind", ["plain", "buffer", "parameter"])
+@pytest.mark.parametrize("use", ADJACENCY)
+def test_matrices_that_mix_places(use, kind):
+    class Graphs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Linear(5, 4), nn.Linear(4, 3)
+            matrix = torch.rand(6, 6).double()
+            if kind == "buffer":
+                self.register_buffer("adjacency", matrix)
+            else:
+                self.adjacency = matrix if kind == "plain" else nn.Parameter(matrix)
+
+        def forward(self, x):
+            return self.head(ADJACENCY[use](self, self.layer(x)).relu())
+
+    model = randomised(Graphs())
+    student = net2net.plan_widen(model, inputs(), 2).apply(model)
+    assert student.layer.out_features == 8
+    assert student.adjacency.shape == (6, 6)
+    assert net2net.verify(model, student, inputs()).max_rel < 1e-13

@@ -48,6 +48,7 @@ class Context(ABC):
         self.training = False  # whether the model is being run in train mode
         self.module = ""  # the innermost module being run
         self.operation = ""  # the operation whose rule is being asked
+        self.reassigned: set[str] = set()  # buffers and plain attributes that a forward has put others in the place of
         self.given: list[list[Tensor]] = []  # what the modules being run were given, outermost first
         self.outputs: list[np.ndarray] = []
         #: What `make` has made before, by all that it was given.

@@ -16,6 +16,7 @@ from torch import nn
 from net2net import caches
 from net2net.context import TraceError
 from net2net.inference import Inference
+from net2net.remade import assigned
 from net2net.running import Inputs
 from net2net.skeleton import check_model, in_mode, movable, named_tensors, skeleton
 from net2net.trace import OUTPUT, walk
@@ -90,6 +91,7 @@ def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
     """Traces a copy of `model`, and returns what was found. `model` is not touched."""
     check_model(model)
     context = _collect(model, example_inputs)
+    remade: set[str] | None = None
     for name, t in named_tensors(model):
         axes = [context.units.axes.get((name, dim)) for dim in range(t.dim())]
         # (Those without a role were of an earlier walk.)
@@ -99,10 +101,19 @@ def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
             reason = f"{name} ({t.dtype}, {t.dim()}-D) is not of a kind that the kernels move"
         elif any(dim > 1 for dim in grown) and len(grown) > 1:
             reason = f"{name} has units along its axes {', '.join(map(str, grown))}"
+        elif grown and not isinstance(t, nn.Parameter) and name not in context.reassigned and _of_a_user(model, name):
+            remade = assigned(model) if remade is None else remade
+            if name.rpartition(".")[2] in remade:
+                reason = f"code may make {name} anew, for another input, of sizes that have grown"
         for dim in grown if reason else []:
             context.units.pin(context.units.axes[name, dim].ids(), str(reason))
     _pin_unread(context.units)
     return context
+
+
+def _of_a_user(model: nn.Module, name: str) -> bool:
+    """Whether a tensor belongs to a module that is not one of torch's own."""
+    return not type(model.get_submodule(name.rpartition(".")[0])).__module__.startswith("torch.")
 
 
 def _pin_unread(units: Units) -> None:

@@ -26,7 +26,7 @@ from net2net.rules.table import POINTWISE, flat, is_view, name_of, refuse, rule_
 from net2net.rules.weights import standardising
 from net2net.running import Inputs, call, computed, of_no_value, one_draw, written
 from net2net.shadows import compact
-from net2net.skeleton import own_random_state
+from net2net.skeleton import named_tensors, own_random_state
 
 #: The reason for units that are the network's outputs: their number is part of the function, so they are not "skipped".
 OUTPUT = "its units are the network's outputs"
@@ -317,6 +317,7 @@ def walk(model: nn.Module, inputs: Inputs, context: Context) -> None:
     """
     context.begin()
     context.training = model.training
+    before = dict(named_tensors(model))
     fast_path = torch.backends.mha.get_fastpath_enabled()
     checks = torch.distributions.Distribution._validate_args
     # Transformer layers' fused inference path hides their parameters' use in one opaque operation.
@@ -343,6 +344,8 @@ def walk(model: nn.Module, inputs: Inputs, context: Context) -> None:
         torch.distributions.Distribution.set_default_validate_args(checks)
         if eager is not None:
             setattr(flex, _FLEX_EAGER, eager)
+    after = dict(named_tensors(model))
+    context.reassigned |= {name for name, t in before.items() if after.get(name) is not t}
     for t in leaves(out):
         if isinstance(t, Tensor):
             context.returned(t, OUTPUT)

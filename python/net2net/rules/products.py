@@ -122,7 +122,8 @@ def linear(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> Non
         x, right, bias = args[0], args[1], args[2] if len(args) > 2 else None
     known = context.weight(right)
     if known is None:
-        if kind == "mm" and not context.is_parameter(x) and not context.is_parameter(right):
+        mixing = context.is_parameter(x) and not context.is_parameter(right) and _over_places(context, right, 0)
+        if kind == "mm" and not context.is_parameter(right) and (mixing or not context.is_parameter(x)):
             return _between(context, func, x[None], right[None], out[None])
         if kind != "linear" and (part := context.parameters.rows(right)) is not None:
             return _by_rows(context, func, ("linear", part[0], numbers(kwargs)), x, bias, part, out)
@@ -231,7 +232,9 @@ def batched(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> No
         return linear(context, func, (x[0], y[0]), kwargs, out[0])
     if not start and x.shape[0] == 1 and context.weight(x[0]) is not None:
         return linear(context, func, (y[0].t(), x[0].t()), kwargs, out[0].t())
-    if context.is_parameter(x) or context.is_parameter(y):
+    both = context.is_parameter(x), context.is_parameter(y)
+    mixing = both == (True, False) and _over_places(context, y, 1)
+    if any(both) and not mixing and not (both == (False, True) and _over_places(context, x, 2)):
         return refuse(context, func, args, kwargs, out, "a batch of matrices of parameters")
     added = array(context, args[0]) if start and kwargs.get("beta", 1) != 0 else None
     if added is not None and context.has_units(added):
@@ -243,6 +246,13 @@ def batched(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> No
         added = told_apart(context, args[0], added, [d for d in range(made.ndim) if varies(context, made, d)])
         context.set(out, context.make("baddbmm", [made, added], [True, False]))
     return None
+
+
+def _over_places(context: Context, t: Tensor, dim: int) -> bool:
+    """Whether a tensor has units, and none along a dimension: what is summed up along it are places (the nodes of a
+    graph, by its adjacency), unit by unit."""
+    codes = array(context, t)
+    return codes.shape[dim] == 1 < t.shape[dim] and context.has_units(codes)
 
 
 def _between(context: Context, func: Any, x: Tensor, y: Tensor, out: Tensor, key: object = ()) -> None:
