@@ -48,7 +48,7 @@ def plan_widen(
     Args:
         model: any module; a copy with empty weights is run, the module itself is not touched.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments for its forward. Small ones
-            suffice.
+            suffice; of several samples, and with lengths that are no widths, nothing is alike by chance.
         width: the factor by which the number of units grows; or a mapping from module names or patterns to factors
             (float) or numbers of units (int), which then names the layers to widen.
         layers: names or shell-style patterns of the layers to widen (with what must be widened along); None: all.
