@@ -136,29 +136,36 @@ USES = {
 
 
 class Masked(nn.Module):
+    """Attention by heads of 4 features, with a mask that is made of what else is given, and of the number of heads."""
+
     def __init__(self, mask, use):
         super().__init__()
         self.qkv = nn.ModuleList(nn.Linear(5, 8) for _ in range(3))
         self.head = nn.Linear(8, 3)
         self.functions = [mask, use]
 
-    def forward(self, x):
+    def forward(self, x, *given):
         mask, use = self.functions
         q, k, v = (layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in self.qkv)
-        return self.head(use(q, k, v, mask(q.shape[1], q.shape[2])).transpose(1, 2).flatten(2))
+        made = mask(*given, q.shape[1]) if given else mask(q.shape[1], q.shape[2])
+        return self.head(use(q, k, v, made).transpose(1, 2).flatten(2))
 
 
-@pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("mask", MASKS)
-def test_masks_that_are_the_same_for_each_head(mask, use):
-    model, x = randomised(Masked(MASKS[mask], USES[use])), torch.randn(2, 6, 5).double()
+def heads_grow(model, x, other):
+    """Twice the heads, and the same function also of another input."""
     plan = net2net.plan_widen(model, x, 2)
     student = plan.apply(model)
     assert not plan.skipped
     assert all(layer.out_features == 16 for layer in student.qkv)
     assert net2net.verify(model, student, x).max_rel < 1e-13
     model.train(), student.train()
-    assert net2net.verify(model, student, torch.randn(2, 6, 5).double()).max_rel < 1e-13
+    assert net2net.verify(model, student, other).max_rel < 1e-13
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("mask", MASKS)
+def test_masks_that_are_the_same_for_each_head(mask, use):
+    heads_grow(randomised(Masked(MASKS[mask], USES[use])), *torch.randn(2, 2, 6, 5).double())
 
 
 #: Masks that differ from head to head in some of their places, or in another number of heads.

@@ -4,6 +4,7 @@ import net2net
 import pytest
 import torch
 from test_computed_weights import randomised, same_or_refused
+from test_constants import Masked, heads_grow
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention as attention
 
@@ -48,19 +49,6 @@ USES = {
 }
 
 
-class Masked(nn.Module):
-    def __init__(self, mask, use):
-        super().__init__()
-        self.qkv = nn.ModuleList(nn.Linear(5, 8) for _ in range(3))
-        self.head = nn.Linear(8, 3)
-        self.functions = [mask, use]
-
-    def forward(self, x, tokens):
-        mask, use = self.functions
-        q, k, v = (layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in self.qkv)
-        return self.head(use(q, k, v, mask(tokens, q.shape[1])).transpose(1, 2).flatten(2))
-
-
 def batch(size=3):
     tokens = torch.rand(size, 6) > 0.4
     tokens[:, :2] = True
@@ -70,14 +58,7 @@ def batch(size=3):
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("mask", COPIES)
 def test_one_mask_for_all_heads(mask, use):
-    model, x = randomised(Masked(COPIES[mask], USES[use])), batch()
-    plan = net2net.plan_widen(model, x, 2)
-    student = plan.apply(model)
-    assert not plan.skipped
-    assert all(layer.out_features == 16 for layer in student.qkv)
-    assert net2net.verify(model, student, x).max_rel < 1e-13
-    model.train(), student.train()
-    assert net2net.verify(model, student, batch(2)).max_rel < 1e-13
+    heads_grow(randomised(Masked(COPIES[mask], USES[use])), batch(), batch(2))
 
 
 def but_one(m, heads):
