@@ -44,10 +44,19 @@ class Expanded:
 
     def clear(self) -> None:
         self._labels = Shadows()
+        #: Of storages that hold sequences several times: of how many dimensions. A view of others would split these, by
+        #: a period that may be another one with another input.
+        self._dims: dict[int, int] = {}
 
     def forget(self, tensors: Iterable[Tensor]) -> None:
         """Something is written to these."""
-        self._labels.forget(tensors)
+        for t in tensors:
+            self._labels.forget([t])
+            self._dims.pop(t.untyped_storage()._cdata, None)
+
+    def _known(self, t: Tensor) -> Tensor | None:
+        labels = self._labels.get(t)
+        return None if labels is None or self._dims.get(t.untyped_storage()._cdata, t.dim()) != t.dim() else labels
 
     def constant(self, out: Tensor) -> None:
         """`out` is filled with one number."""
@@ -58,15 +67,15 @@ class Expanded:
         found = []
         if any(0 in t.stride() or t in self._labels for t in given):
             found = [(out, few) for out in made if (few := self._combined(given, out)) is not None]
+        periodic = any(t.untyped_storage()._cdata in self._dims for t in given if t in self._labels)
         self.forget(written)
         for out, few in found:
-            self._set(out, few)
+            self._set(out, few, periodic)
 
     def filled(self, target: Tensor, value: Tensor | None) -> None:
         """All of `target`, perhaps a part of something, is filled with a number, or with what can be broadcast to
         it."""
-        labels = self._labels.get(target)
-        if labels is None or target.numel() > _ELEMENTS:
+        if self._known(target) is None or target.numel() > _ELEMENTS or not self._labels.along_dims(target):
             return self.forget([target])
         new = torch.zeros((), dtype=torch.int64) if value is None else self._of(value)
         most = int(self._labels.stored(target).max())
@@ -95,19 +104,20 @@ class Expanded:
         """`given.repeat(repeats)` made `out`."""
         if out.numel() > _ELEMENTS:
             return
-        front = len(repeats) - given.dim()
+        front, periodic = len(repeats) - given.dim(), False
         labels = self._of(given)
         labels = labels.reshape([1] * front + list(labels.shape))
         for d, r in enumerate(repeats):
             if d >= front and r > 1 and given.shape[d - front] > 1:  # a sequence, several times
                 labels = labels.expand([given.shape[d - front] if at == d else -1 for at in range(labels.dim())])
                 labels = labels.repeat([r if at == d else 1 for at in range(labels.dim())])
-        self._set(out, labels)
+                periodic = True
+        self._set(out, labels, periodic)
 
     def copies(self, t: Tensor, dim: int) -> np.ndarray | None:
         """int64 [n]: for each position along a dimension, which of several slices it holds, numbered as they come.
         None, if that is not known, or all of them may be different."""
-        labels = self._labels.get(t)
+        labels = self._known(t)
         if labels is None:
             return None
         few = compact(labels)
@@ -123,12 +133,12 @@ class Expanded:
         """Whether a tensor is the same along a dimension (counted from the last)."""
         if t.shape[d] == 1 or t.stride(d) == 0:
             return True
-        labels = self._labels.get(t)
+        labels = self._known(t)
         return labels is not None and compact(labels).shape[d] == 1
 
     def _of(self, t: Tensor) -> Tensor:
         """Labels of the elements of `t`, with size 1 along dimensions along which they are all the same."""
-        if (labels := self._labels.get(t)) is not None:
+        if (labels := self._known(t)) is not None:
             return compact(labels)
         few = [n if step else 1 for n, step in zip(t.shape, t.stride(), strict=True)]
         return torch.arange(math.prod(few)).reshape(few)
@@ -145,13 +155,15 @@ class Expanded:
                 labels = torch.unique(labels, return_inverse=True)[1]
         return labels if labels.numel() < out.numel() or any(t in self._labels for t in given) else None
 
-    def _set(self, out: Tensor, few: Tensor) -> None:
+    def _set(self, out: Tensor, few: Tensor, periodic: bool = False) -> None:
         """`few`: labels that can be broadcast to `out`."""
         # A part of something larger would leave the rest without labels.
         whole = out.numel() * out.element_size() == out.untyped_storage().nbytes()
         if whole and out.numel() > 0 and few.numel() <= _ELEMENTS and 0 not in out.stride():
-            self._labels.forget([out])
+            self.forget([out])
             self._labels.set(out, few.expand(out.shape))
+            if periodic:
+                self._dims[out.untyped_storage()._cdata] = out.dim()
 
 
 def worked_along(name: str, args: Any, kwargs: Any, x: Tensor) -> set[int] | None:

@@ -88,7 +88,8 @@ def _contiguous(shape: torch.Size) -> tuple[int, ...]:
 class _Entry:
     def __init__(self, t: Tensor, codes: Tensor) -> None:
         self.alive = StorageWeakRef(t.untyped_storage())
-        self.geometry: Geometry | None = geometry_of(t)
+        self.first = geometry_of(t)
+        self.geometry: Geometry | None = self.first
         self.codes = codes
         self.itemsize = t.element_size()
         self._views: dict[Geometry, Tensor] = {}  # codes of views that took work, until something is written
@@ -174,6 +175,13 @@ class Shadows:
     def stored(self, t: Tensor) -> Tensor:
         """All codes of its storage, which has some."""
         return compact(self._entries[t.untyped_storage()._cdata].codes)
+
+    def along_dims(self, t: Tensor) -> bool:
+        """Whether its dimensions are some of those in which its storage got codes, whole or a run of them."""
+        geometry = self._entries[t.untyped_storage()._cdata].first
+        size_of = {step: n for n, step in zip(*geometry[:2], strict=True) if n > 1}
+        mine = [(n, step) for n, step in zip(t.shape, t.stride(), strict=True) if n > 1]
+        return len({step for _, step in mine}) == len(mine) and all(n <= size_of.get(step, 0) for n, step in mine)
 
     def __contains__(self, t: Tensor) -> bool:
         """Whether its storage has codes."""

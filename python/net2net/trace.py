@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from net2net.context import Context, TraceError
 from net2net.derived import Derived, Watch, passes_values, reads, sizes_by_value, whole_selection
-from net2net.hashes import seed
+from net2net.hashes import digest, seed
 from net2net.outputs import kept, leaves
 from net2net.rules.copies import copies
 from net2net.rules.elementwise import constant, constant_write
 from net2net.rules.kernels import linear_in_kernels
-from net2net.rules.table import POINTWISE, flat, is_view, name_of, refuse, rule_for, view
+from net2net.rules.table import POINTWISE, flat, is_view, name_of, refuse, rule_for, spelled, view
 from net2net.rules.weights import standardising
 from net2net.running import Inputs, call, computed, of_no_value, one_draw, written
 from net2net.shadows import compact
@@ -177,11 +178,13 @@ class Walk(TorchDispatchMode):
         if func.name() != "flex_attention" or kernel is None:
             raise NotImplementedError(f"{func.name()} runs code that is not looked into")
         context = self.context
-        with _Reads(lambda t: t in context.shadows or context.is_parameter(t)) as reads:
+        with _Reads() as reads:
             out = kernel(*args, **kwargs)
         given = [t for t in flat((args, kwargs)) if isinstance(t, Tensor)] + reads.tensors
         context.carriers.saw("", given, [])
-        refuse(context, func.name(), given, {}, out, "FlexAttention runs code that may tell heads apart")
+        # What the code does, and with which numbers, is part of the value.
+        what = {"done": digest(*reads.operations).hex()}
+        refuse(context, func.name(), given, what, out, "FlexAttention runs code that may tell heads apart")
         self.derived.add(t for t in flat(out) if isinstance(t, Tensor))
         return out
 
@@ -247,16 +250,30 @@ class Walk(TorchDispatchMode):
 
 
 class _Reads(TorchDispatchMode):
-    """Keeps those tensors that operations are given of which something is known."""
+    """Keeps what operations do, and the tensors that they are given and have not made."""
 
-    def __init__(self, known: Callable[[Tensor], bool]) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.tensors: list[Tensor] = []
-        self._known = known
+        self.operations: list[tuple[Any, ...]] = []
+        self._known: dict[int, StorageWeakRef] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.tensors += [t for t in flat((args, kwargs or {})) if isinstance(t, Tensor) and self._known(t)]
-        return func(*args, **(kwargs or {}))
+        self.tensors += [t for t in flat((args, kwargs or {})) if isinstance(t, Tensor) and self._is_new(t)]
+        self.operations.append((str(func), *spelled(args, kwargs or {})))
+        out = func(*args, **(kwargs or {}))
+        for t in flat(out):
+            if isinstance(t, Tensor):
+                self._is_new(t)
+        return out
+
+    def _is_new(self, t: Tensor) -> bool:
+        storage = t.untyped_storage()
+        known = self._known.get(storage._cdata)
+        if known is not None and not known.expired():
+            return False
+        self._known[storage._cdata] = StorageWeakRef(storage)
+        return True
 
 
 @contextlib.contextmanager

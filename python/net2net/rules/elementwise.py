@@ -204,7 +204,8 @@ def noise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None
     moments = tensors(args[1:] if func._schema.is_mutable or name_of(func).endswith("_like") else args)
     if kwargs.get("generator") is not None or any(context.has_units(array(context, t)) for t in moments):
         return unknown(context, func, args, kwargs, out)
-    made = context.units.intern(np.atleast_1d(seed((name_of(func), numbers((args[1:], kwargs))))))
+    # (Code may have set the seed, to a number that a width tells.)
+    made = context.units.intern(np.atleast_1d(seed((name_of(func), numbers((args[1:], kwargs)), torch.initial_seed()))))
     context.units.adopt(made, FIXED)
     context.set(out, made.reshape(()))
     return None

@@ -298,7 +298,11 @@ def indexed_dims(indices: Any) -> list[int]:
 def numbers(tree: Any) -> tuple[Any, ...]:
     """The numbers, flags and strings among an operation's arguments. Code may have made them from a tensor's width (`x
     / x.shape[1]`), which no code shows; so they are part of the value."""
-    return tuple(repr(a) for a in flat(tree) if _is_number(a))
+    return tuple(
+        repr(a.initial_seed() if isinstance(a, torch.Generator) else a)
+        for a in flat(tree)
+        if _is_number(a) or isinstance(a, torch.Generator)
+    )
 
 
 def spelled(args: Any, kwargs: Any) -> tuple[Any, ...]:
