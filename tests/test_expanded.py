@@ -263,3 +263,49 @@ def test_what_is_alike_for_one_example_alone(make):
     student = plan.apply(model)
     for x in (first, *others):
         assert net2net.verify(model, student, x).max_rel < 1e-13
+
+
+def every_third(w):
+    w.view(-1)[::3] = 0.25
+
+
+def of_each_four(w):
+    w.view(-1, 4)[:, 0] = 0
+
+
+def rows_flat(w):
+    w.view(w.shape[0], -1)[:, : w.shape[2]] = 0.2
+
+
+FLAT = {
+    "every third": every_third,
+    "of each four": of_each_four,
+    "flat rows": rows_flat,
+    "flipped": lambda w: w.view(-1, 4).flip(1).view(w.shape),
+    "cumulated": lambda w: w.view(-1, 4).cumsum(1).view(w.shape),
+    "repeated": lambda w: w * torch.arange(4.0).repeat(w.numel() // 4).view(w.shape),
+}
+
+
+@pytest.mark.parametrize("change", FLAT.values(), ids=FLAT)
+def test_flat_views_whose_period_is_the_length_for_one_example_alone(change):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Conv1d(3, 4, 1), nn.Conv1d(4, 2, 1)
+
+        def forward(self, x, m):
+            y = self.inner(x)
+            w = m[:, None].repeat(1, y.shape[1], 1)
+            w = w if (made := change(w)) is None else made
+            return self.outer(y * w)
+
+    model = randomised(Net())
+    try:
+        plan = net2net.plan_widen(model, (torch.randn(2, 3, 4).double(), torch.rand(2, 4).double()), 2)
+    except ValueError:
+        return
+    student = plan.apply(model)
+    for n, t in ((2, 4), (2, 6), (4, 3), (4, 5)):
+        x = torch.randn(n, 3, t).double(), torch.rand(n, t).double()
+        assert net2net.verify(model, student, x).max_rel < 1e-13

@@ -31,7 +31,14 @@ def width(y: Tensor) -> int:
     return y.shape[-1]
 
 
+def seeded(y: Tensor) -> Tensor:
+    torch.manual_seed(width(y))
+    return torch.rand(1, dtype=y.dtype)
+
+
 VECTORS: dict[str, Callable[[Between, Tensor], Tensor]] = {
+    "a seed": lambda m, y: y * seeded(y),
+    "a generator's seed": lambda m, y: y * torch.rand(1, generator=torch.Generator().manual_seed(width(y))),
     "complex numbers": lambda m, y: m.b(y) * torch.view_as_complex(y.view(len(y), -1, 2)).abs().mean(1, True),
     "bits": lambda m, y: m.b(y) * ((y.view(torch.int64) & 1).double().mean(1, keepdim=True) + 1),
     "scalar parameter": lambda m, y: y * (m.scalar * width(y) ** -0.5),

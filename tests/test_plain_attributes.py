@@ -1,6 +1,7 @@
 """Tensors that modules keep as plain attributes, neither parameters nor buffers: tables of positions, most often."""
 
 import copy
+import functools
 
 import net2net
 import pytest
@@ -181,21 +182,16 @@ def positions(t, width):
 class Cached(nn.Module):
     """A table that is made anew for longer inputs, of as many columns as there are then."""
 
-    def __init__(self, how, registered):
+    def __init__(self, registered=False):
         super().__init__()
-        self.embed, self.head, self.how = nn.Linear(5, 4), nn.Linear(4, 3), how
+        self.embed, self.head = nn.Linear(5, 4), nn.Linear(4, 3)
         if registered:
             self.register_buffer("table", positions(6, 4), persistent=False)
         else:
             self.table = positions(6, 4)
 
-    def _longer(self, t, width):
-        if self.how == "by text":
-            setattr(self, "table", positions(t, width))  # noqa: B010
-        elif self.how == "by data":
-            self.table.data = positions(t, width)
-        else:
-            self.table = positions(t, width)
+    def longer(self, t, width):
+        self.table = positions(t, width)
 
     @property
     def length(self):
@@ -204,14 +200,130 @@ class Cached(nn.Module):
     def forward(self, x):
         y = self.embed(x)
         if self.length < y.shape[1]:
-            self._longer(*y.shape[1:])
+            self.longer(*y.shape[1:])
         return self.head((y + self.table[: y.shape[1]]).relu())
 
 
+def put(module, name, t, width):
+    setattr(module, name, positions(t, width))
+
+
+def put_table(module, t, width):
+    module.table = positions(t, width)
+
+
+class ByText(Cached):
+    def longer(self, t, width):
+        put(self, "table", t, width)
+
+
+class ByData(Cached):
+    def longer(self, t, width):
+        self.table.data = positions(t, width)
+
+
+class ByAnotherName(Cached):
+    def longer(self, t, width):
+        table = self.table
+        table.data = positions(t, width)
+
+
+class InPlace(Cached):
+    def longer(self, t, width):
+        self.table.resize_(t, width).copy_(positions(t, width))
+
+
+class Among(Cached):
+    def longer(self, t, width):
+        (self._buffers if "table" in self._buffers else vars(self))["table"] = positions(t, width)
+
+
+class InALoop(Cached):
+    def longer(self, t, width):
+        for self.table in [positions(t, width)]:
+            pass
+
+
+class ByAFunctionItHolds(Cached):
+    def __init__(self, registered=False):
+        super().__init__(registered)
+        self.remake = {"sine": functools.partial(put_table, self)}
+
+    def longer(self, t, width):
+        self.remake["sine"](t, width)
+
+
+class Maker:
+    def remake(self, module, t, width):
+        module.table = positions(t, width)
+
+
+class ByAnObjectItHolds(Cached):
+    def __init__(self, registered=False):
+        super().__init__(registered)
+        self.maker = Maker()
+
+    def longer(self, t, width):
+        self.maker.remake(self, t, width)
+
+
+class Length:
+    def __get__(self, module, kind=None):
+        return len(module.table)
+
+    def __set__(self, module, t):
+        module.table = positions(t, module.table.shape[1])
+
+
+class ByADescriptor(Cached):
+    length = Length()
+
+    def longer(self, t, width):
+        self.length = t
+
+
+class ByDefault(Cached):
+    def longer(self, t, width, function=put_table):
+        function(self, t, width)
+
+
+def first_made_longer(forward):
+    def of(self, x):
+        if x.shape[1] > len(self.table):
+            put_table(self, x.shape[1], self.table.shape[1])
+        return forward(self, x)
+
+    return of
+
+
+class Decorated(Cached):
+    forward = first_made_longer(Cached.forward)
+
+
+class ByAHook(Cached):
+    longer = None
+
+    def __init__(self, registered=False):
+        super().__init__(registered)
+        self.register_forward_pre_hook(self.before)
+
+    @staticmethod
+    def before(module, args):
+        if args[0].shape[1] > len(module.table):
+            put_table(module, args[0].shape[1], module.table.shape[1])
+
+
+REMADE = [
+    Cached, ByText, ByData, ByAnotherName, InPlace, Among, InALoop, ByAFunctionItHolds, ByAnObjectItHolds,
+    ByADescriptor, ByDefault, Decorated, ByAHook,
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("registered", [False, True])
-@pytest.mark.parametrize("how", ["by name", "by text", "by data"])
-def test_tables_that_code_may_make_anew_stay(how, registered):
-    model = randomised(Cached(how, registered))
+@pytest.mark.parametrize("kind", REMADE)
+def test_tables_that_code_may_make_anew_stay(kind, registered):
+    model = randomised(kind(registered))
+    assert copy.deepcopy(model)(torch.randn(2, 9, 5).double()).shape == (2, 9, 3)
     with pytest.raises(ValueError, match="may make table anew"):
         net2net.plan_widen(model, inputs(), 2)
 
@@ -224,7 +336,7 @@ def test_what_a_forward_does_not_reach_may_make_it_anew():
         def set_table(self, table):
             self.table = table
 
-    model = randomised(Settable("by name", False))
+    model = randomised(Settable())
     plan = net2net.plan_widen(model, inputs(), 2)
     assert net2net.verify(model, plan.apply(model), inputs()).max_rel < 1e-13
 

@@ -16,7 +16,7 @@ from torch import nn
 from net2net import caches
 from net2net.context import TraceError
 from net2net.inference import Inference
-from net2net.remade import assigned
+from net2net.remade import Assigned
 from net2net.running import Inputs
 from net2net.skeleton import check_model, in_mode, movable, named_tensors, skeleton
 from net2net.trace import OUTPUT, walk
@@ -91,7 +91,7 @@ def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
     """Traces a copy of `model`, and returns what was found. `model` is not touched."""
     check_model(model)
     context = _collect(model, example_inputs)
-    remade: set[str] | None = None
+    remade: Assigned | None = None
     for name, t in named_tensors(model):
         axes = [context.units.axes.get((name, dim)) for dim in range(t.dim())]
         # (Those without a role were of an earlier walk.)
@@ -102,7 +102,7 @@ def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
         elif any(dim > 1 for dim in grown) and len(grown) > 1:
             reason = f"{name} has units along its axes {', '.join(map(str, grown))}"
         elif grown and not isinstance(t, nn.Parameter) and name not in context.reassigned and _of_a_user(model, name):
-            remade = assigned(model) if remade is None else remade
+            remade = Assigned(model) if remade is None else remade
             if name.rpartition(".")[2] in remade:
                 reason = f"code may make {name} anew, for another input, of sizes that have grown"
         for dim in grown if reason else []:

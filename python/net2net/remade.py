@@ -7,54 +7,124 @@ makes it anew; if it does not, only the code tells.
 from __future__ import annotations
 
 import dis
+import functools
 from collections.abc import Iterator
-from types import CellType, CodeType, FunctionType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import nn
 
-#: What can assign an attribute by a text.
-_BY_TEXT = {"setattr", "__setattr__", "register_buffer", "__dict__", "vars"}
+#: What can assign an attribute by a text, which may be any, or change a tensor that has another name there.
+_ANY = {
+    "setattr", "__setattr__", "register_buffer", "_buffers", "__dict__", "vars", "set_", "resize_", "resize_as_",
+    "_apply",
+}  # fmt: skip
+
+#: Packages whose code assigns nothing of a user's.
+_FOREIGN = {"builtins", "torch", "numpy", "math", "functools", "itertools", "einops", "typing"}
 
 
-def assigned(model: nn.Module) -> set[str]:
-    """The names of attributes that any code which a forward of `model` may reach assigns. What it reaches is told by
-    names alone, so that it may be more than there really is."""
-    classes = {kind for module in model.modules() for kind in type(module).__mro__ if not _of_torch(kind)}
-    methods: dict[str, list[FunctionType]] = {}
-    for kind in classes:
-        for name, member in vars(kind).items():
-            methods.setdefault(name, []).extend(_functions(member))
-    forwards = [vars(module).get("forward", type(module).forward) for module in model.modules()]
-    left = [f for forward in forwards for f in _functions(forward) if not _of_torch(f)]
-    found: set[str] = set()
-    seen: set[CodeType] = set()
-    while left:
-        function = left.pop()
-        left += [f for cell in function.__closure__ or () for f in _functions(_held(cell))]
-        for code in _codes(function.__code__):
-            if code in seen:
+class Assigned:
+    """Which attributes any code may assign that a forward of `model` reaches. What it reaches is told by names alone,
+    so that it may be more than there really is; but what is put together while it runs is not seen."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names: set[str] = set()
+        self._any = False
+        self._methods: dict[str, list[FunctionType]] = {}
+        self._left: list[FunctionType] = []
+        self._known: set[Any] = set()
+        for module in model.modules():
+            self._learn(type(module))
+            held = vars(module)
+            hooks = [*held["_forward_pre_hooks"].values(), *held["_forward_hooks"].values()]
+            own = (value for name, value in held.items() if name not in nn.Module().__dict__)
+            for value in (type(module).forward, type(module).__call__, *hooks, *own):
+                self._reach(value)
+        seen: set[CodeType] = set()
+        while self._left:
+            function = self._left.pop()
+            for value in (*map(_held, function.__closure__ or ()), *(function.__defaults__ or ())):
+                self._reach(value)
+            for code in _codes(function.__code__):
+                if code not in seen:
+                    seen.add(code)
+                    self._look(code, function.__globals__)
+
+    def __contains__(self, name: str) -> bool:
+        return self._any or name in self._names
+
+    def _look(self, code: CodeType, names: dict[str, Any]) -> None:
+        before: dis.Instruction | None = None
+        for step in dis.get_instructions(code):
+            if step.opname in ("STORE_ATTR", "DELETE_ATTR"):
+                self._names.add(str(step.argval))
+                if step.argval == "data":  # of an attribute, or of what came from anywhere
+                    by_name = before is not None and before.opname == "LOAD_ATTR"
+                    self._names |= {str(before.argval)} if by_name and before is not None else set()
+                    self._any = self._any or not by_name
+            before = step
+        self._any = self._any or bool(_ANY & set(code.co_names))
+        for name in code.co_names:
+            self._left += self._methods.get(name, [])
+            found = names.get(name)
+            self._reach(found)
+            if isinstance(found, ModuleType) and not _is_foreign(found.__name__):
+                for inner in code.co_names:
+                    self._reach(vars(found).get(inner))
+
+    def _learn(self, kind: type) -> None:
+        """The methods of a class can be reached by their names."""
+        for each in kind.__mro__:
+            if each in self._known or _is_foreign(each.__module__):
                 continue
-            seen.add(code)
-            found |= _stored(code)
-            for name in code.co_names:
-                left += methods.get(name, [])
-                left += [f for f in _functions(function.__globals__.get(name)) if not _of_torch(f)]
-    return found
+            self._known.add(each)
+            for name, member in vars(each).items():
+                functions = _functions(member)
+                self._methods.setdefault(name, []).extend(functions)
+                if name.startswith("__") and not issubclass(each, nn.Module):
+                    self._left += functions  # of descriptors and decorators of one's own, say
+                if not functions and not name.startswith("__"):
+                    self._reach(member)
+
+    def _reach(self, value: Any) -> None:
+        """What is at hand: functions are called, objects' methods can be."""
+        if value is None or isinstance(value, nn.Module | str | int | float):
+            return
+        if isinstance(value, dict | list | tuple):
+            for item in value.values() if isinstance(value, dict) else value:
+                if not isinstance(item, dict | list | tuple):
+                    self._reach(item)
+            return
+        functions = [f for f in _functions(value) if not _is_foreign(f.__module__)]
+        if functions:
+            self._left += functions
+        elif not isinstance(value, ModuleType | FunctionType):
+            self._learn(value if isinstance(value, type) else type(value))
 
 
-def _of_torch(x: Any) -> bool:
-    module = x.__module__ or ""
-    return module == "builtins" or module.partition(".")[0] in {"torch", "numpy"}
+def _is_foreign(module: str | None) -> bool:
+    return (module or "builtins").partition(".")[0] in _FOREIGN
 
 
 def _functions(member: Any) -> list[FunctionType]:
-    """The functions that an attribute stands for: of a method, a property, a wrapped function."""
+    """The functions that something stands for: a method, a property, a function that is wrapped or partly applied."""
     if isinstance(member, property):
-        return [f for f in (member.fget, member.fset) if isinstance(f, FunctionType)]
-    member = getattr(member, "__func__", member)
-    inner = getattr(member, "__wrapped__", None)
-    return [f for f in (member, inner) if isinstance(f, FunctionType) and f.__name__ != "__init__"]
+        inner: list[Any] = [member.fget, member.fset]
+    elif isinstance(member, FunctionType):
+        wrapped = getattr(member, "__wrapped__", None)
+        return ([] if member.__name__ == "__init__" else [member]) + (_functions(wrapped) if wrapped else [])
+    elif isinstance(member, staticmethod | classmethod | MethodType):
+        inner = [member.__func__]
+    elif isinstance(member, functools.partial | functools.partialmethod):
+        inner = [member.func]
+    elif isinstance(member, functools.singledispatchmethod):
+        inner = list(member.dispatcher.registry.values())
+    elif hasattr(member, "__wrapped__") and not isinstance(member, type):
+        inner = [member.__wrapped__]
+    else:
+        return []
+    return [f for each in inner for f in _functions(each)]
 
 
 def _held(cell: CellType) -> Any:
@@ -70,14 +140,3 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _codes(constant)
-
-
-def _stored(code: CodeType) -> set[str]:
-    found, before = set(), ""
-    for step in dis.get_instructions(code):
-        if step.opname in ("STORE_ATTR", "DELETE_ATTR"):
-            found |= {str(step.argval), before if step.argval == "data" else ""}
-        before = str(step.argval)
-    if _BY_TEXT & set(code.co_names):
-        found |= {text for text in code.co_consts if isinstance(text, str)}
-    return found
