@@ -1,12 +1,18 @@
-"""Numbers that modules keep by name, in dicts and in pairs, as layers of einops do."""
+"""Numbers that modules keep by name: in dicts and in pairs, as layers of einops do, and in configurations."""
 
+import argparse
 import copy
+import dataclasses
+import enum
 import json
+import pickle
+import types
+from typing import Any, NamedTuple
 
 import net2net
 import pytest
 import torch
-from net2net.kept_numbers import kept, put
+from net2net.kept_numbers import kept, put, without
 from torch import Tensor, nn
 
 
@@ -77,3 +83,100 @@ def test_a_plan_for_another_architecture_is_refused() -> None:
     other = nn.Sequential(nn.Linear(5, 12), Attention(12, 4), nn.Linear(12, 2))
     with pytest.raises(ValueError, match="another than the plan was made for"):
         plan.apply(other)
+
+
+class Pair(NamedTuple):
+    width: int
+    heads: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    width: int = 12
+    heads: int = 3
+
+    @property
+    def per_head(self) -> int:
+        return self.width // self.heads
+
+
+@dataclasses.dataclass
+class Outer:
+    attention: Inner = dataclasses.field(default_factory=Inner)
+    betas: tuple[float, float] = (0.9, 0.99)
+    names: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+class OfItsClass:
+    width, heads, layers = 12, 3, 3
+
+
+class ByRecord(nn.Module):
+    def __init__(self, record: Any) -> None:
+        super().__init__()
+        self.record = record
+        self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 12)
+
+    def sizes(self) -> tuple[int, int]:
+        return self.record.width, self.record.heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        width, heads = self.sizes()
+        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in self.qkv(x).split(width, -1))
+        made = nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + self.out(made.transpose(1, 2).reshape(*x.shape[:2], width))
+
+
+class ByInnerRecord(ByRecord):
+    def sizes(self) -> tuple[int, int]:
+        of = self.record.attention
+        return of.per_head * of.heads, of.width // of.per_head
+
+
+RECORDS = {
+    "namespace": (ByRecord, types.SimpleNamespace(width=12, heads=3, layers=3, dtype=torch.float32)),
+    "arguments": (ByRecord, argparse.Namespace(width=12, heads=3)),
+    "named tuple": (ByRecord, Pair(12, 3)),
+    "dataclass": (ByRecord, Inner()),
+    "of its class": (ByRecord, OfItsClass()),
+    "record in a record": (ByInnerRecord, Outer()),
+}
+
+
+@pytest.mark.parametrize(("kind", "record"), RECORDS.values(), ids=RECORDS)
+def test_records_whose_numbers_a_forward_reads(kind: type[ByRecord], record: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 12), kind(record), kind(record), nn.Linear(12, 2)).double()
+    x = torch.randn(2, 4, 5).double()
+    before = copy.deepcopy(record)
+    plan = net2net.plan_widen(model, x, 2)
+    student = plan.apply(model)
+    assert not plan.skipped
+    assert {change.after for change in plan.changes} == {24, 6}
+    # They share it; a student's modules have copies.
+    assert model[1].record is model[2].record is record
+    assert vars(record) == vars(before) if hasattr(record, "__dict__") else record == before
+    assert type(student[1].record) is type(record)
+    loaded = net2net.GrowthPlan.from_document(json.loads(json.dumps(plan.document())), "plan")
+    for each in (student, pickle.loads(pickle.dumps(student)), loaded.apply(model), net2net.widen(student, x, 1.5)):
+        assert net2net.verify(model, each, x).max_rel < 1e-13
+
+
+def test_what_is_no_record() -> None:
+    module = nn.Module()
+    module.forward = None  # type: ignore[assignment]
+    holder = types.SimpleNamespace(heads=3, tensor=torch.zeros(3))
+    for other in (holder, OfItsClass, enum.Enum("Kind", "heads").heads, object(), torch.float32, len):  # type: ignore[attr-defined]
+        module.held = other
+        assert not kept(module)
+
+
+def test_numbers_of_a_record_that_code_does_not_name() -> None:
+    module = ByRecord(types.SimpleNamespace(width=12, heads=3, layers=3))
+    assert kept(module) == {"record.width": 12, "record.heads": 3}
+    with without(module, "record.heads") as it_is_out:
+        assert it_is_out
+        assert not hasattr(module.record, "heads")
+    assert module.record.heads == 3
+    put(module, "record.heads", 6)
+    assert module.record.heads == 6

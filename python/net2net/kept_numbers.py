@@ -2,17 +2,30 @@
 
 An attribute may be a number, a tuple or list of numbers, or have numbers by name: a dict, or pairs of a name and a
 number (einops' layers keep the lengths of axes in both). All numbers of one name are one number then, called
-`['heads']`.
+`['heads']`. Or it is a record, an object that holds plain values alone (a namespace, a dataclass, a named tuple, a
+configuration), whose numbers are called `config.heads`: those that the module's code names.
+
+Modules share dicts and records: one whose number changes gets a copy of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import enum
+import functools
+import inspect
 from collections.abc import Iterator
+from types import FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
 
-from net2net.outputs import OWN
+from net2net.outputs import OWN, PLAIN
+from net2net.remade import codes
+
+#: Records in records are looked into so far.
+_DEEP = 3
 
 
 def kept(module: nn.Module) -> dict[str, Any]:
@@ -22,8 +35,10 @@ def kept(module: nn.Module) -> dict[str, Any]:
     for name, value in vars(module).items():
         if name in OWN:
             continue
-        if is_number(value) or (isinstance(value, tuple | list) and value and all(map(is_number, value))):
+        if _is_one_or_several(value):
             found[name] = value
+        elif (fields := _fields(value)) is not None:
+            found |= dict(_numbers_of(name, value, fields, _names_in(type(module)), _DEEP))  # type: ignore[arg-type]
         else:
             for key, number in _pairs(value):
                 named.setdefault(f"[{key!r}]", set()).add(number)
@@ -32,14 +47,15 @@ def kept(module: nn.Module) -> dict[str, Any]:
 
 
 def by_name(name: str) -> bool:
-    """Whether it is not an attribute itself, but in attributes."""
+    """Whether it is not of an attribute, but of names in attributes."""
     return name.startswith("[")
 
 
 def put(module: nn.Module, name: str, value: Any) -> None:
     """Changes what `kept` has found."""
     if not by_name(name):
-        setattr(module, name, value)
+        attribute, *path = name.split(".")
+        setattr(module, attribute, _with(getattr(module, attribute), path, value) if path else value)
         return
     for attribute, holder in list(vars(module).items()):
         if attribute in OWN:
@@ -53,8 +69,104 @@ def put(module: nn.Module, name: str, value: Any) -> None:
         setattr(module, attribute, changed)
 
 
+@contextlib.contextmanager
+def without(module: nn.Module, name: str) -> Iterator[bool]:
+    """Takes out what `kept` has found, until the context ends; or else yields False."""
+    attribute, *path = name.split(".")
+    holder: Any = module
+    for each in ((attribute, *path) if path else ())[:-1]:
+        holder = getattr(holder, each)
+    field = path[-1] if path else attribute
+    if by_name(name) or isinstance(holder, tuple) or hasattr(type(holder), field):
+        yield False
+        return
+    value = vars(holder).pop(field)
+    try:
+        yield True
+    finally:
+        vars(holder)[field] = value
+
+
 def is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_one_or_several(value: Any) -> bool:
+    several = isinstance(value, tuple | list) and not hasattr(value, "_fields")
+    return is_number(value) or (several and bool(value) and all(map(is_number, value)))
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    """What a record holds, by name; None if it is none."""
+    if isinstance(value, tuple):
+        fields = value._asdict() if hasattr(value, "_asdict") else None
+    elif isinstance(value, nn.Module | type | FunctionType | ModuleType | enum.Enum):
+        return None
+    else:
+        fields = getattr(value, "__dict__", None)
+        if fields is not None:  # with what instances of its class hold alike
+            alike = (vars(kind) for kind in reversed(type(value).__mro__))
+            fields = {k: v for held in alike for k, v in held.items() if _is_one_or_several(v)} | fields
+    return fields if fields and _is_plain(fields, _DEEP) else None
+
+
+def _is_plain(value: Any, deep: int) -> bool:
+    if isinstance(value, PLAIN):
+        return True
+    if isinstance(value, dict):
+        return deep > 0 and all(_is_plain(v, deep - 1) for v in value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return deep > 0 and all(_is_plain(v, deep - 1) for v in value)
+    return deep > 0 and not isinstance(value, type) and _fields(value) is not None
+
+
+def _numbers_of(
+    name: str, record: Any, fields: dict[str, Any], named: frozenset[str], deep: int
+) -> Iterator[tuple[str, Any]]:
+    named |= _names_in_properties(type(record))  # type: ignore[arg-type]
+    for field, value in fields.items():
+        if field not in named:
+            continue
+        if _is_one_or_several(value):
+            yield f"{name}.{field}", value
+        elif deep and (inner := _fields(value)) is not None:
+            yield from _numbers_of(f"{name}.{field}", value, inner, named, deep - 1)
+
+
+@functools.cache
+def _names_in(kind: type) -> frozenset[str]:
+    """All names and texts in what a class' forward reaches: its methods and properties, and functions of its file."""
+    names: set[str] = set()
+    left: list[Any] = [vars(each).get("forward") for each in kind.__mro__]
+    while left:
+        member = inspect.unwrap(left.pop())
+        member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+        if not isinstance(member, FunctionType):
+            continue
+        for code in codes(member.__code__):
+            found = {*code.co_names, *(text for text in code.co_consts if isinstance(text, str))} - names
+            names |= found
+            left += [vars(each)[name] for each in kind.__mro__ for name in found & vars(each).keys()]
+            near = (member.__globals__.get(name) for name in found)
+            left += [f for f in near if getattr(f, "__module__", None) == member.__module__]
+    return frozenset(names)
+
+
+@functools.cache
+def _names_in_properties(kind: type) -> frozenset[str]:
+    getters = (m.fget for each in kind.__mro__ for m in vars(each).values() if isinstance(m, property))
+    return frozenset(name for f in getters if isinstance(f, FunctionType) for name in f.__code__.co_names)
+
+
+def _with(record: Any, path: list[str], value: Any) -> Any:
+    """A copy of a record whose field, by its path, is another."""
+    field, *inner = path
+    after = _with(getattr(record, field), inner, value) if inner else value
+    if isinstance(record, tuple):
+        return record._replace(**{field: after})  # type: ignore[attr-defined]
+    record = copy.copy(record)
+    vars(record)[field] = after  # (It may be frozen.)
+    return record
 
 
 def _pairs(value: Any) -> Iterator[tuple[str, int]]:

@@ -46,7 +46,7 @@ class Assigned:
             function = self._left.pop()
             for value in (*map(_held, function.__closure__ or ()), *(function.__defaults__ or ())):
                 self._reach(value)
-            for code in _codes(function.__code__):
+            for code in codes(function.__code__):
                 if code not in seen:
                     seen.add(code)
                     self._look(code, function.__globals__)
@@ -134,9 +134,9 @@ def _held(cell: CellType) -> Any:
         return None
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
+def codes(code: CodeType) -> Iterator[CodeType]:
     """A function's code, and that of functions within it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _codes(constant)
+            yield from codes(constant)

@@ -20,7 +20,7 @@ from torch import nn
 
 from net2net.context import TraceError
 from net2net.hashes import digest
-from net2net.kept_numbers import by_name, is_number, kept, put
+from net2net.kept_numbers import by_name, is_number, kept, put, without
 from net2net.skeleton import each_module
 from net2net.student import Student
 
@@ -109,16 +109,13 @@ def _guarded(
 
         def counts(owner: nn.Module, attribute: str) -> bool:
             """Whether the module, without that attribute, does not fail in the very same way."""
-            if by_name(attribute) or hasattr(type(owner), attribute):
-                return True
-            value = vars(owner).pop(attribute)
-            try:
-                again()
-            except Exception as error:
-                context.mark(error)
-                return str(error) != str(latest) or context.seen[since:] != reached
-            finally:
-                vars(owner)[attribute] = value
+            with without(owner, attribute) as it_is_out:
+                try:
+                    if it_is_out:
+                        again()
+                except Exception as error:
+                    context.mark(error)
+                    return str(error) != str(latest) or context.seen[since:] != reached
             return True
 
         def least(edits: list[_Edit], out: Any) -> tuple[list[_Edit], Any]:
