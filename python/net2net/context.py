@@ -253,12 +253,12 @@ class Context(ABC):
 
     def _tied(self, made: np.ndarray, operands: list[np.ndarray], tied: Sequence[bool], uniform: bool) -> np.ndarray:
         fresh = made >= self.units.fresh
-        self.check_known(made, (a for a in operands if self.has_units(a)))
+        roots = [self.roots(a) for a in operands]
+        self.check_known(made, (a for a, r in zip(operands, roots, strict=True) if (r > FIXED).any()))
         if fresh.any():
             # New values are put where their first operand with a unit is.
             block, place = np.zeros(made.shape, dtype=np.int64), made.copy()
-            for a, t in zip(operands, tied, strict=True):
-                r = self.roots(a)
+            for a, r, t in zip(operands, roots, tied, strict=True):
                 first = (r > FIXED) & (block <= FIXED)
                 if t and first.any():
                     place[first] = self.units.places.roots(ids_of(a[first]))

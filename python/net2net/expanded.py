@@ -20,6 +20,9 @@ from net2net.shadows import Shadows, compact
 #: Of larger ones nothing is kept.
 _ELEMENTS = 2**22
 
+#: Larger labels are numbered anew: of two that are not, a pair still makes a number of 64 bits.
+_LABELS = 2**31
+
 #: Operations that work along the dimensions that this argument names, and along others one by one.
 _ALONG = {
     "cumsum": 1, "cumprod": 1, "logcumsumexp": 1, "_softmax": 1, "_log_softmax": 1, "_safe_softmax": 1, "flip": 1,
@@ -149,10 +152,8 @@ class Expanded:
             return None
         labels = torch.zeros((1,) * out.dim(), dtype=torch.int64)
         for t in given:
-            few = self._of(t)
-            labels = labels * (int(few.max()) + 1) + few
-            if labels.numel() > 1:  # numbered anew, or they would grow beyond all bounds
-                labels = torch.unique(labels, return_inverse=True)[1]
+            few = _small(self._of(t))
+            labels = _small(labels * (int(few.max()) + 1) + few)
         return labels if labels.numel() < out.numel() or any(t in self._labels for t in given) else None
 
     def _set(self, out: Tensor, few: Tensor, periodic: bool = False) -> None:
@@ -164,6 +165,11 @@ class Expanded:
             self._labels.set(out, few.expand(out.shape))
             if periodic:
                 self._dims[out.untyped_storage()._cdata] = out.dim()
+
+
+def _small(labels: Tensor) -> Tensor:
+    """Numbered anew, if they have become large."""
+    return torch.unique(labels, return_inverse=True)[1] if int(labels.max()) > _LABELS else labels
 
 
 def worked_along(name: str, args: Any, kwargs: Any, x: Tensor) -> set[int] | None:

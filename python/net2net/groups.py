@@ -235,31 +235,37 @@ def _segments(
     """Chains of units in which each is always followed by the next one, in every axis, and the next always preceded by
     it."""
     end = len(free)  # stands for "nothing that may be in the same segment"
-    pairs = []
-    for order, lengths in runs.values():
-        same = (lengths[:-1] == lengths[1:]) & (together.roots(order[:-1]) == together.roots(order[1:]))
-        same &= free[order[:-1]] & free[order[1:]]
-        after = np.append(np.where(same, order[1:], end), end)
-        before = np.append(end, np.where(same, order[:-1], end))
-        keep = free[order]
-        pairs.append(np.stack([order, before, after], 1)[keep])
-    if not pairs:
+    if not runs:
         return []
-    links = np.concatenate(pairs)
+    order, lengths = (np.concatenate(of_all) for of_all in zip(*runs.values(), strict=True))
+    same = free[order[:-1]] & free[order[1:]] & (lengths[:-1] == lengths[1:])
+    same[np.cumsum([len(of_one) for of_one, _ in runs.values()])[:-1] - 1] = False  # the next is of another axis
+    group = together.roots(order)
+    same &= group[:-1] == group[1:]
+    after = np.append(np.where(same, order[1:], end), end)
+    before = np.append(end, np.where(same, order[:-1], end))
+    links = np.stack([order, before, after], 1)[free[order]]
     units, first_seen, number = np.unique(links[:, 0], return_index=True, return_inverse=True)
-    following = _only(number, links[:, 2], end)
-    preceding = dict(zip(units.tolist(), _only(number, links[:, 1], end).tolist(), strict=True))
-    pairs_of_units = zip(units.tolist(), following.tolist(), strict=True)
-    follows = {unit: after for unit, after in pairs_of_units if after != end and preceding[after] == unit}
-    inner = set(follows.values())
+    # From here on, units are numbers in the order in which they are met first; `none` stands for `end`.
+    met, none = np.argsort(first_seen), len(units)
+    if not none:
+        return []
+    number_of = np.full(end + 1, none)
+    number_of[units[met]] = np.arange(none)
+    following = number_of[_only(number, links[:, 2], end)[met]]
+    preceding = np.append(number_of[_only(number, links[:, 1], end)[met]], none)
+    follows = np.where(preceding[following] == np.arange(none), following, none)
+    # Nearly all follow those that they are met after, so whole runs of them are taken at once.
+    starts = np.flatnonzero(np.append(True, follows[:-1] != np.arange(1, none)))
+    parts = np.split(units[met], starts[1:])
+    part_at = dict(zip(starts.tolist(), parts, strict=True))
+    next_at = dict(zip(starts.tolist(), follows[[*(starts[1:] - 1), none - 1]].tolist(), strict=True))
     segments = []
-    for unit in units[np.argsort(first_seen)].tolist():
-        if unit in inner:
-            continue
-        chain = [unit]
-        while chain[-1] in follows:
-            chain.append(follows[chain[-1]])
-        segments.append(np.array(chain))
+    for start in sorted(next_at.keys() - set(next_at.values())):
+        chain = [start]
+        while next_at[chain[-1]] != none:
+            chain.append(next_at[chain[-1]])
+        segments.append(np.concatenate([part_at[at] for at in chain]))
     return segments
 
 

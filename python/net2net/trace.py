@@ -143,14 +143,14 @@ class Walk(TorchDispatchMode):
                     run = of_no_value if rule is not view and self._without_value(tensors) else computed
                     out = run(func, args, kwargs)
             context.operation = str(func)
-            made = [t for t in flat(out) if isinstance(t, Tensor)]
-            self._copies(func, args, kwargs, out, derived)
+            made, into = [t for t in flat(out) if isinstance(t, Tensor)], self._written(func, args, kwargs)
+            self._copies(func, args, kwargs, out, made, into, derived)
             if rule is not view and not is_view(func):
                 context.carriers.saw(name_of(func), tensors, made)
             try:
                 # What is made of parameters has no units yet.
                 if not any(of_parameters(context, func, args, kwargs, out) for of_parameters in _OF_PARAMETERS):
-                    for t in self._written(func, args, kwargs):
+                    for t in into:
                         context.overwritten(t)
                     rule(context, func, args, kwargs, out)
             except TraceError:
@@ -158,7 +158,7 @@ class Walk(TorchDispatchMode):
             except Exception as error:  # not foreseen by the rule; in a student the same happens
                 refuse(context, func, args, kwargs, out, f"{func} is not understood here ({error})")
             if derived:
-                self.derived.add(self._written(func, args, kwargs))
+                self.derived.add(into)
             self._follow(func, tensors, made, derived, sized)
         except Exception as error:
             if derived and isinstance(error, torch.linalg.LinAlgError):
@@ -188,10 +188,11 @@ class Walk(TorchDispatchMode):
         self.derived.add(t for t in flat(out) if isinstance(t, Tensor))
         return out
 
-    def _copies(self, func: Any, args: Any, kwargs: Any, out: Any, derived: bool) -> None:
+    def _copies(
+        self, func: Any, args: Any, kwargs: Any, out: Any, made: list[Tensor], written: list[Tensor], derived: bool
+    ) -> None:
         """Keeps which elements are copies of one."""
         expanded, name, rule = self.context.expanded, name_of(func), rule_for(func)
-        written, made = self._written(func, args, kwargs), [t for t in flat(out) if isinstance(t, Tensor)]
         if rule is constant and "empty" not in name:
             for t in made:
                 expanded.constant(t)

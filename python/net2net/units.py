@@ -78,6 +78,10 @@ class DisjointSets:
         self._parents[ids] = roots
         return roots
 
+    def are_one(self, a: np.ndarray, b: np.ndarray) -> bool:
+        """Whether a[i] and b[i] are known to be in one set, for each i; if not, they may be nevertheless."""
+        return bool((self._parents.take(a) == self._parents.take(b)).all())
+
     def flatten(self) -> None:
         """From here on, until sets are joined, representatives are found in one step."""
         if not self._flat:
@@ -192,6 +196,8 @@ class Units:
         """The same place: replicated together, and standing at the same place in their block. Values without a unit are
         left out."""
         a, b = a.ravel(), b.ravel()
+        if self.blocks.are_one(a, b) and self.places.are_one(a, b):  # most often, and soon seen
+            return
         x, y = self.blocks.roots(a), self.blocks.roots(b)
         both = (x > FIXED) & (y > FIXED)
         if not both.all():

@@ -168,9 +168,9 @@ def move(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         where = func(at, *args[1:], **kwargs).long()
         moved = known.contiguous().view(-1)[(where - 1).clamp_min(0)]
         moved[where == 0] = int(context.make(("full", ("0",)), []))
-    if indices:
-        context.taken(few.numpy(), moved.numpy())
     moved = compressed(moved)
+    if indices:
+        context.taken(few.numpy(), compact(moved).numpy())
     # Which places, and how many, the numbers tell that it is given; which units, their codes do.
     if (indices or name_of(func) == "unfold") and all(few.shape[d] == 1 for d in dims):
         which = chosen_by(context, indices, out.dim())
