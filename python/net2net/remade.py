@@ -55,15 +55,16 @@ class Assigned:
         return self._any or name in self._names
 
     def _look(self, code: CodeType, names: dict[str, Any]) -> None:
-        before: dis.Instruction | None = None
+        before: list[dis.Instruction] = []
         for step in dis.get_instructions(code):
             if step.opname in ("STORE_ATTR", "DELETE_ATTR"):
                 self._names.add(str(step.argval))
-                if step.argval == "data":  # of an attribute, or of what came from anywhere
-                    by_name = before is not None and before.opname == "LOAD_ATTR"
-                    self._names |= {str(before.argval)} if by_name and before is not None else set()
+                # (`mask.data *= 2` leaves it what it is.)
+                if step.argval == "data" and not _in_place(before):  # of an attribute, or of what came from anywhere
+                    by_name = before[-1].opname == "LOAD_ATTR"
+                    self._names |= {str(before[-1].argval)} if by_name else set()
                     self._any = self._any or not by_name
-            before = step
+            before = [*before[-1:], step]
         self._any = self._any or bool(_ANY & set(code.co_names))
         for name in code.co_names:
             self._left += self._methods.get(name, [])
@@ -101,6 +102,12 @@ class Assigned:
             self._left += functions
         elif not isinstance(value, ModuleType | FunctionType):
             self._learn(value if isinstance(value, type) else type(value))
+
+
+def _in_place(before: list[dis.Instruction]) -> bool:
+    """Whether an assignment after these two is an augmented one, such as `*=`."""
+    operation = before[0]
+    return operation.opname.startswith("INPLACE_") or (operation.opname == "BINARY_OP" and "=" in operation.argrepr)
 
 
 def _is_foreign(module: str | None) -> bool:
