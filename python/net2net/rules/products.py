@@ -19,6 +19,7 @@ from net2net.rules.table import (
     rows_along,
     tensors,
     told_apart,
+    unknown,
     varies,
 )
 from net2net.shadows import codes, ids_of
@@ -127,6 +128,8 @@ def linear(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> Non
             return _between(context, func, x[None], right[None], out[None])
         if kind != "linear" and (part := context.parameters.rows(right)) is not None:
             return _by_rows(context, func, ("linear", part[0], numbers(kwargs)), x, bias, part, out)
+        if bias is None and (vector := _as_vector(context, right, 0 if kind == "linear" else 1)) is not None:
+            return _with_vector(context, func, x, vector, out)
         return _computed(context, func, args, kwargs, out, right.shape[0 if kind == "linear" else 1])
     name, dims = known.name, known.dims
     # F.linear has the weight as [out, in]; mm and addmm have it on the right, as [in, out].
@@ -154,6 +157,38 @@ def linear(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> Non
             made = _plus_bias(context, key, bias, made)
     context.set(out, made.reshape(*given.shape[:-1], produced))
     return None
+
+
+@register("mv")
+def matrix_times_vector(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """A sum over features, weighted by a parameter (the scores of additive attention)."""
+    x, vector = args
+    if context.is_parameter(x) or context.weight(vector) is None:
+        return unknown(context, func, args, kwargs, out)
+    return _with_vector(context, func, x, vector, out)
+
+
+def _as_vector(context: Context, t: Tensor, dim: int) -> Tensor | None:
+    """The parameter that a matrix of size 1 along a dimension is, as a vector; None if it is not one."""
+    if t.shape[dim] != 1:
+        return None
+    vector = t.select(dim, 0)
+    return None if context.weight(vector) is None else vector
+
+
+def _with_vector(context: Context, func: Any, x: Tensor, vector: Tensor, out: Tensor) -> None:
+    """x [..., n] times a parameter [n], which is like a layer with a single unit, that stays one."""
+    known = context.weight(vector)
+    assert known is not None
+    given, features = array(context, x), len(vector)
+    rows = rows_along(given, x.dim() - 1, features)
+    if context.crossing(rows, name_of(func)) or (context.has_units(given) and given.shape[-1] == 1 < features):
+        return refuse(context, func, (x, vector), {}, out, f"{known.name} is applied to several units")
+    context.carriers.used(x, (known.name, 0))
+    met = context.meet(known.name, 0, features, "in", rows, f"the input of {known.name} has a fixed width")
+    sums = context.signature(mix(seed("sum"), context.contracted(met, rows, known.name)), rows)
+    made = context.make(("linear", known.name, known.formula), [codes(sums)], [False])
+    context.set(out, made.reshape(given.shape[:-1] + (1,) * (out.dim() - x.dim() + 1)))
 
 
 def _by_rows(
@@ -228,8 +263,11 @@ def batched(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> No
     """Products between activations: see `_between`. What is added to them (a mask of attention) may have no units."""
     start = 1 if name_of(func) == "baddbmm" else 0
     x, y = args[start : start + 2]
-    if not start and y.shape[0] == 1 and context.weight(y[0]) is not None:  # `torch.einsum` with a matrix of weights
-        return linear(context, func, (x[0], y[0]), kwargs, out[0])
+    if not start and y.shape[0] == 1:  # `torch.einsum` with a matrix of weights, or a vector
+        if context.weight(y[0]) is not None:
+            return linear(context, func, (x[0], y[0]), kwargs, out[0])
+        if x.shape[0] == 1 and (vector := _as_vector(context, y[0], 1)) is not None:
+            return _with_vector(context, func, x[0], vector, out[0])
     if not start and x.shape[0] == 1 and context.weight(x[0]) is not None:
         return linear(context, func, (y[0].t(), x[0].t()), kwargs, out[0].t())
     both = context.is_parameter(x), context.is_parameter(y)
