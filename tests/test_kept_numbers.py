@@ -7,6 +7,7 @@ import enum
 import json
 import pickle
 import types
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import net2net
@@ -180,3 +181,80 @@ def test_numbers_of_a_record_that_code_does_not_name() -> None:
     assert module.record.heads == 3
     put(module, "record.heads", 6)
     assert module.record.heads == 6
+
+
+class Told(nn.Module):
+    """Modules that share a record, or a dict, by which one tells the other how long the input is."""
+
+    def __init__(self, shared: Any, put: Callable[[Any, int], None], get: Callable[[Any, str], int]) -> None:
+        super().__init__()
+        self.shared, self.put, self.get = shared, [put], [get]
+        self.embed, self.attention, self.head = nn.Linear(5, 12), ToldAttention(shared, get), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.put[0](self.shared, x.shape[1])
+        return self.head(self.attention(self.embed(x)))
+
+
+class ToldAttention(nn.Module):
+    def __init__(self, shared: Any, get: Callable[[Any, str], int]) -> None:
+        super().__init__()
+        self.shared, self.get = shared, [get]
+        self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads, length = (self.get[0](self.shared, name) for name in ("heads", "length"))
+        q, k, v = self.qkv(x).unflatten(-1, (3, heads, -1)).transpose(1, 3).unbind(2)
+        made = nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + self.out(made.transpose(1, 2).flatten(2)) / length
+
+
+def put_attribute(shared: Any, length: int) -> None:
+    shared.length = length
+
+
+def put_item(shared: Any, length: int) -> None:
+    shared["length"] = length
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("kind", ["record", "dict"])
+def test_what_modules_tell_each_other_is_not_lost(kind: str, begun: bool) -> None:
+    torch.manual_seed(0)
+    shared: Any = {"heads": 3} | ({"length": 4} if begun else {})
+    model = (
+        Told(shared, put_item, lambda of, name: of[name])
+        if kind == "dict"
+        else Told(types.SimpleNamespace(**shared), put_attribute, getattr)
+    ).double()
+    try:
+        student = net2net.plan_widen(model, torch.randn(2, 4, 5).double(), 2).apply(model)
+    except ValueError:
+        return
+    for t in (4, 7):
+        assert net2net.verify(model, student, torch.randn(2, t, 5).double()).max_rel < 1e-13
+
+
+@pytest.mark.parametrize(
+    "cut", [lambda x, n: x[:, :n], lambda x, n: torch.cat([x[:, :n] / 2, x[:, n:]], 1), lambda x, n: x[..., :n, :]]
+)
+def test_a_width_that_is_a_limit_too(cut: Callable[[Tensor, int], Tensor]) -> None:
+    """A shorter example does not show what it does to longer inputs."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width = 8
+            self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(cut(x, self.width))
+            return self.last(y.reshape(-1, self.width).tanh().view(*y.shape[:2], self.width))
+
+    model = Net().double()
+    try:
+        student = net2net.plan_widen(model, torch.randn(2, 4, 5).double(), 2).apply(model)
+    except ValueError:
+        return
+    for t in (4, 12):
+        assert net2net.verify(model, student, torch.randn(2, t, 5).double()).max_rel < 1e-13

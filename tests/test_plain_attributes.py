@@ -1,7 +1,14 @@
 """Tensors that modules keep as plain attributes, neither parameters nor buffers: tables of positions, most often."""
 
+import contextlib
 import copy
+import dataclasses
+import enum
 import functools
+import inspect
+import logging
+import os
+import types
 
 import net2net
 import pytest
@@ -313,9 +320,53 @@ class ByAHook(Cached):
             put_table(module, args[0].shape[1], module.table.shape[1])
 
 
+class Remade:
+    def __init__(self, module, t, width):
+        module.table = positions(t, width)
+
+
+class ByMakingAnObject(Cached):
+    def longer(self, t, width):
+        Remade(self, t, width)
+
+
+class ByAnObjectInAnObject(Cached):
+    def __init__(self, registered=False):
+        super().__init__(registered)
+        self.holder = types.SimpleNamespace(makers=[[Maker()]])
+
+    def longer(self, t, width):
+        self.holder.makers[0][0].remake(self, t, width)
+
+
+class ByALaterImport(Cached):
+    def longer(self, t, width):
+        from not_imported_yet import remake
+
+        remake(self, t, width)
+
+
+class ByItsModule(Cached):
+    def __init__(self, registered=False):
+        super().__init__(registered)
+        self.box = self.boxed(positions(6, 4), registered)
+        del self.table
+
+    def boxed(self, table, registered):
+        box = nn.Module()
+        box.register_buffer("table", table) if registered else setattr(box, "table", table)
+        return box
+
+    def forward(self, x):
+        y = self.embed(x)
+        if len(self.box.table) < y.shape[1]:
+            self.box = self.boxed(positions(*y.shape[1:]), False)
+        return self.head((y + self.box.table[: y.shape[1]]).relu())
+
+
 REMADE = [
     Cached, ByText, ByData, ByAnotherName, InPlace, Among, InALoop, ByAFunctionItHolds, ByAnObjectItHolds,
-    ByADescriptor, ByDefault, Decorated, ByAHook,
+    ByADescriptor, ByDefault, Decorated, ByAHook, ByMakingAnObject, ByAnObjectInAnObject, ByItsModule,
 ]  # fmt: skip
 
 
@@ -324,8 +375,57 @@ REMADE = [
 def test_tables_that_code_may_make_anew_stay(kind, registered):
     model = randomised(kind(registered))
     assert copy.deepcopy(model)(torch.randn(2, 9, 5).double()).shape == (2, 9, 3)
-    with pytest.raises(ValueError, match="may make table anew"):
+    with pytest.raises(ValueError, match=r"may make (box\.)?table anew"):
         net2net.plan_widen(model, inputs(), 2)
+
+
+def test_what_is_not_imported_yet_may_make_it_anew():
+    with pytest.raises(ValueError, match="may make table anew"):
+        net2net.plan_widen(randomised(ByALaterImport()), inputs(), 2)
+
+
+class Kind(enum.Enum):
+    PLAIN = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    kind: Kind = Kind.PLAIN
+
+
+def by_text(module, x):
+    setattr(module, "last", 1)  # noqa: B010
+    return x
+
+
+def within(module, x):
+    with contextlib.nullcontext():
+        return x * 1
+
+
+HARMLESS = {
+    "logging": lambda module, x: logging.getLogger("test").debug("%s", x.shape) or x,
+    "a context": within,
+    "an enumeration": lambda module, x: x if dataclasses.replace(Options()).kind is Kind.PLAIN else -x,
+    "the system": lambda module, x: x if os.environ.get("NOT SET") is None else -x,
+    "copies": lambda module, x: x if copy.copy([inspect.signature(within)]) else -x,
+    "another attribute": by_text,
+}
+
+
+@pytest.mark.parametrize("use", HARMLESS.values(), ids=HARMLESS)
+def test_code_that_makes_no_table_anew(use):
+    class Net(Cached):
+        def __init__(self):
+            super().__init__(registered=True)
+            self.use = use
+
+        def forward(self, x):
+            return self.head((self.use(self, self.embed(x)) + self.table[: x.shape[1]]).relu())
+
+    model = randomised(Net())
+    plan = net2net.plan_widen(model, inputs(), 2)
+    assert plan.apply(model).table.shape == (6, 8)
 
 
 def test_what_a_forward_does_not_reach_may_make_it_anew():

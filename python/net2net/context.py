@@ -327,6 +327,10 @@ class Context(ABC):
         """The new values `made` are in the blocks of `units`."""
 
     @abstractmethod
+    def cut(self, end: int) -> None:
+        """A slice ends beyond the end of what it is of, an input perhaps: another one may be longer."""
+
+    @abstractmethod
     def crossing(self, rows: np.ndarray, what: str) -> bool:
         """Whether units lie across the rows of codes [rows, n] too: see `Units.crossing`. `what` names the
         operation."""

@@ -8,7 +8,7 @@ cannot be followed, nor anything that it can reach from then on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -138,6 +138,7 @@ _HANDING_OUT = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__
 #: What tells Python how many elements there are.
 _SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement, Tensor.__len__, torch.numel}  # type: ignore[attr-defined]
 _SPLITTING = {torch.tensor_split, Tensor.tensor_split}
+_INDEXING = {Tensor.__getitem__, Tensor.__setitem__}
 #: What gives the same for all finite numbers, as sound activations are: code makes sure of it and goes on.
 _OF_FINITE = {torch.isnan, torch.isinf, torch.isfinite, Tensor.isnan, Tensor.isinf, Tensor.isfinite}
 #: What reads values only to check or print them, and gives back none.
@@ -146,15 +147,22 @@ _LOOKING = {Tensor.__repr__, Tensor.__format__}
 
 class Watch(TorchFunctionMode):
     """Calls `read` when values of tensors made of weights are handed out, or with `sizes` when how many there are is
-    asked for and depends on such values.
+    asked for and depends on such values; and `cut` with the number at which a slice ends, if that is beyond the end
+    (which no operation is told).
 
     Attributes:
         looking: whether what is read now is only looked at.
     """
 
-    def __init__(self, derived: Derived, read: Callable[..., None], handed_out: Callable[[Tensor], None]) -> None:
+    def __init__(
+        self,
+        derived: Derived,
+        read: Callable[..., None],
+        handed_out: Callable[[Tensor], None],
+        cut: Callable[[int], None],
+    ) -> None:
         super().__init__()
-        self._derived, self._read, self._handed_out = derived, read, handed_out
+        self._derived, self._read, self._handed_out, self._cut = derived, read, handed_out, cut
         self.looking = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -162,6 +170,9 @@ class Watch(TorchFunctionMode):
         if func in _LOOKING:
             with _disable_current_modes():
                 return func(*args, **kwargs)
+        if func in _INDEXING:
+            for end in _ends_beyond(*args[:2]):
+                self._cut(end)
         if func in _SIZES and self._asks_for_a_size(func, *args, **kwargs):
             self._read("a size", sizes=True)
         if func in _HANDING_OUT or func in _SPLITTING:
@@ -187,6 +198,25 @@ class Watch(TorchFunctionMode):
             return False
         dim = args[0] if args else kwargs.get("dim", 0)
         return func is not Tensor.size or dim in (0, -t.dim(), None)
+
+
+def _ends_beyond(t: Tensor, index: Any) -> Iterator[int]:
+    """Where slices end that would end later, were the tensor larger."""
+    items = [i for i in (index if isinstance(index, tuple) else (index,)) if i is not None]
+    dim = 0
+    for at, item in enumerate(items):
+        if item is Ellipsis:
+            dim = t.dim() - sum(map(_dims_of, items[at + 1 :]))
+            continue
+        stop = item.stop if isinstance(item, slice) else None
+        if isinstance(stop, int) and 0 <= dim < t.dim() and stop > t.shape[dim]:
+            yield stop
+        dim += _dims_of(item)
+
+
+def _dims_of(item: Any) -> int:
+    """How many dimensions an index is for."""
+    return item.dim() if isinstance(item, Tensor) and is_mask(item) else 1
 
 
 def _classes(*args: Any, **kwargs: Any) -> int:

@@ -103,7 +103,8 @@ def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
             reason = f"{name} has units along its axes {', '.join(map(str, grown))}"
         elif grown and not isinstance(t, nn.Parameter) and name not in context.reassigned and _of_a_user(model, name):
             remade = Assigned(model) if remade is None else remade
-            if name.rpartition(".")[2] in remade:
+            *modules, last = name.split(".")
+            if last in remade or not remade.names.isdisjoint(modules):
                 reason = f"code may make {name} anew, for another input, of sizes that have grown"
         for dim in grown if reason else []:
             context.units.pin(context.units.axes[name, dim].ids(), str(reason))
@@ -113,7 +114,8 @@ def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
 
 def _of_a_user(model: nn.Module, name: str) -> bool:
     """Whether a tensor belongs to a module that is not one of torch's own."""
-    return not type(model.get_submodule(name.rpartition(".")[0])).__module__.startswith("torch.")
+    kind = type(model.get_submodule(name.rpartition(".")[0]))
+    return kind is nn.Module or not kind.__module__.startswith("torch.")
 
 
 def _pin_unread(units: Units) -> None:

@@ -105,6 +105,9 @@ class Inference(Context):
     def grow_with(self, made: np.ndarray, units: np.ndarray) -> None:
         self.units.blocks.join(made, units)
 
+    def cut(self, end: int) -> None:
+        self.units.cuts.add((self.module, end))
+
     def crossing(self, rows: np.ndarray, what: str) -> bool:
         key = self.module, what
         if key not in self.units.decisions:

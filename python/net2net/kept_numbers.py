@@ -5,18 +5,21 @@ number (einops' layers keep the lengths of axes in both). All numbers of one nam
 `['heads']`. Or it is a record, an object that holds plain values alone (a namespace, a dataclass, a named tuple, a
 configuration), whose numbers are called `config.heads`: those that the module's code names.
 
-Modules share dicts and records: one whose number changes gets a copy of its own.
+Modules share dicts and records: one whose number changes gets a copy of its own. So what code writes to, for others to
+read, is none that may change.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import dis
 import enum
 import functools
 import inspect
-from collections.abc import Iterator
-from types import FunctionType, ModuleType
+import itertools
+from collections.abc import Container, Iterator
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -24,16 +27,23 @@ from torch import nn
 from net2net.outputs import OWN, PLAIN
 from net2net.remade import codes
 
+#: What assigns an attribute by a text.
+_BY_TEXT = {"setattr", "__setattr__", "__dict__", "vars", "update"}
+
 #: Records in records are looked into so far.
 _DEEP = 3
 
 
-def kept(module: nn.Module) -> dict[str, Any]:
-    """Name -> a positive number, or a tuple or list of such."""
+def kept(module: nn.Module, but: Container[int] = ()) -> dict[str, Any]:
+    """Name -> a positive number, or a tuple or list of such.
+
+    Args:
+        but: the addresses of dicts and records that are left out.
+    """
     found: dict[str, Any] = {}
     named: dict[str, set[int]] = {}
     for name, value in vars(module).items():
-        if name in OWN:
+        if name in OWN or id(value) in but:
             continue
         if _is_one_or_several(value):
             found[name] = value
@@ -44,6 +54,22 @@ def kept(module: nn.Module) -> dict[str, Any]:
                 named.setdefault(f"[{key!r}]", set()).add(number)
     # Of several numbers under one name it is not known which is which.
     return found | {name: next(iter(numbers)) for name, numbers in named.items() if len(numbers) == 1}
+
+
+def passed_on(model: nn.Module) -> set[int]:
+    """The addresses of dicts and records that several modules of `model` hold, and that code may write to, so that
+    these tell each other something by them."""
+    holders: dict[int, int] = {}
+    dicts: set[int] = set()
+    for module in model.modules():
+        for value in {id(v): v for name, v in vars(module).items() if name not in OWN}.values():
+            if type(value) is dict or _fields(value) is not None:
+                holders[id(value)] = holders.get(id(value), 0) + 1
+                dicts |= {id(value)} if type(value) is dict else set()
+    shared = {at for at, count in holders.items() if count > 1}
+    if shared and any(_writes(type(module)) for module in model.modules()):  # type: ignore[arg-type]
+        return shared
+    return shared & dicts
 
 
 def by_name(name: str) -> bool:
@@ -133,23 +159,46 @@ def _numbers_of(
             yield from _numbers_of(f"{name}.{field}", value, inner, named, deep - 1)
 
 
-@functools.cache
-def _names_in(kind: type) -> frozenset[str]:
-    """All names and texts in what a class' forward reaches: its methods and properties, and functions of its file."""
+def _reached(kind: type) -> Iterator[CodeType]:
+    """The code that a class' forward reaches: its methods and properties, and functions of its file."""
+    kinds = [each for each in kind.__mro__ if each.__module__.partition(".")[0] not in ("builtins", "torch")]
     names: set[str] = set()
-    left: list[Any] = [vars(each).get("forward") for each in kind.__mro__]
+    left: list[Any] = [vars(each).get("forward") for each in kinds]
     while left:
         member = inspect.unwrap(left.pop())
         member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
         if not isinstance(member, FunctionType):
             continue
         for code in codes(member.__code__):
-            found = {*code.co_names, *(text for text in code.co_consts if isinstance(text, str))} - names
+            yield code
+            found = _named(code) - names
             names |= found
-            left += [vars(each)[name] for each in kind.__mro__ for name in found & vars(each).keys()]
+            left += [vars(each)[name] for each in kinds for name in found & vars(each).keys()]
             near = (member.__globals__.get(name) for name in found)
             left += [f for f in near if getattr(f, "__module__", None) == member.__module__]
-    return frozenset(names)
+
+
+def _named(code: CodeType) -> set[str]:
+    """The names and texts in it."""
+    return {*code.co_names, *(text for text in code.co_consts if isinstance(text, str))}
+
+
+@functools.cache
+def _names_in(kind: type) -> frozenset[str]:
+    return frozenset(name for code in _reached(kind) for name in _named(code))
+
+
+@functools.cache
+def _writes(kind: type) -> bool:
+    """Whether that code may assign attributes of anything but the module itself."""
+    return any(
+        _BY_TEXT & set(code.co_names)
+        or any(
+            step.opname == "STORE_ATTR" and (before.opname, before.argval) != ("LOAD_FAST", "self")
+            for before, step in itertools.pairwise(dis.get_instructions(code))
+        )
+        for code in _reached(kind)
+    )
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from torch import nn
 
 from net2net.context import TraceError
 from net2net.hashes import digest
-from net2net.kept_numbers import by_name, is_number, kept, put, without
+from net2net.kept_numbers import by_name, is_number, kept, passed_on, put, without
 from net2net.skeleton import each_module
 from net2net.student import Student
 
@@ -66,6 +66,7 @@ def attach(model: nn.Module, context: Student) -> list[Change]:
     helped: set[tuple[type, str]] = set()
     hopeless: set[bytes] = set()
     seen = {id(m): name for name, m in reversed(list(model.named_modules()))}
+    context.passed_on = passed_on(model)
     for module in each_module(model):
         if _users(module) and (kept(module) or any(kept(m) for _, m in _children(module, ""))):
             module.forward = _guarded(module, seen[id(module)], context, changes, helped, hopeless)
@@ -221,7 +222,7 @@ def _candidates(
     for before, _ in given:
         order.setdefault(before, len(seen) + 1)
     found: list[_Found] = []
-    for attribute, value in kept(module).items():
+    for attribute, value in kept(module, context.passed_on).items():
         values = [value] if is_number(value) else list(value)
         if any(v in order for v in values):
             # Of a list, all values are expected.
@@ -235,12 +236,12 @@ def _candidates(
     trials = itertools.chain(
         _one_by_one(module, name, [f for f in found if not f[0]], factors, seen),
         _one_by_one(module, name, [f for f in last if is_number(f[3])], factors, seen),
-        _everywhere(module, name, numbers, factors),
+        _everywhere(module, name, numbers, factors, context),
         _together(module, name, last, factors),
         _one_by_one(module, name, [f for f in last if not is_number(f[3])], factors, seen),
         _one_by_one(module, name, earlier, factors, seen),
-        _everywhere(module, name, dict.fromkeys(v for _, _, _, v in earlier if is_number(v)), factors),
-        _of_children(module, name, order, factors, seen),
+        _everywhere(module, name, dict.fromkeys(v for _, _, _, v in earlier if is_number(v)), factors, context),
+        _of_children(module, name, order, factors, seen, context),
     )
     yield from itertools.islice(_distinct(trials), _TRIES)
 
@@ -269,7 +270,9 @@ def _one_by_one(
             yield [(module, Change(name, attribute, value, after))]
 
 
-def _everywhere(module: nn.Module, name: str, numbers: Iterable[int], factors: list[float]) -> Iterator[list[_Edit]]:
+def _everywhere(
+    module: nn.Module, name: str, numbers: Iterable[int], factors: list[float], context: Student
+) -> Iterator[list[_Edit]]:
     """A number wherever the module and its children keep it: these may be asked by other ways than their forward."""
     owners = [(name, module), *_children(module, name)]
     for number, f in itertools.product(numbers, factors):
@@ -277,7 +280,7 @@ def _everywhere(module: nn.Module, name: str, numbers: Iterable[int], factors: l
             continue
         edits: list[_Edit] = []
         for path, owner in owners:
-            for attribute, value in kept(owner).items():
+            for attribute, value in kept(owner, context.passed_on).items():
                 each = [value] if is_number(value) else value
                 grown = [round(number * f) if v == number else v for v in each]
                 if number in each:
@@ -298,17 +301,17 @@ def _children(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _of_children(
-    module: nn.Module, name: str, order: dict[int, int], factors: list[float], seen: list[Any]
+    module: nn.Module, name: str, order: dict[int, int], factors: list[float], seen: list[Any], context: Student
 ) -> Iterator[list[_Edit]]:
     """Numbers that children keep and this module goes by (how wide the state is that a cell begins with): of all
     children that have the same, and of each."""
     found = []
     for path, child in _children(module, name):
-        for attribute, value in kept(child).items():
+        for attribute, value in kept(child, context.passed_on).items():
             if is_number(value) and value in order:
                 found.append((order[value], path, child, attribute, value))
     found.sort(key=lambda f: f[0])
-    yield from _everywhere(module, name, dict.fromkeys(f[-1] for f in found), factors)
+    yield from _everywhere(module, name, dict.fromkeys(f[-1] for f in found), factors, context)
     for _, path, child, attribute, value in found:
         yield from _one_by_one(child, path, [(False, 0, attribute, value)], factors, seen)
 

@@ -86,6 +86,8 @@ class Student(Context):
         self._beside: list[tuple[np.ndarray, str, int]] = []
         self._along: list[tuple[str, int, str, int]] = []
         self._returns = returns
+        #: Dicts and records that modules tell each other something by: their numbers stay.
+        self.passed_on: set[int] = set()
 
     def saved(self, arguments: Any) -> Saved:
         """What running a module again must find as it was."""
@@ -241,6 +243,10 @@ class Student(Context):
 
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
         self._same_replicas(a, b)
+
+    def cut(self, end: int) -> None:
+        if (self.module, end) not in self.units.cuts:
+            raise TraceError(f"the student would cut a longer input at {end}, where the teacher does not", [])
 
     def crossing(self, rows: np.ndarray, what: str) -> bool:
         return self.units.decisions.get((self.module, what), False)

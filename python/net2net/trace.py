@@ -64,7 +64,7 @@ class Walk(TorchDispatchMode):
         super().__init__()
         self.context = context
         self.derived = Derived(model)
-        self.watch = Watch(self.derived, self.read, self.handed_out)
+        self.watch = Watch(self.derived, self.read, self.handed_out, context.cut)
         self.unfollowed = ""  # why nothing can be followed any more
         self._sizes_read = 0
         self._reached: set[str] = set()

@@ -144,6 +144,8 @@ class Units:
         self._even, self._heads, self._read = Marks(), Marks(), Marks()
         #: How layers' weights are computed from parameters (None: they are these parameters).
         self._used_as: dict[str, set[Computed | None]] = {}
+        #: Slices that end beyond the end: the module, and the number that they are given.
+        self.cuts: set[tuple[str, int]] = set()
         #: Parameters whose values are used as such, and the axis that has units then.
         self.values: set[tuple[str, int]] = set()
         #: Tables of which rows are taken by their number.
