@@ -224,6 +224,16 @@ class ByText(Cached):
         put(self, "table", t, width)
 
 
+class ByTextPutTogether(Cached):
+    def longer(self, t, width):
+        setattr(self, f"{'tab'}{'le' if t else ''}", positions(t, width))
+
+
+class ByTextInADict(Cached):
+    def longer(self, t, width):
+        setattr(self, {"x": "table"}["x"], positions(t, width))
+
+
 class ByData(Cached):
     def longer(self, t, width):
         self.table.data = positions(t, width)
@@ -365,7 +375,8 @@ class ByItsModule(Cached):
 
 
 REMADE = [
-    Cached, ByText, ByData, ByAnotherName, InPlace, Among, InALoop, ByAFunctionItHolds, ByAnObjectItHolds,
+    Cached, ByText, ByTextPutTogether, ByTextInADict, ByData, ByAnotherName, InPlace, Among, InALoop,
+    ByAFunctionItHolds, ByAnObjectItHolds,
     ByADescriptor, ByDefault, Decorated, ByAHook, ByMakingAnObject, ByAnObjectInAnObject, ByItsModule,
 ]  # fmt: skip
 

@@ -16,6 +16,7 @@ from torch import nn
 from net2net import caches
 from net2net.context import TraceError
 from net2net.inference import Inference
+from net2net.kept_numbers import contents
 from net2net.remade import Assigned
 from net2net.running import Inputs
 from net2net.skeleton import check_model, in_mode, movable, named_tensors, skeleton
@@ -149,7 +150,7 @@ def _settled(model: nn.Module, example_inputs: Inputs, whole: bool) -> Inference
         # be for students. Each time with a fresh copy, as theirs will be: code may keep what it made in its first run.
         copy = skeleton(model, lambda _name, t: t.shape)
         units.start_over()
-        context = Inference(copy, units, places)
+        context, before = Inference(copy, units, places), contents(copy)
         context.whole = whole
         walk(in_mode(copy, False), example_inputs, context)
         if not context.settled():
@@ -160,6 +161,7 @@ def _settled(model: nn.Module, example_inputs: Inputs, whole: bool) -> Inference
             walk(in_mode(copy, True), example_inputs, context)
         except TraceError:
             context.outputs = []
+        context.written = contents(copy) != before
         if context.settled():
             break
     return context

@@ -28,6 +28,7 @@ class Inference(Context):
         self.made = units.made
         self.returns: dict[bool, list[np.ndarray]] = {}  # in eval mode, and in train mode if that could be walked too
         # What was decided by what was not joined at that time: pairs of ids, and what `crossing` was asked.
+        self.written = False  # whether the forward writes to dicts or records that modules hold
         self._apart: list[tuple[int, int]] = []
         self._crossing: dict[tuple[str, str], np.ndarray] = {}
         self._beside: list[tuple[np.ndarray, str, int]] = []

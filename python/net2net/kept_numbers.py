@@ -18,6 +18,7 @@ import enum
 import functools
 import inspect
 import itertools
+from collections import Counter
 from collections.abc import Container, Iterator
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -56,20 +57,29 @@ def kept(module: nn.Module, but: Container[int] = ()) -> dict[str, Any]:
     return found | {name: next(iter(numbers)) for name, numbers in named.items() if len(numbers) == 1}
 
 
-def passed_on(model: nn.Module) -> set[int]:
+def passed_on(model: nn.Module, written: bool) -> set[int]:
     """The addresses of dicts and records that several modules of `model` hold, and that code may write to, so that
-    these tell each other something by them."""
-    holders: dict[int, int] = {}
-    dicts: set[int] = set()
-    for module in model.modules():
-        for value in {id(v): v for name, v in vars(module).items() if name not in OWN}.values():
-            if type(value) is dict or _fields(value) is not None:
-                holders[id(value)] = holders.get(id(value), 0) + 1
-                dicts |= {id(value)} if type(value) is dict else set()
-    shared = {at for at, count in holders.items() if count > 1}
-    if shared and any(_writes(type(module)) for module in model.modules()):  # type: ignore[arg-type]
+    these tell each other something by them.
+
+    Args:
+        written: whether some were (see `contents`).
+    """
+    held = [{id(v) for v in _holders(module)} for module in model.modules()]
+    count = Counter(itertools.chain.from_iterable(held))
+    shared = {at for at, n in count.items() if n > 1}
+    if shared and (written or any(_writes(type(module)) for module in model.modules())):  # type: ignore[arg-type]
         return shared
-    return shared & dicts
+    return shared & {id(v) for module in model.modules() for v in _holders(module) if type(v) is dict}
+
+
+def contents(model: nn.Module) -> list[str]:
+    """What is in the dicts and records that modules hold, to tell whether it has changed."""
+    return [repr(v if type(v) is dict else _fields(v)) for module in model.modules() for v in _holders(module)]
+
+
+def _holders(module: nn.Module) -> list[Any]:
+    held = (value for name, value in vars(module).items() if name not in OWN)
+    return [v for v in held if (type(v) is dict and dict(_pairs(v))) or _fields(v) is not None]
 
 
 def by_name(name: str) -> bool:

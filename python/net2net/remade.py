@@ -9,6 +9,7 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+import itertools
 import sys
 from collections.abc import Iterator
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
@@ -24,6 +25,9 @@ _ANY = {
 
 #: What assigns an attribute by a text, which most often stands there.
 _BY_TEXT = {"setattr", "register_buffer", "register_module", "add_module"}
+
+#: What loads an object by its name.
+_LOADING = ("LOAD_FAST", "LOAD_ATTR", "LOAD_DEREF", "LOAD_GLOBAL", "PUSH_NULL")
 
 #: Packages whose code assigns nothing of a user's.
 _FOREIGN = {"torch", "numpy", "einops", *sys.stdlib_module_names}
@@ -135,12 +139,15 @@ class Assigned:
 
 def _text_after(steps: list[dis.Instruction]) -> str | None:
     """The text that a call is given, after an object whose name stands there; None if it is not told by the code."""
-    for step in steps:
-        if step.opname == "LOAD_CONST":
-            return step.argval if isinstance(step.argval, str) else None
-        if not step.opname.startswith(("LOAD_FAST", "LOAD_ATTR", "LOAD_DEREF", "LOAD_GLOBAL", "PUSH_NULL")):
-            return None
-    return None
+    at = next((i for i, step in enumerate(steps) if not step.opname.startswith(_LOADING)), len(steps))
+    call = list(itertools.takewhile(lambda step: step.opname != "POP_TOP", steps[at:]))
+    if len(call) < 2 or call[0].opname != "LOAD_CONST" or not isinstance(call[0].argval, str):
+        return None
+    # It may be a part of what is put together.
+    together = call[1].opname.startswith(("LOAD_ATTR", "LOAD_METHOD")) or any(
+        step.opname.startswith(("BINARY", "FORMAT", "BUILD_STRING")) for step in call
+    )
+    return None if together else call[0].argval
 
 
 def _in_place(before: list[dis.Instruction]) -> bool:

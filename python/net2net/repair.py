@@ -66,7 +66,7 @@ def attach(model: nn.Module, context: Student) -> list[Change]:
     helped: set[tuple[type, str]] = set()
     hopeless: set[bytes] = set()
     seen = {id(m): name for name, m in reversed(list(model.named_modules()))}
-    context.passed_on = passed_on(model)
+    context.passed_on = passed_on(model, context.written)
     for module in each_module(model):
         if _users(module) and (kept(module) or any(kept(m) for _, m in _children(module, ""))):
             module.forward = _guarded(module, seen[id(module)], context, changes, helped, hopeless)

@@ -86,8 +86,9 @@ class Student(Context):
         self._beside: list[tuple[np.ndarray, str, int]] = []
         self._along: list[tuple[str, int, str, int]] = []
         self._returns = returns
-        #: Dicts and records that modules tell each other something by: their numbers stay.
-        self.passed_on: set[int] = set()
+        #: Whether the forward writes to dicts or records; those that modules tell each other something by keep their
+        #: numbers.
+        self.written, self.passed_on = False, set[int]()
 
     def saved(self, arguments: Any) -> Saved:
         """What running a module again must find as it was."""

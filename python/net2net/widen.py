@@ -137,7 +137,7 @@ def _settle(
         planned = layouts(inference.units, found, segments)
         student = _empty(model, planned)
         context = Student(student, planned, known, inference.returns, inference.places)
-        context.whole = inference.whole
+        context.whole, context.written = inference.whole, inference.written
         changes = repair.attach(student, context)
         try:
             if any(s.width > s.units for s in segments):
