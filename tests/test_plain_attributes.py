@@ -390,6 +390,21 @@ def test_tables_that_code_may_make_anew_stay(kind, registered):
         net2net.plan_widen(model, inputs(), 2)
 
 
+def test_functions_that_hold_each_other():
+    def one(x):
+        return x if x is not None else other(x)
+
+    def other(x):
+        return one(x)
+
+    class Net(Cached):
+        def forward(self, x):
+            return self.head((one(self.embed(x)) + self.table[: x.shape[1]]).relu())
+
+    plan = net2net.plan_widen(randomised(Net()), inputs(), 2)
+    assert not plan.skipped
+
+
 def test_what_is_not_imported_yet_may_make_it_anew():
     with pytest.raises(ValueError, match="may make table anew"):
         net2net.plan_widen(randomised(ByALaterImport()), inputs(), 2)

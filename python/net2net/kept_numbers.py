@@ -142,7 +142,8 @@ def _fields(value: Any) -> dict[str, Any] | None:
         fields = getattr(value, "__dict__", None)
         if fields is not None:  # with what instances of its class hold alike
             alike = (vars(kind) for kind in reversed(type(value).__mro__))
-            fields = {k: v for held in alike for k, v in held.items() if _is_one_or_several(v)} | fields
+            of_all = {k: v for held in alike for k, v in held.items() if k[:2] != "__" and _is_one_or_several(v)}
+            fields = of_all | fields
     return fields if fields and _is_plain(fields, _DEEP) else None
 
 

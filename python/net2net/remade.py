@@ -59,8 +59,12 @@ class Assigned:
             for value in (type(module).forward, type(module).__call__, *hooks, *own):
                 self._reach(value)
         seen: set[CodeType] = set()
+        asked: set[FunctionType] = set()
         while self._left and not self._any:
             function = self._left.pop()
+            if function in asked:
+                continue
+            asked.add(function)
             for value in (*map(_held, function.__closure__ or ()), *(function.__defaults__ or ())):
                 self._reach(value)
             for code in codes(function.__code__):
