@@ -376,8 +376,8 @@ class ByItsModule(Cached):
 
 REMADE = [
     Cached, ByText, ByTextPutTogether, ByTextInADict, ByData, ByAnotherName, InPlace, Among, InALoop,
-    ByAFunctionItHolds, ByAnObjectItHolds,
-    ByADescriptor, ByDefault, Decorated, ByAHook, ByMakingAnObject, ByAnObjectInAnObject, ByItsModule,
+    ByAFunctionItHolds, ByAnObjectItHolds, ByADescriptor, ByDefault, Decorated, ByAHook,
+    ByMakingAnObject, ByAnObjectInAnObject, ByItsModule,
 ]  # fmt: skip
 
 

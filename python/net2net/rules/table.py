@@ -102,8 +102,6 @@ def view(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """A view shares its storage, and with it the codes. Whether its sizes still fit a wider tensor is for the student's
     own forward to tell. But which of several places is taken, and how many, must not depend on a width."""
     x, name = args[0], name_of(func)
-    if name == "slice" and len(args) > 3 and args[3] not in (None, _END) and args[3] > x.shape[args[1]]:
-        context.cut(args[3])
     known = context.shadows.get(x) if x.dim() else None
     if known is None:
         return
