@@ -116,7 +116,8 @@ class ByRecord(nn.Module):
     def __init__(self, record: Any) -> None:
         super().__init__()
         self.record = record
-        self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 12)
+        width, _ = self.sizes()
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def sizes(self) -> tuple[int, int]:
         return self.record.width, self.record.heads
@@ -161,6 +162,19 @@ def test_records_whose_numbers_a_forward_reads(kind: type[ByRecord], record: Any
     loaded = net2net.GrowthPlan.from_document(json.loads(json.dumps(plan.document())), "plan")
     for each in (student, pickle.loads(pickle.dumps(student)), loaded.apply(model), net2net.widen(student, x, 1.5)):
         assert net2net.verify(model, each, x).max_rel < 1e-13
+
+
+@pytest.mark.parametrize(("width", "heads"), [(32, 4), (48, 3), (64, 8)])
+def test_numbers_of_which_one_counts_only_where_another_is_right(width: int, heads: int) -> None:
+    # The width is as a factor that is wrong for it would make it, too; the heads are looked for with the right one.
+    torch.manual_seed(0)
+    record = Pair(width, heads)
+    model = nn.Sequential(nn.Linear(5, width), ByRecord(record), nn.Linear(width, 2)).double()
+    x = torch.randn(2, 4, 5).double()
+    plan = net2net.plan_widen(model, x, 2)
+    assert not plan.skipped
+    assert {change.after for change in plan.changes} == {2 * width, 2 * heads}
+    assert net2net.verify(model, plan.apply(model), x).max_rel < 1e-13
 
 
 def test_what_is_no_record() -> None:

@@ -140,7 +140,7 @@ def _guarded(
             best: tuple[list[_Edit], Exception, list[Any]] | None = None
             known: dict[tuple[str, str], bool] = {}
             given = [] if isinstance(latest, TraceError) else context.grown_sizes(state)
-            for trial in _candidates(module, name, latest, context.seen[since:], given, context, helped):
+            for trial in _candidates(module, name, latest, reached, given, context, helped):
                 for owner, change in trial:
                     if (key := (change.module, change.name)) not in known:
                         known[key] = counts(owner, change.name)
