@@ -177,6 +177,65 @@ def test_numbers_of_which_one_counts_only_where_another_is_right(width: int, hea
     assert net2net.verify(model, plan.apply(model), x).max_rel < 1e-13
 
 
+class Settings:
+    """Whose method changes it, which has the name of one that caches have."""
+
+    def __init__(self, **numbers: int) -> None:
+        vars(self).update(numbers)
+
+    def update(self, numbers: dict[str, int]) -> None:
+        for name, number in numbers.items():
+            setattr(self, name, number)
+
+
+class WithSettings(nn.Module):
+    """Keys of fewer heads, cut by products of numbers, and perhaps a cache."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.settings, self.per_head = settings, 4
+        self.qkv, self.out = nn.Linear(16, 32), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        given, end = self.qkv(x), self.settings.heads * self.per_head
+        upto = end + self.settings.key_heads * self.per_head
+        parts = (given[..., :end], given[..., end:upto], given[..., upto:])
+        q, k, v = (part.unflatten(-1, (-1, self.per_head)).transpose(1, 2) for part in parts)
+        if cache is not None:
+            k, v = cache.update(k, v)
+        made = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return x + self.out(made.transpose(1, 2).flatten(2))
+
+
+class Updating(WithSettings):
+    """Tells the next one, where it is asked to."""
+
+    def forward(self, x: Tensor, more: Any = None) -> Tensor:
+        if more is not None:
+            self.settings.update(more)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [WithSettings, Updating])
+def test_what_code_writes_to_by_methods(kind: type[WithSettings]) -> None:
+    torch.manual_seed(0)
+    settings = Settings(heads=4, key_heads=2)
+    model = nn.Sequential(nn.Linear(5, 16), kind(settings), kind(settings), nn.Linear(16, 2)).double()
+    x = torch.randn(2, 4, 5).double()
+    plan = net2net.plan_widen(model, x, 2)
+    student = plan.apply(model)
+    assert net2net.verify(model, student, x).max_rel < 1e-13
+    if kind is Updating:
+        assert not plan.changes
+        assert student[1].settings is student[2].settings
+    else:
+        assert {(change.name, change.after) for change in plan.changes} == {
+            ("settings.heads", 8),
+            ("settings.key_heads", 4),
+        }
+        assert vars(settings) == {"heads": 4, "key_heads": 2}
+
+
 def test_what_is_no_record() -> None:
     module = nn.Module()
     module.forward = None  # type: ignore[assignment]

@@ -13,23 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dis
 import enum
-import functools
-import inspect
-import itertools
 from collections import Counter
 from collections.abc import Container, Iterator
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
 
 from net2net.outputs import OWN, PLAIN
-from net2net.remade import codes
-
-#: What assigns an attribute by a text.
-_BY_TEXT = {"setattr", "__setattr__", "__dict__", "vars", "update"}
+from net2net.reached_code import names_in, names_in_properties, writes
 
 #: Records in records are looked into so far.
 _DEEP = 3
@@ -49,7 +42,7 @@ def kept(module: nn.Module, but: Container[int] = ()) -> dict[str, Any]:
         if _is_one_or_several(value):
             found[name] = value
         elif (fields := _fields(value)) is not None:
-            found |= dict(_numbers_of(name, value, fields, _names_in(type(module)), _DEEP))  # type: ignore[arg-type]
+            found |= dict(_numbers_of(name, value, fields, names_in(type(module)), _DEEP))  # type: ignore[arg-type]
         else:
             for key, number in _pairs(value):
                 named.setdefault(f"[{key!r}]", set()).add(number)
@@ -64,12 +57,13 @@ def passed_on(model: nn.Module, written: bool) -> set[int]:
     Args:
         written: whether some were (see `contents`).
     """
-    held = [{id(v) for v in _holders(module)} for module in model.modules()]
-    count = Counter(itertools.chain.from_iterable(held))
-    shared = {at for at, n in count.items() if n > 1}
-    if shared and (written or any(_writes(type(module)) for module in model.modules())):  # type: ignore[arg-type]
-        return shared
-    return shared & {id(v) for module in model.modules() for v in _holders(module) if type(v) is dict}
+    held = {id(v): v for module in model.modules() for v in _holders(module)}
+    count = Counter(at for module in model.modules() for at in {id(v) for v in _holders(module)})
+    shared = {at: held[at] for at, n in count.items() if n > 1}
+    kinds = frozenset(type(v) for v in shared.values())
+    if shared and (written or any(writes(type(module), kinds) for module in model.modules())):  # type: ignore[arg-type]
+        return set(shared)
+    return {at for at, v in shared.items() if type(v) is dict}
 
 
 def contents(model: nn.Module) -> list[str]:
@@ -160,7 +154,7 @@ def _is_plain(value: Any, deep: int) -> bool:
 def _numbers_of(
     name: str, record: Any, fields: dict[str, Any], named: frozenset[str], deep: int
 ) -> Iterator[tuple[str, Any]]:
-    named |= _names_in_properties(type(record))  # type: ignore[arg-type]
+    named |= names_in_properties(type(record))  # type: ignore[arg-type]
     for field, value in fields.items():
         if field not in named:
             continue
@@ -168,54 +162,6 @@ def _numbers_of(
             yield f"{name}.{field}", value
         elif deep and (inner := _fields(value)) is not None:
             yield from _numbers_of(f"{name}.{field}", value, inner, named, deep - 1)
-
-
-def _reached(kind: type) -> Iterator[CodeType]:
-    """The code that a class' forward reaches: its methods and properties, and functions of its file."""
-    kinds = [each for each in kind.__mro__ if each.__module__.partition(".")[0] not in ("builtins", "torch")]
-    names: set[str] = set()
-    left: list[Any] = [vars(each).get("forward") for each in kinds]
-    while left:
-        member = inspect.unwrap(left.pop())
-        member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-        if not isinstance(member, FunctionType):
-            continue
-        for code in codes(member.__code__):
-            yield code
-            found = _named(code) - names
-            names |= found
-            left += [vars(each)[name] for each in kinds for name in found & vars(each).keys()]
-            near = (member.__globals__.get(name) for name in found)
-            left += [f for f in near if getattr(f, "__module__", None) == member.__module__]
-
-
-def _named(code: CodeType) -> set[str]:
-    """The names and texts in it."""
-    return {*code.co_names, *(text for text in code.co_consts if isinstance(text, str))}
-
-
-@functools.cache
-def _names_in(kind: type) -> frozenset[str]:
-    return frozenset(name for code in _reached(kind) for name in _named(code))
-
-
-@functools.cache
-def _writes(kind: type) -> bool:
-    """Whether that code may assign attributes of anything but the module itself."""
-    return any(
-        _BY_TEXT & set(code.co_names)
-        or any(
-            step.opname == "STORE_ATTR" and (before.opname, before.argval) != ("LOAD_FAST", "self")
-            for before, step in itertools.pairwise(dis.get_instructions(code))
-        )
-        for code in _reached(kind)
-    )
-
-
-@functools.cache
-def _names_in_properties(kind: type) -> frozenset[str]:
-    getters = (m.fget for each in kind.__mro__ for m in vars(each).values() if isinstance(m, property))
-    return frozenset(name for f in getters if isinstance(f, FunctionType) for name in f.__code__.co_names)
 
 
 def _with(record: Any, path: list[str], value: Any) -> Any:

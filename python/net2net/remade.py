@@ -11,11 +11,12 @@ import functools
 import inspect
 import itertools
 import sys
-from collections.abc import Iterator
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import nn
+
+from net2net.reached_code import codes
 
 #: What can assign an attribute by a text, which may be any, or change a tensor that has another name there.
 _ANY = {
@@ -194,11 +195,3 @@ def _held(cell: CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # it is empty
         return None
-
-
-def codes(code: CodeType) -> Iterator[CodeType]:
-    """A function's code, and that of functions within it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from codes(constant)

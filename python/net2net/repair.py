@@ -9,11 +9,12 @@ Nonsense does not survive: every value of the student must be one of the teacher
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -27,8 +28,8 @@ from net2net.student import Student
 #: Modules of torch that keep a width which no weight of theirs tells.
 _ALSO = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.Unflatten)
 
-#: How many attributes of one module may change, and how many changes are tried for each.
-_DEPTH, _TRIES = 4, 24
+#: How many attributes of one module may change, how many changes are tried for each, and with how many first ones.
+_DEPTH, _TRIES, _WAYS = 4, 24, 2
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,13 @@ class Change:
 def attach(model: nn.Module, context: Student) -> list[Change]:
     """Lets the modules of `model`, our own copy of a student, mend their attributes as they run; returns the list to
     which changes are added."""
-    changes: list[Change] = []
-    helped: set[tuple[type, str]] = set()
-    hopeless: set[bytes] = set()
+    known = _Known()
     seen = {id(m): name for name, m in reversed(list(model.named_modules()))}
     context.passed_on = passed_on(model, context.written)
     for module in each_module(model):
         if _users(module) and (kept(module) or any(kept(m) for _, m in _children(module, ""))):
-            module.forward = _guarded(module, seen[id(module)], context, changes, helped, hopeless)
-    return changes
+            module.forward = _guarded(module, seen[id(module)], context, known)
+    return known.changes
 
 
 def _users(module: nn.Module) -> bool:
@@ -80,103 +79,165 @@ def _users(module: nn.Module) -> bool:
     return isinstance(module, _ALSO) or not all(kind.__module__.startswith("torch.") for kind in kinds)
 
 
-def _guarded(
-    module: nn.Module,
-    name: str,
-    context: Student,
-    changes: list[Change],
-    helped: set[tuple[type, str]],
-    hopeless: set[bytes],
-) -> Callable[..., Any]:
+class _Known:
+    """What is known of a model's modules from those that were run before."""
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        #: The attributes that helped in modules of a class.
+        self.helped: set[tuple[type, str]] = set()
+        #: Failures that nothing helps against.
+        self.hopeless: set[bytes] = set()
+        #: Classes for which a second first change helped no more than the first.
+        self.one_way: set[type] = set()
+
+
+def _guarded(module: nn.Module, name: str, context: Student, known: _Known) -> Callable[..., Any]:
     forward = module.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        state, since = context.saved((args, kwargs)), len(context.seen)
+        attempt = _Attempt(module, name, context, known, forward, args, kwargs)
         try:
             return forward(*args, **kwargs)
         except Exception as error:
-            first = error
             context.mark(error)
-        latest, reached = first, (failed := context.seen[since:])
+            first = _Reached([], error, attempt.operations())
         # A module around this one may be run again and again, and this one then fails as it did before.
-        case = digest(name, str(first), reached, *context.codes_in(state))
-        if case in hopeless:
-            raise first
-
-        def again() -> Any:
-            context.restore(state)
-            del context.seen[since:]
-            return forward(*args, **kwargs)
-
-        def counts(owner: nn.Module, attribute: str) -> bool:
-            """Whether the module, without that attribute, does not fail in the very same way."""
-            with without(owner, attribute) as it_is_out:
-                try:
-                    if it_is_out:
-                        again()
-                except Exception as error:
-                    context.mark(error)
-                    return str(error) != str(latest) or context.seen[since:] != reached
-            return True
-
-        def least(edits: list[_Edit], out: Any) -> tuple[list[_Edit], Any]:
-            """Of the changes that let the module run, those that it needs (others only happen to have the same value);
-            and what it then returns."""
-            if len(edits) == 1:
-                return edits, out
-            for edit in list(edits):
-                _unset([edit])
-                try:
-                    again()
-                except Exception as error:
-                    context.mark(error)
-                    _set([edit])
-                else:
-                    edits.remove(edit)
-            return edits, again()
-
-        made: list[_Edit] = []
-        for _ in range(_DEPTH):
-            best: tuple[list[_Edit], Exception, list[Any]] | None = None
-            known: dict[tuple[str, str], bool] = {}
-            given = [] if isinstance(latest, TraceError) else context.grown_sizes(state)
-            for trial in _candidates(module, name, latest, reached, given, context, helped):
-                for owner, change in trial:
-                    if (key := (change.module, change.name)) not in known:
-                        known[key] = counts(owner, change.name)
-                # One of several may only count where the others are right.
-                if not any(known[change.module, change.name] for _, change in trial):
-                    continue
-                _set(trial)
-                try:
-                    out = again()
-                except Exception as error:
-                    context.mark(error)
-                    _unset(trial)
-                    if len(context.seen) - since > len(best[2] if best else reached):
-                        best = trial, error, context.seen[since:]
-                else:
-                    made, out = least([*made, *trial], out)
-                    changes.extend(change for _, change in made)
-                    helped.update((type(owner), change.name) for owner, change in made)
-                    return out
-            if best is None:
-                break
-            # None is enough by itself. What led furthest stays, and another one is looked for.
-            trial, latest, reached = best
-            made += trial
-            _set(trial)
-        _unset(made)
-        context.restore(state)
+        case = digest(name, str(first.error), first.operations, *context.codes_in(attempt.state))
+        if case in known.hopeless:
+            raise first.error
+        end = attempt.mended(first, 0)
+        if not isinstance(end, _Reached):
+            made, out = end
+            known.changes.extend(change for _, change in made)
+            known.helped.update((type(owner), change.name) for owner, change in made)
+            return out
+        attempt.rewind()
+        context.seen.extend(end.operations)
         # What brought the run further was right: what is wrong there is what counts.
-        if made:
-            context.seen[since:] = reached
-            raise latest
-        context.seen[since:] = failed
-        hopeless.add(case)
-        raise first
+        if not end.made:
+            known.hopeless.add(case)
+        raise end.error
 
     return run
+
+
+class _Attempt:
+    """One call of a module in a student, which is made again with other attributes."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str,
+        context: Student,
+        known: _Known,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.module, self.name, self.context, self.known = module, name, context, known
+        self.call = functools.partial(forward, *args, **kwargs)
+        self.state, self.since = context.saved((args, kwargs)), len(context.seen)
+
+    def operations(self) -> list[Any]:
+        """Those that it came to."""
+        return self.context.seen[self.since :]
+
+    def rewind(self) -> None:
+        self.context.restore(self.state)
+        del self.context.seen[self.since :]
+
+    def again(self) -> Any:
+        self.rewind()
+        try:
+            return self.call()
+        except Exception as error:
+            self.context.mark(error)
+            raise
+
+    def mended(self, start: _Reached, depth: int) -> tuple[list[_Edit], Any] | _Reached:
+        """The changes that let the module run, those made before among them, and what it then returns; or else how far
+        it has come."""
+        if depth == _DEPTH:
+            return start
+        further: list[_Reached] = []
+        for trial in self.trials(start):
+            _set(trial)
+            try:
+                out = self.again()
+            except Exception as error:
+                _unset(trial)
+                if len(self.operations()) > len(start.operations):
+                    further.append(_Reached([*start.made, *trial], error, self.operations()))
+            else:
+                return self.least([*start.made, *trial], out)
+        # None is enough by itself. What led furthest stays, and another one is looked for.
+        ends: list[_Reached] = []
+        for best in _furthest(further, 1 if depth or type(self.module) in self.known.one_way else _WAYS):
+            trial = best.made[len(start.made) :]
+            _set(trial)
+            end = self.mended(best, depth + 1)
+            if not isinstance(end, _Reached):
+                return end
+            _unset(trial)
+            ends.append(end)
+        if len(ends) > 1:
+            self.known.one_way.add(type(self.module))
+        return _furthest(ends, 1)[0] if ends else start
+
+    def trials(self, start: _Reached) -> Iterator[list[_Edit]]:
+        """The candidates of which an attribute counts. (One of several may only count where the others are right.)"""
+        given = [] if isinstance(start.error, TraceError) else self.context.grown_sizes(self.state)
+        count: dict[tuple[str, str], bool] = {}
+        for trial in _candidates(
+            self.module, self.name, start.error, start.operations, given, self.context, self.known.helped
+        ):
+            for owner, change in trial:
+                if (key := (change.module, change.name)) not in count:
+                    count[key] = self.counts(owner, change.name, start)
+            if any(count[change.module, change.name] for _, change in trial):
+                yield trial
+
+    def counts(self, owner: nn.Module, attribute: str, start: _Reached) -> bool:
+        """Whether the module, without that attribute, does not fail in the very same way."""
+        with without(owner, attribute) as it_is_out:
+            try:
+                if it_is_out:
+                    self.again()
+            except Exception as error:
+                return str(error) != str(start.error) or self.operations() != start.operations
+        return True
+
+    def least(self, edits: list[_Edit], out: Any) -> tuple[list[_Edit], Any]:
+        """Of the changes that let the module run, those that it needs (others only happen to have the same value); and
+        what it then returns."""
+        if len(edits) == 1:
+            return edits, out
+        for edit in list(edits):
+            _unset([edit])
+            try:
+                self.again()
+            except Exception:
+                _set([edit])
+            else:
+                edits.remove(edit)
+        return edits, self.again()
+
+
+class _Reached(NamedTuple):
+    """How far a module runs with some changes."""
+
+    made: list[_Edit]
+    error: Exception
+    operations: list[Any]
+
+
+def _furthest(ends: list[_Reached], n: int) -> list[_Reached]:
+    """Up to `n`, of which each changes other attributes."""
+    found: dict[tuple[str, ...], _Reached] = {}
+    for end in sorted(ends, key=lambda end: -len(end.operations)):
+        found.setdefault(tuple(change.module + change.name for _, change in end.made), end)
+    return list(found.values())[:n]
 
 
 def _set(edits: list[_Edit]) -> None:
@@ -221,8 +282,14 @@ def _candidates(
             order.setdefault(n // several, len(seen))
     for before, _ in given:
         order.setdefault(before, len(seen) + 1)
+    held = kept(module, context.passed_on)
+    # A width that the code puts together (`self.config.heads * self.head_dim`).
+    for a, b in itertools.combinations({v for v in held.values() if is_number(v) and v > 1}, 2):
+        if a * b in latest:
+            order.setdefault(a, len(seen))
+            order.setdefault(b, len(seen))
     found: list[_Found] = []
-    for attribute, value in kept(module, context.passed_on).items():
+    for attribute, value in held.items():
         values = [value] if is_number(value) else list(value)
         if any(v in order for v in values):
             # Of a list, all values are expected.

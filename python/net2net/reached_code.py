@@ -1,0 +1,121 @@
+"""reached_code: what the code that a forward reaches names, and whether it writes to what is not its module's own.
+
+It is read, not run: a branch that an example does not take counts, too.
+"""
+
+from __future__ import annotations
+
+import ast
+import dis
+import functools
+import inspect
+import itertools
+import textwrap
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+from typing import Any
+
+#: What assigns an attribute by a text.
+_BY_TEXT = {"setattr", "__setattr__", "__dict__", "vars"}
+
+
+def codes(code: CodeType) -> Iterator[CodeType]:
+    """A function's code, and that of functions within it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from codes(constant)
+
+
+def _reached(kind: type) -> Iterator[CodeType]:
+    """The code that a class' forward reaches: its methods and properties, and functions of its file."""
+    kinds = [each for each in kind.__mro__ if each.__module__.partition(".")[0] not in ("builtins", "torch")]
+    names: set[str] = set()
+    left: list[Any] = [vars(each).get("forward") for each in kinds]
+    while left:
+        member = inspect.unwrap(left.pop())
+        member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+        if not isinstance(member, FunctionType):
+            continue
+        for code in codes(member.__code__):
+            yield code
+            found = _named(code) - names
+            names |= found
+            left += [vars(each)[name] for each in kinds for name in found & vars(each).keys()]
+            near = (member.__globals__.get(name) for name in found)
+            left += [f for f in near if getattr(f, "__module__", None) == member.__module__]
+
+
+def _named(code: CodeType) -> set[str]:
+    """The names and texts in it."""
+    return {*code.co_names, *(text for text in code.co_consts if isinstance(text, str))}
+
+
+@functools.cache
+def names_in(kind: type) -> frozenset[str]:
+    """The names and texts in the code that a class' forward reaches."""
+    return frozenset(name for code in _reached(kind) for name in _named(code))
+
+
+@functools.cache
+def writes(kind: type, records: frozenset[type]) -> bool:
+    """Whether that code may assign attributes of anything but the module itself, or call methods of records that do."""
+    methods = [method for record in records for method in _writers(record).items()]
+    return any(
+        _assigns(code, but="self") or any(name in _named(code) and _may_call(code, name, m) for name, m in methods)
+        for code in _reached(kind)
+    )
+
+
+@functools.cache
+def _writers(record: type) -> dict[str, FunctionType]:
+    """The methods of a record that assign attributes, and those that name such."""
+    members = {name: m for each in reversed(record.__mro__[:-1]) for name, m in vars(each).items() if name[:2] != "__"}
+    named = {name: inspect.unwrap(m) for name, m in members.items() if isinstance(m, FunctionType)}
+    found = {name for name, m in named.items() if any(map(_assigns, codes(m.__code__)))}
+    while more := {name for name, m in named.items() if found & _named(m.__code__)} - found:
+        found |= more
+    return {name: named[name] for name in found}
+
+
+def _may_call(code: CodeType, name: str, method: FunctionType) -> bool:
+    """Whether it may be that method which it calls by that name, by what it is given (`cache.update(key, value)` is not
+    the `update` of a configuration)."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
+    except (OSError, SyntaxError):
+        return True
+    uses = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == name]
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and n.func in uses]
+    return len(calls) < max(len(uses), 1) or any(_fits(call, method) for call in calls)
+
+
+def _fits(call: ast.Call, method: FunctionType) -> bool:
+    if any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
+        return True
+    try:
+        inspect.signature(method).bind(None, *call.args, **{str(k.arg): k.value for k in call.keywords})
+    except TypeError:
+        return False
+    return True
+
+
+def _assigns(code: CodeType, but: str = "") -> bool:
+    """Whether it may assign attributes, but those of the variable of that name."""
+    return bool(_BY_TEXT & set(code.co_names)) or any(
+        step.opname == "STORE_ATTR" and not (but and _loads(before, but))
+        for before, step in itertools.pairwise(dis.get_instructions(code))
+    )
+
+
+def _loads(step: dis.Instruction, variable: str) -> bool:
+    """Whether the last that it loads is that variable (newer versions of Python load two at once)."""
+    loaded = step.argval if isinstance(step.argval, tuple) else (step.argval,)
+    return step.opname.startswith("LOAD_FAST") and loaded[-1] == variable
+
+
+@functools.cache
+def names_in_properties(kind: type) -> frozenset[str]:
+    """The names in the properties of a class."""
+    getters = (m.fget for each in kind.__mro__ for m in vars(each).values() if isinstance(m, property))
+    return frozenset(name for f in getters if isinstance(f, FunctionType) for name in f.__code__.co_names)
