@@ -86,8 +86,10 @@ class _Known:
         self.changes: list[Change] = []
         #: The attributes that helped in modules of a class.
         self.helped: set[tuple[type, str]] = set()
-        #: Failures that nothing helps against.
-        self.hopeless: set[bytes] = set()
+        #: How far modules came that could not be mended. (One around it is run again and again, and it fails again.)
+        self.failed: dict[tuple[bytes, bytes], _Reached] = {}
+        #: The attribute that is taken out to see what comes of it.
+        self.taken_out = ""
         #: Classes for which a second first change helped no more than the first.
         self.one_way: set[type] = set()
 
@@ -102,21 +104,21 @@ def _guarded(module: nn.Module, name: str, context: Student, known: _Known) -> C
         except Exception as error:
             context.mark(error)
             first = _Reached([], error, attempt.operations())
-        # A module around this one may be run again and again, and this one then fails as it did before.
+        if known.taken_out and isinstance(error_ := first.error, AttributeError) and error_.name == known.taken_out:
+            raise error_
         case = digest(name, str(first.error), first.operations, *context.codes_in(attempt.state))
-        if case in known.hopeless:
-            raise first.error
-        end = attempt.mended(first, 0)
+        numbers = digest([kept(m) for _, m in ((name, module), *_children(module, name))])
+        end = known.failed.get((case, b"")) or known.failed.get((case, numbers)) or attempt.mended(first, 0)
         if not isinstance(end, _Reached):
             made, out = end
             known.changes.extend(change for _, change in made)
             known.helped.update((type(owner), change.name) for owner, change in made)
             return out
         attempt.rewind()
-        context.seen.extend(end.operations)
+        # What did not come further does not with other numbers that it has not come to either.
+        known.failed[case, numbers if end.made else b""] = end
         # What brought the run further was right: what is wrong there is what counts.
-        if not end.made:
-            known.hopeless.add(case)
+        context.seen.extend(end.operations)
         raise end.error
 
     return run
@@ -200,12 +202,15 @@ class _Attempt:
 
     def counts(self, owner: nn.Module, attribute: str, start: _Reached) -> bool:
         """Whether the module, without that attribute, does not fail in the very same way."""
+        before, self.known.taken_out = self.known.taken_out, attribute.rpartition(".")[2]
         with without(owner, attribute) as it_is_out:
             try:
                 if it_is_out:
                     self.again()
             except Exception as error:
                 return str(error) != str(start.error) or self.operations() != start.operations
+            finally:
+                self.known.taken_out = before
         return True
 
     def least(self, edits: list[_Edit], out: Any) -> tuple[list[_Edit], Any]:
