@@ -8,7 +8,7 @@ import net2net
 import pytest
 import torch
 from models import EXAMPLES
-from net2net.repair import Change
+from net2net.changes import Change
 from torch import nn
 
 

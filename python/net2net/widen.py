@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from net2net import attributes, mapping, repair
 from net2net.blame import Blame
+from net2net.changes import Change
 from net2net.choices import Choices, How, Width
 from net2net.computed_weights import Computed
 from net2net.context import TraceError
@@ -119,7 +120,7 @@ class _Settled:
     segments: list[Segment]
     planned: Layouts
     laid: dict[tuple[str, int], Laid]
-    changes: list[repair.Change]
+    changes: list[Change]
 
 
 @no_collections()

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from n2n_kernels import tensor_moments
 from net2net import attributes, computed_weights, map_runs, mapping, plan_fields
 from net2net.caches import Caches, Place
+from net2net.changes import Change
 from net2net.computed_weights import Computed, Standardised
 from net2net.dynamics import GrownAxis
 from net2net.kept_numbers import kept, put
 from net2net.launches import Entry, Law
 from net2net.plan import GrowthPlan
 from net2net.plan_parts import Inventory, Skipped, module_of
-from net2net.repair import Change
 from net2net.skeleton import Tensors
 
 #: The kinds of noise, and the default noise_scale of each.
