@@ -155,8 +155,10 @@ def test_records_whose_numbers_a_forward_reads(kind: type[ByRecord], record: Any
     student = plan.apply(model)
     assert not plan.skipped
     assert {change.after for change in plan.changes} == {24, 6}
-    # They share it; a student's modules have copies.
+    # A student's modules share their own as the teacher's share theirs.
     assert model[1].record is model[2].record is record
+    assert (student[1].record is student[2].record) == (not isinstance(record, tuple))
+    assert student[1].record is not record
     assert vars(record) == vars(before) if hasattr(record, "__dict__") else record == before
     assert type(student[1].record) is type(record)
     loaded = net2net.GrowthPlan.from_document(json.loads(json.dumps(plan.document())), "plan")
@@ -225,15 +227,80 @@ def test_what_code_writes_to_by_methods(kind: type[WithSettings]) -> None:
     plan = net2net.plan_widen(model, x, 2)
     student = plan.apply(model)
     assert net2net.verify(model, student, x).max_rel < 1e-13
-    if kind is Updating:
-        assert not plan.changes
-        assert student[1].settings is student[2].settings
-    else:
-        assert {(change.name, change.after) for change in plan.changes} == {
-            ("settings.heads", 8),
-            ("settings.key_heads", 4),
-        }
-        assert vars(settings) == {"heads": 4, "key_heads": 2}
+    assert vars(settings) == {"heads": 4, "key_heads": 2}
+    assert student[1].settings is student[2].settings
+    assert vars(student[1].settings) == {"heads": 8, "key_heads": 4}
+    # For one of them alone it would be a copy, which the other cannot write to.
+    with pytest.raises(ValueError, match=r"1\.qkv cannot be widened"):
+        net2net.plan_widen(model, x, 2, ["0", "1.qkv"])
+
+
+class Scaled(nn.Module):
+    """A model whose blocks read a number of the record that they share with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings = types.SimpleNamespace(width=12, heads=3, scale=1.0)
+        self.hold = [types.SimpleNamespace(settings=self.settings)]
+        self.blocks = nn.Sequential(nn.Linear(5, 12), *(ByScale(self.settings) for _ in range(2)), nn.Linear(12, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x)
+
+
+class ByScale(nn.Module):
+    def __init__(self, settings: Any) -> None:
+        super().__init__()
+        self.settings = settings
+        self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            part.unflatten(-1, (self.settings.heads, -1)).transpose(1, 2)
+            for part in self.qkv(x).split(self.settings.width, -1)
+        )
+        made = nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + self.settings.scale * self.out(made.transpose(1, 2).flatten(2))
+
+
+#: Ways to write to it that no code of a forward shows.
+WRITTEN = {
+    "from outside": lambda net: setattr(net.settings, "scale", 0.25),
+    "by another": lambda net: setattr(net.hold[0].settings, "scale", 0.25),
+    "a block": lambda net: setattr(net.blocks[2].settings, "scale", 0.25),
+    "a hook": lambda net: net.register_forward_pre_hook(lambda m, _: setattr(m.settings, "scale", 0.25)),
+}
+
+
+@pytest.mark.parametrize("write", WRITTEN.values(), ids=WRITTEN)
+def test_a_shared_record_stays_shared(write: Callable[[Scaled], object]) -> None:
+    torch.manual_seed(0)
+    model, x = Scaled().double(), torch.randn(2, 4, 5).double()
+    plan = net2net.plan_widen(model, x, 2)
+    student = plan.apply(model)
+    assert {change.name for change in plan.changes} == {"settings.width", "settings.heads"}
+    assert vars(student.settings) == {"width": 24, "heads": 6, "scale": 1.0}
+    before = model(x)
+    write(model), write(student)
+    assert net2net.verify(model, student, x).max_rel < 1e-13
+    assert not torch.allclose(model(x), before)
+
+
+def test_a_number_of_a_record_that_others_read_for_something_else() -> None:
+    """The blocks get copies: with the number that they grow by, the model would not be the same."""
+
+    class Net(Scaled):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.settings.width**0.5
+
+    torch.manual_seed(0)
+    model, x = Net().double(), torch.randn(2, 4, 5).double()
+    plan = net2net.plan_widen(model, x, 2)
+    student = plan.apply(model)
+    assert not plan.skipped
+    assert student.settings.width == 12
+    assert student.blocks[1].settings.width == 24
+    assert net2net.verify(model, student, x).max_rel < 1e-13
 
 
 def test_what_is_no_record() -> None:

@@ -37,7 +37,7 @@ def candidates(
     that are as a size of what the module was `given` had been, against which code may check it."""
     if stated := _stated(error):
         seen = [*seen, stated]
-    held = kept(module, context.passed_on)
+    held = kept(module, context.fixed)
     order = _ages(seen, given, held)
     found: list[_Found] = []
     for attribute, value in held.items():
@@ -119,7 +119,7 @@ def _everywhere(
             continue
         edits: list[Edit] = []
         for path, owner in owners:
-            for attribute, value in kept(owner, context.passed_on).items():
+            for attribute, value in kept(owner, context.fixed).items():
                 each = [value] if is_number(value) else value
                 grown = [round(number * f) if v == number else v for v in each]
                 if number in each:
@@ -136,7 +136,7 @@ def _of_children(
     children that have the same, and of each."""
     found = []
     for path, child in children(module, name):
-        for attribute, value in kept(child, context.passed_on).items():
+        for attribute, value in kept(child, context.fixed).items():
             if is_number(value) and value in order:
                 found.append((order[value], path, child, attribute, value))
     found.sort(key=lambda f: f[0])

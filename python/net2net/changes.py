@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from net2net.kept_numbers import by_name, kept, put
+from net2net.kept_numbers import by_name, holder_of, kept, put
+from net2net.plan_parts import module_of
 
 #: Modules of torch that keep a width which no weight of theirs tells.
 _ALSO = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.Unflatten)
@@ -38,13 +40,86 @@ class Change:
             held = numbers.get(self.name, vars(module).get(self.name, "nothing"))
             raise ValueError(f"model is another than the plan was made for: it has {held!r} where the plan says {self}")
 
+    def of_record(self) -> bool:
+        """Whether it is of a number in a record that the attribute holds."""
+        return "." in self.name and not by_name(self.name)
+
     def __str__(self) -> str:
         between = "." if self.module and not by_name(self.name) else ""
         return f"{self.module}{between}{self.name}: {self.before} -> {self.after}"
 
 
+class Changes:
+    """Those that are made one after the other."""
+
+    def __init__(self) -> None:
+        self._of: dict[tuple[str, str], Change] = {}
+
+    def add(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            key = change.module, change.name
+            before = self._of[key].before if key in self._of else change.before
+            self._of[key] = replace(change, before=before)
+
+    def all(self) -> list[Change]:
+        """One of each attribute, from what it was at first to what it is in the end."""
+        return [change for change in self._of.values() if change.before != change.after]
+
+
 #: A change, and the module that it is of.
 Edit = tuple[nn.Module, Change]
+
+
+def make(student: nn.Module, changes: Sequence[Change]) -> list[Any]:
+    """Makes them for good. A number of a record changes for all that hold it, if it does for all whose code names it;
+    else those that have the change get copies.
+
+    Returns:
+        The records of which there are copies now.
+
+    Raises:
+        ValueError: `student` does not have what is to change.
+    """
+    modules = [module_of(student, change.module) for change in changes]
+    for change, module in zip(changes, modules, strict=True):
+        change.check(module)
+    places = [holder_of(module, change.name) for change, module in zip(changes, modules, strict=True)]
+    readers = _readers(student) if any(holder is not None for holder, _ in places) else {}
+    for_some: list[int] = []
+    for i, ((holder, field), change) in enumerate(zip(places, changes, strict=True)):
+        alike = {
+            id(module)
+            for place, module, other in zip(places, modules, changes, strict=True)
+            if place[0] is holder and place[1] == field and _listed(other.after) == _listed(change.after)
+        }
+        if holder is None or alike != readers[id(holder), field] or not _can_change(holder):
+            for_some.append(i)
+        else:
+            vars(holder)[field] = _as_it_was(change.after, getattr(holder, field))  # (It may be frozen.)
+    for i in for_some:
+        put(modules[i], changes[i].name, _as_it_was(changes[i].after, kept(modules[i])[changes[i].name]))
+    return [places[i][0] for i in for_some if places[i][0] is not None]
+
+
+def _as_it_was(after: Any, before: Any) -> Any:
+    """A plan from a file has tuples for lists."""
+    return list(after) if isinstance(before, list) else after
+
+
+def _can_change(record: Any) -> bool:
+    """Whether it is a student's own, and one that can change."""
+    return not isinstance(record, tuple) and deepcopy(record) is not record
+
+
+def _readers(model: nn.Module) -> dict[tuple[int, str], set[int]]:
+    """The modules whose code names a number of a record, by the record's address and the number's name."""
+    found: dict[tuple[int, str], set[int]] = {}
+    for module in model.modules():
+        for name in kept(module):
+            holder, field = holder_of(module, name)
+            if holder is not None:
+                found.setdefault((id(holder), field), set()).add(id(module))
+    return found
 
 
 def put_in(edits: list[Edit]) -> None:

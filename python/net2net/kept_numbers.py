@@ -5,8 +5,8 @@ number (einops' layers keep the lengths of axes in both). All numbers of one nam
 `['heads']`. Or it is a record, an object that holds plain values alone (a namespace, a dataclass, a named tuple, a
 configuration), whose numbers are called `config.heads`: those that the module's code names.
 
-Modules share dicts and records: one whose number changes gets a copy of its own. So what code writes to, for others to
-read, is none that may change.
+Modules share dicts and records. A number of a record changes for all that name it; where it changes for some alone,
+these get copies, unless code writes to it, for others to read.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import enum
+import functools
 from collections import Counter
 from collections.abc import Container, Iterator
 from types import FunctionType, ModuleType
@@ -50,20 +51,18 @@ def kept(module: nn.Module, but: Container[int] = ()) -> dict[str, Any]:
     return found | {name: next(iter(numbers)) for name, numbers in named.items() if len(numbers) == 1}
 
 
-def passed_on(model: nn.Module, written: bool) -> set[int]:
-    """The addresses of dicts and records that several modules of `model` hold, and that code may write to, so that
-    these tell each other something by them.
-
-    Args:
-        written: whether some were (see `contents`).
-    """
+def shared(model: nn.Module) -> dict[int, Any]:
+    """The dicts and records that several modules of `model` hold, by their addresses."""
     held = {id(v): v for module in model.modules() for v in _holders(module)}
     count = Counter(at for module in model.modules() for at in {id(v) for v in _holders(module)})
-    shared = {at: held[at] for at, n in count.items() if n > 1}
-    kinds = frozenset(type(v) for v in shared.values())
-    if shared and (written or any(writes(type(module), kinds) for module in model.modules())):  # type: ignore[arg-type]
-        return set(shared)
-    return {at for at, v in shared.items() if type(v) is dict}
+    return {at: held[at] for at, n in count.items() if n > 1}
+
+
+def passed_on(model: nn.Module, records: list[Any]) -> bool:
+    """Whether code of `model` may write to records that modules share, so that these tell each other something by
+    them."""
+    kinds = frozenset(map(type, records))
+    return any(writes(type(module), kinds) for module in model.modules())  # type: ignore[arg-type]
 
 
 def contents(model: nn.Module) -> list[str]:
@@ -99,14 +98,19 @@ def put(module: nn.Module, name: str, value: Any) -> None:
         setattr(module, attribute, changed)
 
 
+def holder_of(module: nn.Module, name: str) -> tuple[Any, str]:
+    """The record that has what `kept` has found, and under which name there; None if it is none of a record."""
+    if by_name(name) or "." not in name:
+        return None, name
+    *path, field = name.split(".")
+    return functools.reduce(getattr, path, module), field
+
+
 @contextlib.contextmanager
 def without(module: nn.Module, name: str) -> Iterator[bool]:
     """Takes out what `kept` has found, until the context ends; or else yields False."""
-    attribute, *path = name.split(".")
-    holder: Any = module
-    for each in ((attribute, *path) if path else ())[:-1]:
-        holder = getattr(holder, each)
-    field = path[-1] if path else attribute
+    holder, field = holder_of(module, name)
+    holder = module if holder is None else holder
     if by_name(name) or isinstance(holder, tuple) or hasattr(type(holder), field):
         yield False
         return

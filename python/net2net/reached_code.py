@@ -5,12 +5,10 @@ It is read, not run: a branch that an example does not take counts, too.
 
 from __future__ import annotations
 
-import ast
 import dis
 import functools
 import inspect
 import itertools
-import textwrap
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
@@ -60,44 +58,19 @@ def names_in(kind: type) -> frozenset[str]:
 @functools.cache
 def writes(kind: type, records: frozenset[type]) -> bool:
     """Whether that code may assign attributes of anything but the module itself, or call methods of records that do."""
-    methods = [method for record in records for method in _writers(record).items()]
-    return any(
-        _assigns(code, but="self") or any(name in _named(code) and _may_call(code, name, m) for name, m in methods)
-        for code in _reached(kind)
-    )
+    methods = {name for record in records for name in _writers(record)}
+    return any(methods & _named(code) or _assigns(code, but="self") for code in _reached(kind))
 
 
 @functools.cache
-def _writers(record: type) -> dict[str, FunctionType]:
+def _writers(record: type) -> frozenset[str]:
     """The methods of a record that assign attributes, and those that name such."""
     members = {name: m for each in reversed(record.__mro__[:-1]) for name, m in vars(each).items() if name[:2] != "__"}
-    named = {name: inspect.unwrap(m) for name, m in members.items() if isinstance(m, FunctionType)}
-    found = {name for name, m in named.items() if any(map(_assigns, codes(m.__code__)))}
-    while more := {name for name, m in named.items() if found & _named(m.__code__)} - found:
+    named = {name: inspect.unwrap(m).__code__ for name, m in members.items() if isinstance(m, FunctionType)}
+    found = {name for name, code in named.items() if any(map(_assigns, codes(code)))}
+    while more := {name for name, code in named.items() if found & _named(code)} - found:
         found |= more
-    return {name: named[name] for name in found}
-
-
-def _may_call(code: CodeType, name: str, method: FunctionType) -> bool:
-    """Whether it may be that method which it calls by that name, by what it is given (`cache.update(key, value)` is not
-    the `update` of a configuration)."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
-    except (OSError, SyntaxError):
-        return True
-    uses = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == name]
-    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and n.func in uses]
-    return len(calls) < max(len(uses), 1) or any(_fits(call, method) for call in calls)
-
-
-def _fits(call: ast.Call, method: FunctionType) -> bool:
-    if any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
-        return True
-    try:
-        inspect.signature(method).bind(None, *call.args, **{str(k.arg): k.value for k in call.keywords})
-    except TypeError:
-        return False
-    return True
+    return frozenset(found)
 
 
 def _assigns(code: CodeType, but: str = "") -> bool:

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from net2net.candidates import candidates
-from net2net.changes import Change, Edit, children, of_users, put_in, take_back
+from net2net.changes import Changes, Edit, children, of_users, put_in, take_back
 from net2net.context import TraceError
 from net2net.hashes import digest
-from net2net.kept_numbers import kept, passed_on, without
+from net2net.kept_numbers import kept, shared, without
 from net2net.skeleton import each_module
 from net2net.student import Student
 
@@ -26,12 +26,16 @@ from net2net.student import Student
 _DEPTH, _WAYS = 4, 2
 
 
-def attach(model: nn.Module, context: Student) -> list[Change]:
-    """Lets the modules of `model`, our own copy of a student, mend their attributes as they run; returns the list to
-    which changes are added."""
+def attach(model: nn.Module, context: Student, records: bool = True) -> Changes:
+    """Lets the modules of `model`, our own copy of a student, mend their attributes as they run; returns what collects
+    their changes.
+
+    Args:
+        records: whether those that modules share may change.
+    """
     known = _Known()
     seen = {id(m): name for name, m in reversed(list(model.named_modules()))}
-    context.passed_on = passed_on(model, context.written)
+    context.fixed = {at for at, v in shared(model).items() if not records or type(v) is dict}
     for module in each_module(model):
         if of_users(module) and (kept(module) or any(kept(m) for _, m in children(module, ""))):
             module.forward = _guarded(module, seen[id(module)], context, known)
@@ -42,7 +46,7 @@ class _Known:
     """What is known of a model's modules from those that were run before."""
 
     def __init__(self) -> None:
-        self.changes: list[Change] = []
+        self.changes = Changes()
         #: The attributes that helped in modules of a class.
         self.helped: set[tuple[type, str]] = set()
         #: How far modules came that could not be mended. (One around it is run again and again, and it fails again.)
@@ -70,7 +74,7 @@ def _guarded(module: nn.Module, name: str, context: Student, known: _Known) -> C
         end = known.failed.get((case, b"")) or known.failed.get((case, numbers)) or attempt.mended(first, 0)
         if not isinstance(end, _Reached):
             made, out = end
-            known.changes.extend(change for _, change in made)
+            known.changes.add(change for _, change in made)
             known.helped.update((type(owner), change.name) for owner, change in made)
             return out
         attempt.rewind()

@@ -88,7 +88,7 @@ class Student(Context):
         self._returns = returns
         #: Whether the forward writes to dicts or records; those that modules tell each other something by keep their
         #: numbers.
-        self.written, self.passed_on = False, set[int]()
+        self.fixed = set[int]()
 
     def saved(self, arguments: Any) -> Saved:
         """What running a module again must find as it was."""

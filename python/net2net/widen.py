@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,13 +13,14 @@ from torch import Tensor, nn
 
 from net2net import attributes, mapping, repair
 from net2net.blame import Blame
-from net2net.changes import Change
+from net2net.changes import Change, Changes, make
 from net2net.choices import Choices, How, Width
 from net2net.computed_weights import Computed
 from net2net.context import TraceError
 from net2net.groups import Group, Structure, infer, structure
 from net2net.importance import IMPORTANCE, scores
 from net2net.inference import Inference
+from net2net.kept_numbers import passed_on, shared
 from net2net.layout import Segment, Shares, layouts
 from net2net.plan_parts import Inventory, Skipped
 from net2net.running import Inputs
@@ -111,6 +114,9 @@ def plan_and_groups(model: nn.Module, example_inputs: Inputs, choices: Choices) 
     return plan, found.groups
 
 
+_T = TypeVar("_T")
+
+
 @dataclass(frozen=True)
 class _Settled:
     """What teacher and student agree on."""
@@ -132,22 +138,49 @@ def _settle(
     inference = infer(model, example_inputs)
     blame = Blame(inference.units)
     known = len(inference.units)
+    records = True
+
+    def run(planned: Layouts, prepare: Callable[[nn.Module, Student], _T]) -> tuple[_T, dict[tuple[str, int], Laid]]:
+        student = _empty(model, planned)
+        context = Student(student, planned, known, inference.returns, inference.places)
+        context.whole = inference.whole
+        prepared = prepare(student, context)
+        for training in inference.returns:
+            walk(in_mode(student, training), example_inputs, context)
+        return prepared, context.laid
+
+    def attach(student: nn.Module, context: Student) -> Changes:
+        return repair.attach(student, context, records)
+
     while True:
         found = structure(inference.units)
         segments = choose(found, blame.whole(found))
         planned = layouts(inference.units, found, segments)
-        student = _empty(model, planned)
-        context = Student(student, planned, known, inference.returns, inference.places)
-        context.whole, context.written = inference.whole, inference.written
-        changes = repair.attach(student, context)
+        if not any(s.width > s.units for s in segments):
+            return _Settled(inference, found, segments, planned, {}, [])
         try:
-            if any(s.width > s.units for s in segments):
-                for training in inference.returns:
-                    walk(in_mode(student, training), example_inputs, context)
+            mended, laid = run(planned, attach)
         except TraceError as error:
             blame.take(found, segments, error)
-        else:
-            return _Settled(inference, found, segments, planned, context.laid, changes)
+            continue
+        changes = mended.all()
+        if any(change.of_record() for change in changes):
+            # Until here each module had records of its own.
+            made = functools.partial(_made, changes, inference.written)
+            try:
+                _, laid = run(planned, made)
+            except TraceError:
+                records = False
+                continue
+        return _Settled(inference, found, segments, planned, laid, changes)
+
+
+def _made(changes: list[Change], written: bool, student: nn.Module, context: Student) -> None:
+    """Makes changes as they are made in the end; TraceError if modules would not tell each other something any more."""
+    held = shared(student)
+    copied = [record for record in make(student, changes) if id(record) in held]
+    if copied and (written or passed_on(student, copied)):
+        raise TraceError("copies of what modules share, and write to", [])
 
 
 def _empty(model: nn.Module, planned: Layouts) -> nn.Module:

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from n2n_kernels import tensor_moments
 from net2net import attributes, computed_weights, map_runs, mapping, plan_fields
 from net2net.caches import Caches, Place
-from net2net.changes import Change
+from net2net.changes import Change, make
 from net2net.computed_weights import Computed, Standardised
 from net2net.dynamics import GrownAxis
-from net2net.kept_numbers import kept, put
 from net2net.launches import Entry, Law
 from net2net.plan import GrowthPlan
-from net2net.plan_parts import Inventory, Skipped, module_of
+from net2net.plan_parts import Inventory, Skipped
 from net2net.skeleton import Tensors
 
 #: The kinds of noise, and the default noise_scale of each.
@@ -204,12 +203,7 @@ class WidenPlan(GrowthPlan):
 
     def _finish(self, student: nn.Module) -> None:
         attributes.update(student)
-        for change in self.changes:
-            module = module_of(student, change.module)
-            change.check(module)
-            # A plan from a file has tuples for lists.
-            listed = isinstance(kept(module)[change.name], list)
-            put(module, change.name, list(change.after) if listed else change.after)
+        make(student, self.changes)
         Caches(student, self.caches).clear()
 
     def _fill(self, student: nn.Module) -> None:
