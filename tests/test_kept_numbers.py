@@ -376,7 +376,15 @@ def test_what_modules_tell_each_other_is_not_lost(kind: str, begun: bool) -> Non
 
 
 @pytest.mark.parametrize(
-    "cut", [lambda x, n: x[:, :n], lambda x, n: torch.cat([x[:, :n] / 2, x[:, n:]], 1), lambda x, n: x[..., :n, :]]
+    "cut",
+    [
+        lambda x, n: x[:, :n],
+        lambda x, n: torch.cat([x[:, :n] / 2, x[:, n:]], 1),
+        lambda x, n: x[..., :n, :],
+        lambda x, n: x[:, -n:],
+        lambda x, n: x.split(n, 1)[0],
+        lambda x, n: torch.split(x, split_size_or_sections=n, dim=-2)[-1],
+    ],
 )
 def test_a_width_that_is_a_limit_too(cut: Callable[[Tensor, int], Tensor]) -> None:
     """A shorter example does not show what it does to longer inputs."""
@@ -396,5 +404,60 @@ def test_a_width_that_is_a_limit_too(cut: Callable[[Tensor, int], Tensor]) -> No
         student = net2net.plan_widen(model, torch.randn(2, 4, 5).double(), 2).apply(model)
     except ValueError:
         return
+    for t in (4, 12):
+        assert net2net.verify(model, student, torch.randn(2, t, 5).double()).max_rel < 1e-13
+
+
+class Limited(nn.Module):
+    """A width that Python compares with how long the input is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.config = 8, types.SimpleNamespace(width=8)
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(self.limited(x))
+        return self.last(y.reshape(-1, self.width).tanh().view(*y.shape[:2], self.config.width))
+
+    def limited(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Least(Limited):
+    def limited(self, x: Tensor) -> Tensor:
+        return x[:, : min(self.width, x.shape[1])]
+
+
+class Longer(Limited):
+    def limited(self, x: Tensor) -> Tensor:
+        return x[:, : self.config.width] if x.shape[1] > self.config.width else x
+
+
+class Within(Limited):
+    def limited(self, x: Tensor) -> Tensor:
+        n = x.size(1)
+        return x / 2 if 2 < n <= self.width else x
+
+
+class Checked(Limited):
+    """None of these limits anything."""
+
+    def limited(self, x: Tensor) -> Tensor:
+        assert self.width > 1
+        assert self.width >= self.config.width
+        assert max(1, self.width) > 0
+        return x
+
+
+@pytest.mark.parametrize("kind", [Least, Longer, Within, Checked])
+def test_a_width_that_code_compares(kind: type[Limited]) -> None:
+    model = kind().double()
+    try:
+        student = net2net.plan_widen(model, torch.randn(2, 4, 5).double(), 2).apply(model)
+    except ValueError:
+        assert kind is not Checked
+        return
+    assert kind is Checked
     for t in (4, 12):
         assert net2net.verify(model, student, torch.randn(2, t, 5).double()).max_rel < 1e-13

@@ -17,6 +17,7 @@ from torch import nn
 from net2net.changes import Change, Edit, children
 from net2net.context import TraceError
 from net2net.kept_numbers import is_number, kept
+from net2net.reached_code import limits
 from net2net.student import Student
 
 #: How many changes are tried at once, and how many for one failure.
@@ -37,7 +38,7 @@ def candidates(
     that are as a size of what the module was `given` had been, against which code may check it."""
     if stated := _stated(error):
         seen = [*seen, stated]
-    held = kept(module, context.fixed)
+    held = _free(module, context)
     order = _ages(seen, given, held)
     found: list[_Found] = []
     for attribute, value in held.items():
@@ -62,6 +63,12 @@ def candidates(
         _of_children(module, name, order, factors, seen, context),
     )
     yield from itertools.islice(_distinct(trials), _TRIES)
+
+
+def _free(module: nn.Module, context: Student) -> dict[str, Any]:
+    """The numbers that may change: not those that limit something else, too."""
+    limiting = limits(type(module))  # type: ignore[arg-type]
+    return {k: v for k, v in kept(module, context.fixed).items() if k.rpartition(".")[2] not in limiting}
 
 
 def _ages(seen: list[Any], given: list[tuple[int, int]], held: dict[str, Any]) -> dict[int, int]:
@@ -119,7 +126,7 @@ def _everywhere(
             continue
         edits: list[Edit] = []
         for path, owner in owners:
-            for attribute, value in kept(owner, context.fixed).items():
+            for attribute, value in _free(owner, context).items():
                 each = [value] if is_number(value) else value
                 grown = [round(number * f) if v == number else v for v in each]
                 if number in each:
@@ -136,7 +143,7 @@ def _of_children(
     children that have the same, and of each."""
     found = []
     for path, child in children(module, name):
-        for attribute, value in kept(child, context.fixed).items():
+        for attribute, value in _free(child, context).items():
             if is_number(value) and value in order:
                 found.append((order[value], path, child, attribute, value))
     found.sort(key=lambda f: f[0])

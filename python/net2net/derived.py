@@ -139,6 +139,8 @@ _HANDING_OUT = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__
 _SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement, Tensor.__len__, torch.numel}  # type: ignore[attr-defined]
 _SPLITTING = {torch.tensor_split, Tensor.tensor_split}
 _INDEXING = {Tensor.__getitem__, Tensor.__setitem__}
+#: What takes parts of some length, the last of which may be shorter.
+_BY_LENGTH = {torch.split, Tensor.split}
 #: What gives the same for all finite numbers, as sound activations are: code makes sure of it and goes on.
 _OF_FINITE = {torch.isnan, torch.isinf, torch.isfinite, Tensor.isnan, Tensor.isinf, Tensor.isfinite}
 #: What reads values only to check or print them, and gives back none.
@@ -147,8 +149,8 @@ _LOOKING = {Tensor.__repr__, Tensor.__format__}
 
 class Watch(TorchFunctionMode):
     """Calls `read` when values of tensors made of weights are handed out, or with `sizes` when how many there are is
-    asked for and depends on such values; and `cut` with the number at which a slice ends, if that is beyond the end
-    (which no operation is told).
+    asked for and depends on such values; and `cut` with the number at which a slice begins or ends, or a part, if that
+    is beyond the end (which no operation is told).
 
     Attributes:
         looking: whether what is read now is only looked at.
@@ -170,8 +172,8 @@ class Watch(TorchFunctionMode):
         if func in _LOOKING:
             with _disable_current_modes():
                 return func(*args, **kwargs)
-        if func in _INDEXING:
-            for end in _ends_beyond(*args[:2]):
+        if func in _INDEXING or func in _BY_LENGTH:
+            for end in _ends_beyond(*args[:2]) if func in _INDEXING else _longer(*args, **kwargs):
                 self._cut(end)
         if func in _SIZES and self._asks_for_a_size(func, *args, **kwargs):
             self._read("a size", sizes=True)
@@ -201,17 +203,24 @@ class Watch(TorchFunctionMode):
 
 
 def _ends_beyond(t: Tensor, index: Any) -> Iterator[int]:
-    """Where slices end that would end later, were the tensor larger."""
+    """Where slices begin or end that would elsewhere, were the tensor larger."""
     items = [i for i in (index if isinstance(index, tuple) else (index,)) if i is not None]
     dim = 0
-    for at, item in enumerate(items):
+    for i, item in enumerate(items):
         if item is Ellipsis:
-            dim = t.dim() - sum(map(_dims_of, items[at + 1 :]))
+            dim = t.dim() - sum(map(_dims_of, items[i + 1 :]))
             continue
-        stop = item.stop if isinstance(item, slice) else None
-        if isinstance(stop, int) and 0 <= dim < t.dim() and stop > t.shape[dim]:
-            yield stop
+        places = (item.start, item.stop) if isinstance(item, slice) else ()
+        if 0 <= dim < t.dim():
+            yield from (at for at in places if isinstance(at, int) and abs(at) > t.shape[dim])
         dim += _dims_of(item)
+
+
+def _longer(tensor: Tensor, split_size: Any = None, dim: int = 0, split_size_or_sections: Any = None) -> Iterator[int]:
+    """The length of parts, if there is but one, and that is shorter."""
+    length = split_size_or_sections if split_size is None else split_size
+    if isinstance(length, int) and -tensor.dim() <= dim < tensor.dim() and length > tensor.shape[dim]:
+        yield length
 
 
 def _dims_of(item: Any) -> int:

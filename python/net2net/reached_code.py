@@ -5,16 +5,20 @@ It is read, not run: a branch that an example does not take counts, too.
 
 from __future__ import annotations
 
+import ast
 import dis
 import functools
 import inspect
 import itertools
+import textwrap
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
 
 #: What assigns an attribute by a text.
 _BY_TEXT = {"setattr", "__setattr__", "__dict__", "vars"}
+
+_ORDER = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 
 
 def codes(code: CodeType) -> Iterator[CodeType]:
@@ -85,6 +89,30 @@ def _loads(step: dis.Instruction, variable: str) -> bool:
     """Whether the last that it loads is that variable (newer versions of Python load two at once)."""
     loaded = step.argval if isinstance(step.argval, tuple) else (step.argval,)
     return step.opname.startswith("LOAD_FAST") and loaded[-1] == variable
+
+
+@functools.cache
+def limits(kind: type) -> frozenset[str]:
+    """The attributes that the code of a class' forward compares with what is neither a constant nor an attribute: how
+    long an input is, most often."""
+    return frozenset(name for code in _reached(kind) for name in _compared(code))
+
+
+def _compared(code: CodeType) -> Iterator[str]:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
+    except (OSError, SyntaxError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare) and any(isinstance(op, _ORDER) for op in node.ops):
+            sides = [node.left, *node.comparators]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("min", "max"):
+            sides = node.args
+        else:
+            continue
+        attributes = [side.attr for side in sides if isinstance(side, ast.Attribute) and side.attr != "shape"]
+        if len(attributes) + sum(isinstance(side, ast.Constant) for side in sides) < len(sides):
+            yield from attributes
 
 
 @functools.cache
