@@ -565,3 +565,32 @@ def test_a_slice_of_a_table_of_positions(in_place: bool, length: int) -> None:
     student = plan.apply(model)
     assert student.positions.shape == (1, 5, 12)
     assert net2net.verify(model, student, x).max_rel < EXACT
+
+
+class Tasks(nn.Module):
+    """A head for each task, of which an example runs one; and a table that only masked inputs need."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8))
+        self.heads = nn.ModuleDict({"a": nn.Linear(8, 3), "b": nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2))})
+        self.mask_token = nn.Parameter(torch.randn(8))
+
+    def forward(self, x, task="a", mask=None):
+        x = self.trunk(x)
+        return self.heads[task](x if mask is None else torch.where(mask[:, None], self.mask_token, x))
+
+
+def test_what_the_example_does_not_run_is_told():
+    model, x = Tasks(), torch.randn(4, 5)
+    plan = net2net.plan_widen(model, x, 2)
+    (skipped,) = plan.skipped
+    assert skipped.layers == ["mask_token", "heads.b.0", "heads.b.1"]
+    assert skipped.units == 8 + 4 + 2
+    assert "does not run" in skipped.reason
+    assert "left alone: mask_token (+2 more): the example does not run it" in plan.summary()
+    with pytest.raises(ValueError, match="strict: 1 groups cannot be widened; the first is mask_token"):
+        net2net.plan_widen(model, x, 2, strict=True)
+    everything = {"x": x, "task": "b", "mask": torch.tensor([True, False, True, False])}
+    (skipped,) = net2net.plan_widen(model, everything, 2).skipped
+    assert skipped.layers == ["heads.a"]

@@ -330,6 +330,9 @@ class Context(ABC):
     def cut(self, end: int) -> None:
         """A slice ends beyond the end of what it is of, an input perhaps: another one may be longer."""
 
+    def take_part(self, tensors: Iterable[Tensor]) -> None:  # noqa: B027 -- a student's have, if its teacher's have
+        """An operation was given these."""
+
     @abstractmethod
     def crossing(self, rows: np.ndarray, what: str) -> bool:
         """Whether units lie across the rows of codes [rows, n] too: see `Units.crossing`. `what` names the

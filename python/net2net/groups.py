@@ -161,7 +161,7 @@ def _settled(model: nn.Module, example_inputs: Inputs, whole: bool) -> Inference
             walk(in_mode(copy, True), example_inputs, context)
         except TraceError:
             context.outputs = []
-        context.written = contents(copy) != before
+        context.written, context.not_run = contents(copy) != before, context.idle(copy)
         if context.settled():
             break
     return context

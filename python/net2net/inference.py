@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from net2net.caches import Place
 from net2net.context import Context
@@ -29,6 +29,8 @@ class Inference(Context):
         self.returns: dict[bool, list[np.ndarray]] = {}  # in eval mode, and in train mode if that could be walked too
         # What was decided by what was not joined at that time: pairs of ids, and what `crossing` was asked.
         self.written = False  # whether the forward writes to dicts or records that modules hold
+        self.not_run: list[str] = []  # the parameters that are not used
+        self._used = set[int]()
         self._apart: list[tuple[int, int]] = []
         self._crossing: dict[tuple[str, str], np.ndarray] = {}
         self._beside: list[tuple[np.ndarray, str, int]] = []
@@ -105,6 +107,13 @@ class Inference(Context):
 
     def grow_with(self, made: np.ndarray, units: np.ndarray) -> None:
         self.units.blocks.join(made, units)
+
+    def take_part(self, tensors: Iterable[Tensor]) -> None:
+        self._used.update(t.untyped_storage()._cdata for t in tensors)
+
+    def idle(self, model: nn.Module) -> list[str]:
+        """The parameters of what was walked that no operation was given: those of what the example does not run."""
+        return [name for name, p in model.named_parameters() if p.untyped_storage()._cdata not in self._used]
 
     def cut(self, end: int) -> None:
         self.units.cuts.add((self.module, end))

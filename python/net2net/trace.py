@@ -122,6 +122,7 @@ class Walk(TorchDispatchMode):
             return self._with_code(func, args, kwargs)
         leaves_ = flat((args, kwargs))
         tensors = tuple(t for t in leaves_ if isinstance(t, Tensor))
+        context.take_part(tensors)
         # Parameters are not asked: a rule that does makes them take part.
         if any(not context.is_parameter(t) and t in context.shadows for t in tensors):
             context.last = tensors
@@ -181,6 +182,7 @@ class Walk(TorchDispatchMode):
         with _Reads() as reads:
             out = kernel(*args, **kwargs)
         given = [t for t in flat((args, kwargs)) if isinstance(t, Tensor)] + reads.tensors
+        context.take_part(given)
         context.carriers.saw("", given, [])
         # What the code does, and with which numbers, is part of the value.
         what = {"done": digest(*reads.operations).hex()}
@@ -320,6 +322,7 @@ def _as_a_whole(module: nn.Module, context: Context, derived: Derived) -> Callab
         with _disable_current_modes():
             out = forward(*args, **kwargs)
             given = (args, kwargs, list(module.parameters()))
+            context.take_part(module.parameters())
             context.carriers.saw("", [t for t in flat(given) if isinstance(t, Tensor)], [])
             refuse(context, type(module).__name__, given, {}, out, "a recurrent layer is not looked into")
             derived.add(t for t in flat(out) if isinstance(t, Tensor))

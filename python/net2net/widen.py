@@ -101,9 +101,9 @@ def plan_and_groups(model: nn.Module, example_inputs: Inputs, choices: Choices) 
     settled = _settle(model, example_inputs, choose)
     plan, found = _plan(model, settled, choices), settled.found
     chooser.complain(found)
+    if choices.strict and plan.skipped:
+        raise ValueError(f"strict: {len(plan.skipped)} groups cannot be widened; the first is {plan.skipped[0]}")
     stuck = [g for g in found.groups if g.left_alone]
-    if choices.strict and stuck:
-        raise ValueError(f"strict: {len(stuck)} groups cannot be widened; the first is {stuck[0]}")
     if not plan.widened:
         could = any(g.reason is None for g in found.groups)
         example = next(iter([*stuck, *found.groups]), "the forward uses no weights that could be")
@@ -275,6 +275,19 @@ def _computed(units: Units, axes: dict[tuple[str, int], AxisPlan]) -> list[Compu
     return [how for how in units.computed() if any(name == how.weight for name, _ in axes)]
 
 
+def _not_run(model: nn.Module, names: Sequence[str]) -> list[Skipped]:
+    """The layers that have these parameters (or the parameters, where a layer has others)."""
+    layers: dict[str, int] = {}
+    for name in names:
+        owner, _, own = name.rpartition(".")
+        module = model.get_submodule(owner)
+        idle = owner and {f"{owner}.{k}" for k, _ in module.named_parameters(recurse=False)} <= set(names)
+        t = getattr(module, own)
+        layers.setdefault(owner if idle else name, t.shape[0] if t.dim() else 1)
+    why = "the example does not run it: what it would be given may be wider now"
+    return [Skipped(list(layers), sum(layers.values()), why)] if layers else []
+
+
 def _plan(model: nn.Module, settled: _Settled, choices: Choices) -> WidenPlan:
     found, segments, units = settled.found, settled.segments, settled.inference.units
     shares = Shares(units, found, segments)
@@ -289,6 +302,7 @@ def _plan(model: nn.Module, settled: _Settled, choices: Choices) -> WidenPlan:
         if any(segments[s].width > segments[s].units for s in g.segments)
     ]
     skipped = [Skipped(g.layers, g.units, g.left_alone) for g in found.groups if g.left_alone]
+    skipped += _not_run(model, settled.inference.not_run) if widened else []
     grown = {name for name, _ in axes}
     multipliers = sorted(units.multipliers & grown)
     return WidenPlan(
