@@ -16,8 +16,8 @@ from torch import nn
 
 from net2net.changes import Change, Edit, children
 from net2net.context import TraceError
-from net2net.kept_numbers import is_number, kept
-from net2net.reached_code import limits
+from net2net.kept_numbers import by_name, is_number, kept
+from net2net.reached_code import asked, limits
 from net2net.student import Student
 
 #: How many changes are tried at once, and how many for one failure.
@@ -120,13 +120,13 @@ def _everywhere(
     module: nn.Module, name: str, numbers: Iterable[int], factors: list[float], context: Student
 ) -> Iterator[list[Edit]]:
     """A number wherever the module and its children keep it: these may be asked by other ways than their forward."""
-    owners = [(name, module), *children(module, name)]
+    owners = [(name, module, _free(module, context)), *_asked(module, name, context)]
     for number, f in itertools.product(numbers, factors):
         if abs(number * f - round(number * f)) > 1e-9:
             continue
         edits: list[Edit] = []
-        for path, owner in owners:
-            for attribute, value in _free(owner, context).items():
+        for path, owner, held in owners:
+            for attribute, value in held.items():
                 each = [value] if is_number(value) else value
                 grown = [round(number * f) if v == number else v for v in each]
                 if number in each:
@@ -136,14 +136,22 @@ def _everywhere(
             yield edits
 
 
+def _asked(module: nn.Module, name: str, context: Student) -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
+    """Children, and what of their numbers the module may ask for."""
+    for path, child in children(module, name):
+        names = asked(type(module), type(child))  # type: ignore[arg-type]
+        held = _free(child, context).items()
+        yield path, child, {k: v for k, v in held if by_name(k) or k.rpartition(".")[2] in names}
+
+
 def _of_children(
     module: nn.Module, name: str, order: dict[int, int], factors: list[float], seen: list[Any], context: Student
 ) -> Iterator[list[Edit]]:
     """Numbers that children keep and this module goes by (how wide the state is that a cell begins with): of all
     children that have the same, and of each."""
     found = []
-    for path, child in children(module, name):
-        for attribute, value in _free(child, context).items():
+    for path, child, held in _asked(module, name, context):
+        for attribute, value in held.items():
             if is_number(value) and value in order:
                 found.append((order[value], path, child, attribute, value))
     found.sort(key=lambda f: f[0])

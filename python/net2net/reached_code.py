@@ -29,11 +29,12 @@ def codes(code: CodeType) -> Iterator[CodeType]:
             yield from codes(constant)
 
 
-def _reached(kind: type) -> Iterator[CodeType]:
-    """The code that a class' forward reaches: its methods and properties, and functions of its file."""
+def _reached(kind: type, begin: frozenset[str] = frozenset({"forward"})) -> Iterator[CodeType]:
+    """The code that a class' forward reaches (or other methods that it `begins` with): its methods and properties, and
+    functions of its file."""
     kinds = [each for each in kind.__mro__ if each.__module__.partition(".")[0] not in ("builtins", "torch")]
     names: set[str] = set()
-    left: list[Any] = [vars(each).get("forward") for each in kinds]
+    left: list[Any] = [vars(each)[name] for each in kinds for name in begin & vars(each).keys()]
     while left:
         member = inspect.unwrap(left.pop())
         member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
@@ -57,6 +58,13 @@ def _named(code: CodeType) -> set[str]:
 def names_in(kind: type) -> frozenset[str]:
     """The names and texts in the code that a class' forward reaches."""
     return frozenset(name for code in _reached(kind) for name in _named(code))
+
+
+@functools.cache
+def asked(kind: type, of: type) -> frozenset[str]:
+    """The names and texts in the code of a class' forward, and in methods that it may call of the class `of`."""
+    names = names_in(kind)
+    return names | {name for code in _reached(of, begin=names) for name in _named(code)}
 
 
 @functools.cache
