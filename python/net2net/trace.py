@@ -23,7 +23,7 @@ from net2net.outputs import kept, leaves
 from net2net.rules.copies import copies
 from net2net.rules.elementwise import constant, constant_write
 from net2net.rules.kernels import linear_in_kernels
-from net2net.rules.table import POINTWISE, flat, is_view, name_of, refuse, rule_for, spelled, view
+from net2net.rules.table import POINTWISE, flat, is_view, name_of, refuse, rule_for, sees_other_numbers, spelled, view
 from net2net.rules.weights import standardising
 from net2net.running import Inputs, call, computed, of_no_value, one_draw, written
 from net2net.shadows import compact
@@ -68,6 +68,8 @@ class Walk(TorchDispatchMode):
         self.unfollowed = ""  # why nothing can be followed any more
         self._sizes_read = 0
         self._reached: set[str] = set()
+        #: Tensors of which one is what the other was seen as, by the memory that they are in.
+        self._twins: dict[int, Tensor] = {}
         self._names = {id(module): name for name, module in model.named_modules()}
 
     def read(self, what: str, sizes: bool = False) -> None:
@@ -143,6 +145,8 @@ class Walk(TorchDispatchMode):
                 else:
                     run = of_no_value if rule is not view and self._without_value(tensors) else computed
                     out = run(func, args, kwargs)
+                    if sees_other_numbers(func):
+                        out = self._apart(tensors[0], out)
             context.operation = str(func)
             made, into = [t for t in flat(out) if isinstance(t, Tensor)], self._written(func, args, kwargs)
             self._copies(func, args, kwargs, out, made, into, derived)
@@ -153,6 +157,8 @@ class Walk(TorchDispatchMode):
                 if not any(of_parameters(context, func, args, kwargs, out) for of_parameters in _OF_PARAMETERS):
                     for t in into:
                         context.overwritten(t)
+                        if t.untyped_storage()._cdata in self._twins:
+                            raise RuntimeError(f"{func} writes to numbers that are seen as those of another kind, too")
                     rule(context, func, args, kwargs, out)
             except TraceError:
                 raise
@@ -216,6 +222,12 @@ class Walk(TorchDispatchMode):
             return []
         named = [*args, *(kwargs.get(a.name) for a in func._schema.arguments[len(args) :])]
         return [t for i in places for t in flat(named[i]) if isinstance(t, Tensor)]
+
+    def _apart(self, t: Tensor, seen: Tensor) -> Tensor:
+        """What `t` is seen as, in memory of its own, which has codes of its own."""
+        made = seen.clone()
+        self._twins |= {x.untyped_storage()._cdata: x for x in (t, made)}
+        return made
 
     def _stand_in(self, mask: Tensor, whole: Tensor) -> None:
         """`whole` takes the place of a mask."""

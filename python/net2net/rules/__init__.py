@@ -5,10 +5,10 @@ that it is given from growing: it is never assumed to be element-wise. (Element-
 tag that PyTorch itself gives them.)
 """
 
-from net2net.rules import elementwise, movement, norms, products, reductions, weights
+from net2net.rules import complex_numbers, elementwise, movement, norms, products, reductions, weights
 from net2net.rules.table import name_of, register, rule_for, unknown
 
 __all__ = [
-    "elementwise", "movement", "name_of", "norms", "products", "reductions", "register", "rule_for", "unknown",
+    "complex_numbers", "elementwise", "movement", "name_of", "norms", "products", "reductions", "register", "rule_for", "unknown",
     "weights",
 ]  # fmt: skip

@@ -55,14 +55,14 @@ def rule_for(func: Any) -> Rule:
     name = name_of(func)
     if name in _RULES:
         return _RULES[name]
+    if sees_other_numbers(func):
+        return another_dtype
     # An in-place operation means for units what its out-of-place form means.
     if name.endswith("_") and not name.endswith("__") and name[:-1] in _RULES:
         return _RULES[name[:-1]]
     if _elementwise(func) or any(map(_elementwise, _out_of_place(func))):
         return POINTWISE[0]
-    if is_view(func):
-        return another_dtype if name in _ANOTHER_DTYPE or func._overloadname == "dtype" else view
-    return unknown
+    return view if is_view(func) else unknown
 
 
 def _elementwise(func: Any) -> bool:
@@ -81,6 +81,12 @@ def is_view(func: Any) -> bool:
     """Whether what an operation returns is its operand, seen in another way."""
     returns = func._schema.returns
     return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+
+
+@functools.cache
+def sees_other_numbers(func: Any) -> bool:
+    """Whether it is a view in which the same memory holds numbers of another kind."""
+    return is_view(func) and (name_of(func) in _ANOTHER_DTYPE or func._overloadname == "dtype")
 
 
 #: The end of a slice that has none.
@@ -221,7 +227,7 @@ def ambiguous(codes: np.ndarray, dim: int) -> bool:
 
 
 #: Views in which the same memory holds other numbers.
-_ANOTHER_DTYPE = {"view_as_complex", "view_as_real", "_view_as_real_physical", "real", "imag", "view_dtype"}
+_ANOTHER_DTYPE = {"view_as_complex", "view_as_real", "_view_as_real_physical", "view_dtype"}
 
 
 def another_dtype(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
