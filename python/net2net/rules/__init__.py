@@ -9,6 +9,6 @@ from net2net.rules import complex_numbers, elementwise, movement, norms, product
 from net2net.rules.table import name_of, register, rule_for, unknown
 
 __all__ = [
-    "complex_numbers", "elementwise", "movement", "name_of", "norms", "products", "reductions", "register", "rule_for", "unknown",
-    "weights",
+    "complex_numbers", "elementwise", "movement", "name_of", "norms", "products", "reductions", "register", "rule_for",
+    "unknown", "weights",
 ]  # fmt: skip
