@@ -1,4 +1,4 @@
-"""Rotary positions by complex numbers, as LLaMA's own code has them, and what else is seen as complex."""
+"""Rotary positions by complex numbers, as LLaMA's own code has them; Fourier transforms; what else is complex."""
 
 from collections.abc import Callable
 
@@ -104,3 +104,66 @@ def seen_as_other_integers(x: Tensor, turns: Tensor) -> Tensor:
 def test_what_else_is_seen_as_numbers_of_another_kind(turn: Callable[[Tensor, Tensor], Tensor]) -> None:
     torch.manual_seed(0)
     same_or_refused(randomised(Net(turn)), torch.randn(2, 6, 5).double())
+
+
+class Spectral(nn.Module):
+    """A fast Fourier convolution (LaMa): a convolution of the real and imaginary parts of a picture's spectrum."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix, self.norm = nn.Conv2d(2 * channels, 2 * channels, 1), nn.BatchNorm2d(2 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        spectrum = torch.fft.rfftn(x, dim=(-2, -1), norm="ortho")
+        parts = torch.stack((spectrum.real, spectrum.imag), -1).permute(0, 1, 4, 2, 3).reshape(b, 2 * c, h, -1)
+        parts = self.norm(self.mix(parts)).relu().view(b, c, 2, h, -1).permute(0, 1, 3, 4, 2).contiguous()
+        return torch.fft.irfftn(torch.complex(parts[..., 0], parts[..., 1]), s=(h, w), dim=(-2, -1), norm="ortho")
+
+
+class Correlation(nn.Module):
+    """Each channel with itself, by way of its spectrum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.fft.fft(x, dim=2)
+        return torch.fft.ifft(spectrum * spectrum.conj() + spectrum.abs().square(), dim=2).real
+
+
+@pytest.mark.parametrize("width", [2, 1.5])
+@pytest.mark.parametrize("kind", [Spectral, Correlation])
+def test_fourier_transforms_over_places(kind: type[nn.Module], width: float) -> None:
+    torch.manual_seed(0)
+    inner = kind(6) if kind is Spectral else kind()
+    model = randomised(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), inner, nn.Conv2d(6, 2, 3)))
+    plan = net2net.plan_widen(model, torch.randn(2, 3, 8, 8).double(), width)
+    student = plan.apply(model)
+    assert not plan.skipped
+    for training in (False, True):
+        model.train(training), student.train(training)
+        for size in ((8, 8), (7, 10)):
+            assert net2net.verify(model, student, torch.randn(2, 3, *size).double()).max_rel < 1e-12
+
+
+#: Where conjugation counts, and transforms over channels or over what is not the same everywhere.
+FOURIER = {
+    "conjugated": lambda x: (torch.fft.fft(x, dim=2) * (1 + 2j)).conj().imag,
+    "and itself": lambda x: (lambda z: (z.conj() * 1j + z).abs())(torch.fft.fft(x, dim=2)),
+    "cat": lambda x: (lambda z: torch.cat([z, z.conj()], 1).imag.unflatten(1, (2, -1)).sum(1))(torch.fft.fft(x, dim=2)),
+    "channels": lambda x: torch.fft.fft(x, dim=1).abs(),
+    "halves": lambda x: torch.fft.irfft(torch.fft.rfft(x, dim=1), n=x.shape[1], dim=1),
+    "all": lambda x: torch.fft.fftn(x, dim=(1, 2)).real,
+    "two pictures": lambda x: torch.fft.fft(torch.cat([x, x.flip(1)], 2), dim=2).abs()[:, :, :8],
+    "shifted": lambda x: torch.fft.fftshift(torch.fft.fft(x, dim=2), dim=2).abs(),
+}
+
+
+@pytest.mark.parametrize("made", FOURIER.values(), ids=FOURIER)
+def test_other_transforms_are_right_or_refused(made: Callable[[Tensor], Tensor]) -> None:
+    class Made(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return made(x)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), Made(), nn.Conv2d(6, 2, 3))
+    for width in (2, 1.5):
+        same_or_refused(randomised(model), torch.randn(2, 3, 8, 8).double(), width)

@@ -37,6 +37,7 @@ from net2net.units import FIXED
     "clone", "_to_copy", "copy", "contiguous", "lift_fresh_copy", "hardtanh", "hardswish",
     "hardsigmoid", "leaky_relu", "elu", "gelu", "silu", "mish", "softplus", "_prelu_kernel", "threshold", "relu6",
     "log_sigmoid", "nan_to_num", "masked_fill", "rsub",
+    "complex", "polar",
 )  # fmt: skip
 def pointwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """Units that meet in one element must be replicated alike; then equal inputs give equal outputs.

@@ -85,8 +85,8 @@ def is_view(func: Any) -> bool:
 
 @functools.cache
 def sees_other_numbers(func: Any) -> bool:
-    """Whether it is a view in which the same memory holds numbers of another kind."""
-    return is_view(func) and (name_of(func) in _ANOTHER_DTYPE or func._overloadname == "dtype")
+    """Whether it is a view in which the same memory holds other numbers."""
+    return is_view(func) and (name_of(func) in _OTHER_NUMBERS or func._overloadname == "dtype")
 
 
 #: The end of a slice that has none.
@@ -227,7 +227,7 @@ def ambiguous(codes: np.ndarray, dim: int) -> bool:
 
 
 #: Views in which the same memory holds other numbers.
-_ANOTHER_DTYPE = {"view_as_complex", "view_as_real", "_view_as_real_physical", "view_dtype"}
+_OTHER_NUMBERS = {"view_as_complex", "view_as_real", "_view_as_real_physical", "view_dtype", "_conj", "_neg_view"}
 
 
 def another_dtype(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> None:
