@@ -594,3 +594,27 @@ def test_what_the_example_does_not_run_is_told():
     everything = {"x": x, "task": "b", "mask": torch.tensor([True, False, True, False])}
     (skipped,) = net2net.plan_widen(model, everything, 2).skipped
     assert skipped.layers == ["heads.a"]
+
+
+class SpatialAttention(nn.Module):
+    """That of CBAM."""
+
+    def __init__(self, largest):
+        super().__init__()
+        self.largest, self.conv = [largest], nn.Conv2d(2, 1, 3, padding=1)
+
+    def forward(self, x):
+        return x * self.conv(torch.cat([self.largest[0](x), x.mean(1, keepdim=True)], 1)).sigmoid()
+
+
+def test_a_maximum_over_channels_must_divide_its_gradient():
+    # `max` along a dimension gives all of it to one replica, and a student's gradients would not be the teacher's.
+    x = torch.randn(2, 3, 6, 6)
+    for largest, grows in [
+        (lambda x: x.max(1, keepdim=True)[0], False),
+        (lambda x: torch.amax(x, 1, keepdim=True), True),
+        (lambda x: torch.max(x, dim=2, keepdim=True)[0].mean((1, 2), keepdim=True).expand(-1, 1, 6, 6), True),
+    ]:
+        model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), SpatialAttention(largest), nn.Conv2d(8, 2, 1))
+        (group,) = (g for g in net2net.groups(model, x) if "0" in g.layers)
+        assert (group.left_alone is None) == grows, group
