@@ -17,7 +17,7 @@ from torch import nn
 from net2net.changes import Change, Edit, children
 from net2net.context import TraceError
 from net2net.kept_numbers import by_name, is_number, kept
-from net2net.reached_code import asked, limits
+from net2net.reached_code import asked, limits, names_in
 from net2net.student import Student
 
 #: How many changes are tried at once, and how many for one failure.
@@ -139,7 +139,7 @@ def _everywhere(
 def _asked(module: nn.Module, name: str, context: Student) -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
     """Children, and what of their numbers the module may ask for."""
     for path, child in children(module, name):
-        names = asked(type(module), type(child))  # type: ignore[arg-type]
+        names = asked(names_in(type(module)), type(child))  # type: ignore[arg-type]
         held = _free(child, context).items()
         yield path, child, {k: v for k, v in held if by_name(k) or k.rpartition(".")[2] in names}
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from net2net.kept_numbers import by_name, holder_of, kept, put
+from net2net.kept_numbers import by_name, can_change, holder_of, kept, put
 from net2net.plan_parts import module_of
 
 #: Modules of torch that keep a width which no weight of theirs tells.
@@ -92,7 +91,7 @@ def make(student: nn.Module, changes: Sequence[Change]) -> list[Any]:
             for place, module, other in zip(places, modules, changes, strict=True)
             if place[0] is holder and place[1] == field and _listed(other.after) == _listed(change.after)
         }
-        if holder is None or alike != readers[id(holder), field] or not _can_change(holder):
+        if holder is None or alike != readers[id(holder), field] or not can_change(holder):
             for_some.append(i)
         else:
             vars(holder)[field] = _as_it_was(change.after, getattr(holder, field))  # (It may be frozen.)
@@ -104,11 +103,6 @@ def make(student: nn.Module, changes: Sequence[Change]) -> list[Any]:
 def _as_it_was(after: Any, before: Any) -> Any:
     """A plan from a file has tuples for lists."""
     return list(after) if isinstance(before, list) else after
-
-
-def _can_change(record: Any) -> bool:
-    """Whether it is a student's own, and one that can change."""
-    return not isinstance(record, tuple) and deepcopy(record) is not record
 
 
 def _readers(model: nn.Module) -> dict[tuple[int, str], set[int]]:

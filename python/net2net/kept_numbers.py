@@ -23,7 +23,7 @@ from typing import Any
 from torch import nn
 
 from net2net.outputs import OWN, PLAIN
-from net2net.reached_code import names_in, names_in_properties, writes
+from net2net.reached_code import asked, names_in, writes
 
 #: Records in records are looked into so far.
 _DEEP = 3
@@ -106,12 +106,17 @@ def holder_of(module: nn.Module, name: str) -> tuple[Any, str]:
     return functools.reduce(getattr, path, module), field
 
 
+def can_change(record: Any) -> bool:
+    """Whether it is a record that can change, and no other's too (a student's is a copy, as a rule)."""
+    return not isinstance(record, tuple) and copy.deepcopy(record) is not record
+
+
 @contextlib.contextmanager
 def without(module: nn.Module, name: str) -> Iterator[bool]:
     """Takes out what `kept` has found, until the context ends; or else yields False."""
-    holder, field = holder_of(module, name)
-    holder = module if holder is None else holder
-    if by_name(name) or isinstance(holder, tuple) or hasattr(type(holder), field):
+    record, field = holder_of(module, name)
+    holder = module if record is None else record
+    if by_name(name) or hasattr(type(holder), field) or (record is not None and not can_change(record)):
         yield False
         return
     value = vars(holder).pop(field)
@@ -158,7 +163,7 @@ def _is_plain(value: Any, deep: int) -> bool:
 def _numbers_of(
     name: str, record: Any, fields: dict[str, Any], named: frozenset[str], deep: int
 ) -> Iterator[tuple[str, Any]]:
-    named |= names_in_properties(type(record))  # type: ignore[arg-type]
+    named = asked(named, type(record))  # type: ignore[arg-type]
     for field, value in fields.items():
         if field not in named:
             continue

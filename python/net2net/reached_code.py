@@ -37,6 +37,7 @@ def _reached(kind: type, begin: frozenset[str] = frozenset({"forward"})) -> Iter
     left: list[Any] = [vars(each)[name] for each in kinds for name in begin & vars(each).keys()]
     while left:
         member = inspect.unwrap(left.pop())
+        member = member.func if isinstance(member, functools.cached_property) else member
         member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
         if not isinstance(member, FunctionType):
             continue
@@ -61,9 +62,8 @@ def names_in(kind: type) -> frozenset[str]:
 
 
 @functools.cache
-def asked(kind: type, of: type) -> frozenset[str]:
-    """The names and texts in the code of a class' forward, and in methods that it may call of the class `of`."""
-    names = names_in(kind)
+def asked(names: frozenset[str], of: type) -> frozenset[str]:
+    """The names in some code, and those in methods and properties of the class `of` that it may use by them."""
     return names | {name for code in _reached(of, begin=names) for name in _named(code)}
 
 
@@ -121,10 +121,3 @@ def _compared(code: CodeType) -> Iterator[str]:
         attributes = [side.attr for side in sides if isinstance(side, ast.Attribute) and side.attr != "shape"]
         if len(attributes) + sum(isinstance(side, ast.Constant) for side in sides) < len(sides):
             yield from attributes
-
-
-@functools.cache
-def names_in_properties(kind: type) -> frozenset[str]:
-    """The names in the properties of a class."""
-    getters = (m.fget for each in kind.__mro__ for m in vars(each).values() if isinstance(m, property))
-    return frozenset(name for f in getters if isinstance(f, FunctionType) for name in f.__code__.co_names)
