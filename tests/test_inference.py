@@ -573,7 +573,10 @@ class Tasks(nn.Module):
     def __init__(self):
         super().__init__()
         self.trunk = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8))
-        self.heads = nn.ModuleDict({"a": nn.Linear(8, 3), "b": nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2))})
+        norm = nn.BatchNorm1d(8, affine=False)
+        self.heads = nn.ModuleDict(
+            {"a": nn.Linear(8, 3), "b": nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2)), "c": norm}
+        )
         self.mask_token = nn.Parameter(torch.randn(8))
 
     def forward(self, x, task="a", mask=None):
@@ -585,15 +588,14 @@ def test_what_the_example_does_not_run_is_told():
     model, x = Tasks(), torch.randn(4, 5)
     plan = net2net.plan_widen(model, x, 2)
     (skipped,) = plan.skipped
-    assert skipped.layers == ["mask_token", "heads.b.0", "heads.b.1"]
-    assert skipped.units == 8 + 4 + 2
+    assert skipped.layers == ["mask_token", "heads.b.0", "heads.b.1", "heads.c"]
+    assert skipped.units == 8 + 4 + 2 + 8
     assert "does not run" in skipped.reason
-    assert "left alone: mask_token (+2 more): the example does not run it" in plan.summary()
-    with pytest.raises(ValueError, match="strict: 1 groups cannot be widened; the first is mask_token"):
-        net2net.plan_widen(model, x, 2, strict=True)
+    assert "left alone: mask_token (+3 more): the example does not run it" in plan.summary()
+    assert net2net.plan_widen(model, x, 2, strict=True).skipped == plan.skipped  # nothing that runs is
     everything = {"x": x, "task": "b", "mask": torch.tensor([True, False, True, False])}
     (skipped,) = net2net.plan_widen(model, everything, 2).skipped
-    assert skipped.layers == ["heads.a"]
+    assert skipped.layers == ["heads.a", "heads.c"]
 
 
 class SpatialAttention(nn.Module):

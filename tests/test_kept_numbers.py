@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import functools
 import json
+import math
 import pickle
 import types
 from collections.abc import Callable
@@ -461,6 +462,27 @@ class Within(Limited):
         return x / 2 if 2 < n <= self.width else x
 
 
+class ByAnotherName(Limited):
+    def limited(self, x: Tensor) -> Tensor:
+        width, (n, m) = self.width, x.shape[1:]
+        return x[:, :width] if n > int(width) else x * m
+
+
+class OfTheRest(Limited):
+    def limited(self, x: Tensor) -> Tensor:
+        return x[:, : x.shape[1] - max(0, x.shape[1] - self.config.width)]
+
+
+class EachSoMany(Limited):
+    def limited(self, x: Tensor) -> Tensor:
+        return x + x[:, :: self.width].mean(1, keepdim=True)
+
+
+class SoManyParts(Limited):
+    def limited(self, x: Tensor) -> Tensor:
+        return x + x.chunk(self.width, 1)[0].mean(1, keepdim=True) + torch.tensor_split(x, self.width, dim=1)[0].mean()
+
+
 class Checked(Limited):
     """None of these limits anything."""
 
@@ -468,10 +490,12 @@ class Checked(Limited):
         assert self.width > 1
         assert self.width >= self.config.width
         assert max(1, self.width) > 0
+        width, other = self.width, self.config.width
+        assert width >= other > math.pi
         return x
 
 
-@pytest.mark.parametrize("kind", [Least, Longer, Within, Checked])
+@pytest.mark.parametrize("kind", [Least, Longer, Within, ByAnotherName, OfTheRest, EachSoMany, SoManyParts, Checked])
 def test_a_width_that_code_compares(kind: type[Limited]) -> None:
     model = kind().double()
     try:

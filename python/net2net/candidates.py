@@ -7,8 +7,9 @@ at hand are.
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,12 @@ def candidates(
     given: list[tuple[int, int]],
     context: Student,
     helped: set[tuple[type, str]],
+    counts: Callable[[nn.Module, Change], bool],
 ) -> Iterator[list[Edit]]:
     """What to try, the likeliest first: attributes that helped in modules of this class, then those whose value the
     last operations were given: those of the last one, each by itself and all of them, then those before; then those
-    that are as a size of what the module was `given` had been, against which code may check it."""
+    that are as a size of what the module was `given` had been, against which code may check it. Of the module's own,
+    only those that `counts` says count for the failure."""
     if stated := _stated(error):
         seen = [*seen, stated]
     held = _free(module, context)
@@ -43,7 +46,7 @@ def candidates(
     found: list[_Found] = []
     for attribute, value in held.items():
         values = [value] if is_number(value) else list(value)
-        if any(v in order for v in values):
+        if any(v in order for v in values) and counts(module, Change(name, attribute, value, value)):
             # Of a list, all values are expected.
             age = max(order.get(v, len(order)) for v in values)
             found.append(((type(module), attribute) not in helped, age, attribute, value))
@@ -52,17 +55,26 @@ def candidates(
     last = [f for f in found if f[1] == 0]
     numbers = dict.fromkeys(v for _, _, _, v in last if is_number(v))
     earlier = [f for f in found if f[1] > 0]
+    parts = _factors_of(seen[-1][1] if seen else (), held)
     trials = itertools.chain(
         _one_by_one(module, name, [f for f in found if not f[0]], factors, seen),
         _one_by_one(module, name, [f for f in last if is_number(f[3])], factors, seen),
         _everywhere(module, name, numbers, factors, context),
         _together(module, name, last, factors),
+        _with_one(module, name, last, [f for f in earlier if is_number(f[3]) and f[3] in parts], factors),
         _one_by_one(module, name, [f for f in last if not is_number(f[3])], factors, seen),
         _one_by_one(module, name, earlier, factors, seen),
         _everywhere(module, name, dict.fromkeys(v for _, _, _, v in earlier if is_number(v)), factors, context),
         _of_children(module, name, order, factors, seen, context),
     )
     yield from itertools.islice(_distinct(trials), _TRIES)
+
+
+def _factors_of(latest: Iterable[int], held: dict[str, Any]) -> set[int]:
+    """The numbers of which two make one of the latest, or what lies between two of these (of a slice)."""
+    widths = {*map(abs, latest), *(abs(a - b) for a, b in itertools.combinations(latest, 2))}
+    numbers = [v for v in held.values() if is_number(v) and v > 1]
+    return {n for pair in itertools.combinations(numbers, 2) if math.prod(pair) in widths for n in pair}
 
 
 def _free(module: nn.Module, context: Student) -> dict[str, Any]:
@@ -76,7 +88,7 @@ def _ages(seen: list[Any], given: list[tuple[int, int]], held: dict[str, Any]) -
     order: dict[int, int] = {}
     for age, (_, numbers) in enumerate(reversed(seen)):
         for n in numbers:
-            order.setdefault(n, age)
+            order.setdefault(abs(n), age)  # (from the end, perhaps)
     # A width that is kept as a whole, and used as so many heads of such a size.
     latest = seen[-1][1] if seen else ()
     for a, b in itertools.combinations([n for n in latest if n > 1], 2):
@@ -88,10 +100,8 @@ def _ages(seen: list[Any], given: list[tuple[int, int]], held: dict[str, Any]) -
     for before, _ in given:
         order.setdefault(before, len(seen) + 1)
     # A width that the code puts together (`self.config.heads * self.head_dim`).
-    for a, b in itertools.combinations({v for v in held.values() if is_number(v) and v > 1}, 2):
-        if a * b in latest:
-            order.setdefault(a, len(seen))
-            order.setdefault(b, len(seen))
+    for n in _factors_of(latest, held):
+        order.setdefault(n, len(seen))
     return order
 
 
@@ -162,11 +172,24 @@ def _of_children(
 
 def _together(module: nn.Module, name: str, found: list[_Found], factors: list[float]) -> Iterator[list[Edit]]:
     """The sizes that a split is into, say, which are kept one by one."""
-    numbers = [(attribute, value) for _, _, attribute, value in found if is_number(value)][:_AT_ONCE]
+    numbers = [(attribute, value) for _, _, attribute, value in found if is_number(value)]
+    numbers = sorted(numbers, key=lambda number: number[1] == 1)[:_AT_ONCE]
     for size in range(len(numbers), 1, -1):
         for f, some in itertools.product(factors, itertools.combinations(numbers, size)):
             if all(abs(value * f - round(value * f)) < 1e-9 for _, value in some):
                 yield [(module, Change(name, attribute, value, round(value * f))) for attribute, value in some]
+
+
+def _with_one(
+    module: nn.Module, name: str, last: list[_Found], others: list[_Found], factors: list[float]
+) -> Iterator[list[Edit]]:
+    """Sizes that a split is into, one of which is kept as such and another one put together."""
+    numbers = [(attribute, value) for _, _, attribute, value in last if is_number(value)][:_AT_ONCE]
+    for f, (_, _, attribute, value) in itertools.product(factors, others):
+        for some in dict.fromkeys((*((n,) for n in numbers), tuple(numbers))):
+            changed = (*some, (attribute, value))
+            if some and all(abs(v * f - round(v * f)) < 1e-9 for _, v in changed):
+                yield [(module, Change(name, k, v, round(v * f))) for k, v in changed]
 
 
 def _stated(error: Exception) -> tuple[int, tuple[int, ...]] | None:
@@ -174,7 +197,7 @@ def _stated(error: Exception) -> tuple[int, tuple[int, ...]] | None:
     found = re.search(r"shape '\[(.*)\]' is invalid for input of size (\d+)", str(error))
     if found:
         return int(found[2]), tuple(int(n) for n in found[1].split(","))
-    stated = tuple(int(n) for n in re.findall(r"(?<![\w.])\d+(?![\w.])", str(error)))
+    stated = tuple(int(n) for n in re.findall(r"(?<![\w.-])\d+(?![\w.])", str(error)))
     return (0, stated) if stated and not isinstance(error, TraceError) else None
 
 

@@ -139,8 +139,8 @@ _HANDING_OUT = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__
 _SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement, Tensor.__len__, torch.numel}  # type: ignore[attr-defined]
 _SPLITTING = {torch.tensor_split, Tensor.tensor_split}
 _INDEXING = {Tensor.__getitem__, Tensor.__setitem__}
-#: What takes parts of some length, the last of which may be shorter.
-_BY_LENGTH = {torch.split, Tensor.split}
+#: What takes parts of some length, the last of which may be shorter, or so many of them.
+_BY_LENGTH = {torch.split, Tensor.split, torch.chunk, Tensor.chunk, torch.tensor_split, Tensor.tensor_split}
 #: What gives the same for all finite numbers, as sound activations are: code makes sure of it and goes on.
 _OF_FINITE = {torch.isnan, torch.isinf, torch.isfinite, Tensor.isnan, Tensor.isinf, Tensor.isfinite}
 #: What reads values only to check or print them, and gives back none.
@@ -203,24 +203,25 @@ class Watch(TorchFunctionMode):
 
 
 def _ends_beyond(t: Tensor, index: Any) -> Iterator[int]:
-    """Where slices begin or end that would elsewhere, were the tensor larger."""
+    """Where slices begin or end, or go on, that would elsewhere, were the tensor larger."""
     items = [i for i in (index if isinstance(index, tuple) else (index,)) if i is not None]
     dim = 0
     for i, item in enumerate(items):
         if item is Ellipsis:
             dim = t.dim() - sum(map(_dims_of, items[i + 1 :]))
             continue
-        places = (item.start, item.stop) if isinstance(item, slice) else ()
+        places = (item.start, item.stop, item.step) if isinstance(item, slice) else ()
         if 0 <= dim < t.dim():
             yield from (at for at in places if isinstance(at, int) and abs(at) > t.shape[dim])
         dim += _dims_of(item)
 
 
-def _longer(tensor: Tensor, split_size: Any = None, dim: int = 0, split_size_or_sections: Any = None) -> Iterator[int]:
-    """The length of parts, if there is but one, and that is shorter."""
-    length = split_size_or_sections if split_size is None else split_size
-    if isinstance(length, int) and -tensor.dim() <= dim < tensor.dim() and length > tensor.shape[dim]:
-        yield length
+def _longer(tensor: Tensor, *args: Any, **kwargs: Any) -> Iterator[int]:
+    """The length, or number, of parts, if that is more than there is."""
+    dim = kwargs.pop("dim", args[1] if len(args) > 1 else 0)
+    parts = (*args, *kwargs.values())[0]
+    if isinstance(parts, int) and -tensor.dim() <= dim < tensor.dim() and parts > tensor.shape[dim]:
+        yield parts
 
 
 def _dims_of(item: Any) -> int:

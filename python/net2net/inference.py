@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from net2net.caches import Place
 from net2net.context import Context
@@ -112,8 +114,12 @@ class Inference(Context):
         self._used.update(t.untyped_storage()._cdata for t in tensors)
 
     def idle(self, model: nn.Module) -> list[str]:
-        """The parameters of what was walked that no operation was given: those of what the example does not run."""
-        return [name for name, p in model.named_parameters() if p.untyped_storage()._cdata not in self._used]
+        """The parameters of what was walked that no operation was given, and the statistics of norms without any: those
+        of what the example does not run."""
+        norms = [(k, m) for k, m in model.named_modules() if isinstance(m, _NormBase) and not m.affine]
+        statistics = ((f"{k}.running_mean" if k else "running_mean", m.running_mean) for k, m in norms)
+        held = itertools.chain(model.named_parameters(), statistics)
+        return [k for k, t in held if t is not None and t.untyped_storage()._cdata not in self._used]
 
     def cut(self, end: int) -> None:
         self.units.cuts.add((self.module, end))

@@ -179,9 +179,12 @@ def _with(record: Any, path: list[str], value: Any) -> Any:
     after = _with(getattr(record, field), inner, value) if inner else value
     if isinstance(record, tuple):
         return record._replace(**{field: after})  # type: ignore[attr-defined]
-    record = copy.copy(record)
-    vars(record)[field] = after  # (It may be frozen.)
-    return record
+    made = copy.copy(record)
+    if made is record:  # (A class may say so of its instances.)
+        made = object.__new__(type(record))
+        vars(made).update(vars(record))
+    vars(made)[field] = after  # (It may be frozen.)
+    return made
 
 
 def _pairs(value: Any) -> Iterator[tuple[str, int]]:

@@ -19,6 +19,7 @@ from typing import Any
 _BY_TEXT = {"setattr", "__setattr__", "__dict__", "vars"}
 
 _ORDER = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+_CHOOSING = {"min", "max", "sorted"}
 
 
 def codes(code: CodeType) -> Iterator[CodeType]:
@@ -101,8 +102,8 @@ def _loads(step: dis.Instruction, variable: str) -> bool:
 
 @functools.cache
 def limits(kind: type) -> frozenset[str]:
-    """The attributes that the code of a class' forward compares with what is neither a constant nor an attribute: how
-    long an input is, most often."""
+    """The attributes that the code of a class' forward compares (as larger or smaller) with what it has not from
+    attributes: how long an input is, most often."""
     return frozenset(name for code in _reached(kind) for name in _compared(code))
 
 
@@ -111,13 +112,36 @@ def _compared(code: CodeType) -> Iterator[str]:
         tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
     except (OSError, SyntaxError):
         return
+    attribute_of, local = _variables(tree)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Compare) and any(isinstance(op, _ORDER) for op in node.ops):
-            sides = [node.left, *node.comparators]
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("min", "max"):
-            sides = node.args
+        ordered = isinstance(node, ast.Compare) and any(isinstance(op, _ORDER) for op in node.ops)
+        chosen = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _CHOOSING
+        if ordered or chosen:
+            inside = list(ast.walk(node))
+            names = {n.id for n in inside if isinstance(n, ast.Name)}
+            if names & local - attribute_of.keys():
+                yield from (n.attr for n in inside if isinstance(n, ast.Attribute))
+                yield from (attribute_of[name] for name in names & attribute_of.keys())
+
+
+def _variables(tree: ast.AST) -> tuple[dict[str, str], set[str]]:
+    """The variables that stand for attributes alone, and all but `self`."""
+    attribute_of: dict[str, str] = {}
+    others = {arg.arg for arg in ast.walk(tree) if isinstance(arg, ast.arg)}
+    named = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.NamedExpr):
+            for target, value in _pairs_of(node):
+                if isinstance(target, ast.Name) and isinstance(value, ast.Attribute) and value.attr != "shape":
+                    attribute_of[target.id] = value.attr
+                else:
+                    others |= {n.id for n in ast.walk(target) if isinstance(n, ast.Name)}
+    return {k: v for k, v in attribute_of.items() if k not in others}, (named | others) - {"self"}
+
+
+def _pairs_of(node: ast.Assign | ast.NamedExpr) -> Iterator[tuple[ast.expr, ast.expr]]:
+    for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+        if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+            yield from zip(target.elts, node.value.elts, strict=False)
         else:
-            continue
-        attributes = [side.attr for side in sides if isinstance(side, ast.Attribute) and side.attr != "shape"]
-        if len(attributes) + sum(isinstance(side, ast.Constant) for side in sides) < len(sides):
-            yield from attributes
+            yield target, node.value

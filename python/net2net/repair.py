@@ -15,15 +15,16 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from net2net.candidates import candidates
-from net2net.changes import Changes, Edit, children, of_users, put_in, take_back
+from net2net.changes import Change, Changes, Edit, children, of_users, put_in, take_back
 from net2net.context import TraceError
 from net2net.hashes import digest
 from net2net.kept_numbers import kept, shared, without
 from net2net.skeleton import each_module
 from net2net.student import Student
 
-#: How many changes one after the other let a module run, and with how many first ones it is tried.
-_DEPTH, _WAYS = 4, 2
+#: How many changes one after the other let a module run; with how many of those that led furthest it goes on, and how
+#: often in all.
+_DEPTH, _WAYS, _STEPS = 4, 2, 8
 
 
 def attach(model: nn.Module, context: Student, records: bool = True) -> Changes:
@@ -53,7 +54,7 @@ class _Known:
         self.failed: dict[tuple[bytes, bytes], _Reached] = {}
         #: The attribute that is taken out to see what comes of it.
         self.taken_out = ""
-        #: Classes for which a second first change helped no more than the first.
+        #: Classes for which a second way helped no more than the first.
         self.one_way: set[type] = set()
 
 
@@ -103,6 +104,7 @@ class _Attempt:
         self.module, self.name, self.context, self.known = module, name, context, known
         self.call = functools.partial(forward, *args, **kwargs)
         self.state, self.since = context.saved((args, kwargs)), len(context.seen)
+        self.steps = 0
 
     def operations(self) -> list[Any]:
         """Those that it came to."""
@@ -123,7 +125,8 @@ class _Attempt:
     def mended(self, start: _Reached, depth: int) -> tuple[list[Edit], Any] | _Reached:
         """The changes that let the module run, those made before among them, and what it then returns; or else how far
         it has come."""
-        if depth == _DEPTH:
+        self.steps += 1
+        if depth == _DEPTH or self.steps > _STEPS:
             return start
         further: list[_Reached] = []
         for trial in self.trials(start):
@@ -132,13 +135,14 @@ class _Attempt:
                 out = self.again()
             except Exception as error:
                 take_back(trial)
-                if len(self.operations()) > len(start.operations):
-                    further.append(_Reached([*start.made, *trial], error, self.operations()))
+                reached = _Reached([*start.made, *trial], error, self.operations())
+                if reached.progress() > start.progress():
+                    further.append(reached)
             else:
                 return self.least([*start.made, *trial], out)
         # None is enough by itself. What led furthest stays, and another one is looked for.
         ends: list[_Reached] = []
-        for best in _furthest(further, 1 if depth or type(self.module) in self.known.one_way else _WAYS):
+        for best in _furthest(further, 1 if type(self.module) in self.known.one_way else _WAYS):
             trial = best.made[len(start.made) :]
             put_in(trial)
             end = self.mended(best, depth + 1)
@@ -146,21 +150,23 @@ class _Attempt:
                 return end
             take_back(trial)
             ends.append(end)
-        if len(ends) > 1:
+        if len(ends) > 1 and depth == 0:
             self.known.one_way.add(type(self.module))
         return _furthest(ends, 1)[0] if ends else start
 
     def trials(self, start: _Reached) -> Iterator[list[Edit]]:
         """The candidates of which an attribute counts. (One of several may only count where the others are right.)"""
         given = [] if isinstance(start.error, TraceError) else self.context.grown_sizes(self.state)
-        count: dict[tuple[str, str], bool] = {}
-        for trial in candidates(
-            self.module, self.name, start.error, start.operations, given, self.context, self.known.helped
-        ):
-            for owner, change in trial:
-                if (key := (change.module, change.name)) not in count:
-                    count[key] = self.counts(owner, change.name, start)
-            if any(count[change.module, change.name] for _, change in trial):
+        known: dict[tuple[str, str], bool] = {}
+
+        def counts(owner: nn.Module, change: Change) -> bool:
+            if (key := (change.module, change.name)) not in known:
+                known[key] = self.counts(owner, change.name, start)
+            return known[key]
+
+        how = start.error, start.operations, given, self.context, self.known.helped, counts
+        for trial in candidates(self.module, self.name, *how):
+            if any(counts(owner, change) for owner, change in trial):
                 yield trial
 
     def counts(self, owner: nn.Module, attribute: str, start: _Reached) -> bool:
@@ -199,10 +205,16 @@ class _Reached(NamedTuple):
     error: Exception
     operations: list[Any]
 
+    def progress(self) -> tuple[int, int]:
+        """How many operations it did, and came to: the error may be of the last one, or come before the next one."""
+        return len(self.operations) - getattr(self.error, "in_operation", False), len(self.operations)
+
 
 def _furthest(ends: list[_Reached], n: int) -> list[_Reached]:
-    """Up to `n`, of which each changes other attributes."""
-    found: dict[tuple[str, ...], _Reached] = {}
-    for end in sorted(ends, key=lambda end: -len(end.operations)):
-        found.setdefault(tuple(change.module + change.name for _, change in end.made), end)
+    """Up to `n`, of which none changes what another one changes, and more."""
+    found: dict[frozenset[str], _Reached] = {}
+    for end in sorted(ends, key=_Reached.progress, reverse=True):
+        changed = frozenset(change.module + change.name for _, change in end.made)
+        if not any(changed >= other for other in found):
+            found[changed] = end
     return list(found.values())[:n]

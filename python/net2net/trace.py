@@ -172,6 +172,7 @@ class Walk(TorchDispatchMode):
                 self.read("an exception")
             if tensors and all(map(context.is_parameter, tensors)) and not hasattr(error, "suspects"):
                 error.suspects = [context.units_of(tensors)]  # type: ignore[attr-defined]
+            error.in_operation = True  # type: ignore[attr-defined]
             context.mark(error)
             raise
         finally:

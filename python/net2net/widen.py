@@ -101,9 +101,9 @@ def plan_and_groups(model: nn.Module, example_inputs: Inputs, choices: Choices) 
     settled = _settle(model, example_inputs, choose)
     plan, found = _plan(model, settled, choices), settled.found
     chooser.complain(found)
-    if choices.strict and plan.skipped:
-        raise ValueError(f"strict: {len(plan.skipped)} groups cannot be widened; the first is {plan.skipped[0]}")
     stuck = [g for g in found.groups if g.left_alone]
+    if choices.strict and stuck:
+        raise ValueError(f"strict: {len(stuck)} groups cannot be widened; the first is {stuck[0]}")
     if not plan.widened:
         could = any(g.reason is None for g in found.groups)
         example = next(iter([*stuck, *found.groups]), "the forward uses no weights that could be")
@@ -169,7 +169,7 @@ def _settle(
             made = functools.partial(_made, changes, inference.written)
             try:
                 _, laid = run(planned, made)
-            except TraceError:
+            except (TraceError, ValueError):
                 records = False
                 continue
         return _Settled(inference, found, segments, planned, laid, changes)
