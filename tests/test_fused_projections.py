@@ -89,3 +89,47 @@ def test_numbers_that_cut_it_are_found(dim: int, heads: int, key_heads: int, kin
     assert all(block.head_dim == dim // heads for block in student[1:3])
     for length in (4, 7):
         assert net2net.verify(model, student, torch.randn(2, length, 5).double()).max_rel < 1e-13
+
+
+class Cache:
+    """Keys and values of all calls, one after the other."""
+
+    def __init__(self) -> None:
+        self.held: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, *pair: Tensor) -> tuple[Tensor, Tensor]:
+        self.held.append((pair[0], pair[1]))
+        keys, values = zip(*self.held, strict=True)
+        return torch.cat(keys, 2), torch.cat(values, 2)
+
+
+class WithCache(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_heads, self.head_dim = 4, 8
+        self.q, self.k, self.v, self.out = (nn.Linear(32, 32) for _ in range(4))
+
+    def forward(self, x: Tensor, cache: Cache) -> Tensor:
+        shape = (*x.shape[:2], self.n_heads, self.head_dim)
+        q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        k, v = cache.add(k, v)
+        scores = (q / self.head_dim**0.5) @ k.mT
+        return x + self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(x.shape[0], x.shape[1], -1))
+
+
+def test_what_a_failed_try_left_in_a_cache_is_undone() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.attention, self.last = nn.Linear(5, 32), WithCache(), nn.Linear(32, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            cache = Cache()
+            first = self.attention(self.embed(x[:, :2]), cache)
+            return self.last(torch.cat([first, self.attention(self.embed(x[:, 2:]), cache)], 1))
+
+    torch.manual_seed(0)
+    model, x = Net().double(), torch.randn(2, 6, 5).double()
+    plan = net2net.plan_widen(model, x, 2)
+    assert [(change.name, change.after) for change in plan.changes] == [("n_heads", 8)]
+    assert net2net.verify(model, plan.apply(model), x).max_rel < 1e-13

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from net2net import snapshots
 from net2net.candidates import candidates
 from net2net.changes import Change, Changes, Edit, children, of_users, put_in, take_back
 from net2net.context import TraceError
@@ -104,13 +105,14 @@ class _Attempt:
         self.module, self.name, self.context, self.known = module, name, context, known
         self.call = functools.partial(forward, *args, **kwargs)
         self.state, self.since = context.saved((args, kwargs)), len(context.seen)
-        self.steps = 0
+        self.put_back, self.steps = snapshots.taken((args, kwargs)), 0
 
     def operations(self) -> list[Any]:
         """Those that it came to."""
         return self.context.seen[self.since :]
 
     def rewind(self) -> None:
+        self.put_back()
         self.context.restore(self.state)
         del self.context.seen[self.since :]
 
@@ -164,9 +166,11 @@ class _Attempt:
                 known[key] = self.counts(owner, change.name, start)
             return known[key]
 
+        before = {(change.module, change.name) for _, change in start.made}
         how = start.error, start.operations, given, self.context, self.known.helped, counts
         for trial in candidates(self.module, self.name, *how):
-            if any(counts(owner, change) for owner, change in trial):
+            again = any((change.module, change.name) in before for _, change in trial)
+            if not again and any(counts(owner, change) for owner, change in trial):
                 yield trial
 
     def counts(self, owner: nn.Module, attribute: str, start: _Reached) -> bool:
@@ -213,7 +217,7 @@ class _Reached(NamedTuple):
 def _furthest(ends: list[_Reached], n: int) -> list[_Reached]:
     """Up to `n`, of which none changes what another one changes, and more."""
     found: dict[frozenset[str], _Reached] = {}
-    for end in sorted(ends, key=_Reached.progress, reverse=True):
+    for end in sorted(sorted(ends, key=lambda end: len(end.made)), key=_Reached.progress, reverse=True):
         changed = frozenset(change.module + change.name for _, change in end.made)
         if not any(changed >= other for other in found):
             found[changed] = end
