@@ -468,6 +468,14 @@ class ByAnotherName(Limited):
         return x[:, :width] if n > int(width) else x * m
 
 
+def made_of(cut: Callable[[Limited, Tensor], Tensor]) -> Callable[[Limited, Tensor], Tensor]:
+    return lambda net, x: cut(net, x) / 2
+
+
+class ByAFunctionThatItHolds(Limited):
+    limited = made_of(lambda net, x: x[:, : min(net.width, x.shape[1])])
+
+
 class OfTheRest(Limited):
     def limited(self, x: Tensor) -> Tensor:
         return x[:, : x.shape[1] - max(0, x.shape[1] - self.config.width)]
@@ -495,7 +503,9 @@ class Checked(Limited):
         return x
 
 
-@pytest.mark.parametrize("kind", [Least, Longer, Within, ByAnotherName, OfTheRest, EachSoMany, SoManyParts, Checked])
+@pytest.mark.parametrize(
+    "kind", [Least, Longer, Within, ByAnotherName, ByAFunctionThatItHolds, OfTheRest, EachSoMany, SoManyParts, Checked]
+)
 def test_a_width_that_code_compares(kind: type[Limited]) -> None:
     model = kind().double()
     try:

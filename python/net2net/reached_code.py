@@ -12,7 +12,7 @@ import inspect
 import itertools
 import textwrap
 from collections.abc import Iterator
-from types import CodeType, FunctionType
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 #: What assigns an attribute by a text.
@@ -30,18 +30,26 @@ def codes(code: CodeType) -> Iterator[CodeType]:
             yield from codes(constant)
 
 
+def in_cell(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty
+        return None
+
+
 def _reached(kind: type, begin: frozenset[str] = frozenset({"forward"})) -> Iterator[CodeType]:
-    """The code that a class' forward reaches (or other methods that it `begins` with): its methods and properties, and
-    functions of its file."""
+    """The code that a class' forward reaches (or other methods that it `begins` with): its methods and properties,
+    functions of its file, and those that these hold."""
     kinds = [each for each in kind.__mro__ if each.__module__.partition(".")[0] not in ("builtins", "torch")]
-    names: set[str] = set()
+    names, seen = set[str](), set[FunctionType]()
     left: list[Any] = [vars(each)[name] for each in kinds for name in begin & vars(each).keys()]
     while left:
         member = inspect.unwrap(left.pop())
         member = member.func if isinstance(member, functools.cached_property) else member
         member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-        if not isinstance(member, FunctionType):
+        if not isinstance(member, FunctionType) or member in seen:
             continue
+        seen.add(member)
         for code in codes(member.__code__):
             yield code
             found = _named(code) - names
@@ -49,6 +57,7 @@ def _reached(kind: type, begin: frozenset[str] = frozenset({"forward"})) -> Iter
             left += [vars(each)[name] for each in kinds for name in found & vars(each).keys()]
             near = (member.__globals__.get(name) for name in found)
             left += [f for f in near if getattr(f, "__module__", None) == member.__module__]
+        left += [f for f in map(in_cell, member.__closure__ or ()) if isinstance(f, FunctionType)]
 
 
 def _named(code: CodeType) -> set[str]:

@@ -11,12 +11,12 @@ import functools
 import inspect
 import itertools
 import sys
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import nn
 
-from net2net.reached_code import codes
+from net2net.reached_code import codes, in_cell
 
 #: What can assign an attribute by a text, which may be any, or change a tensor that has another name there.
 _ANY = {
@@ -66,7 +66,7 @@ class Assigned:
             if function in asked:
                 continue
             asked.add(function)
-            for value in (*map(_held, function.__closure__ or ()), *(function.__defaults__ or ())):
+            for value in (*map(in_cell, function.__closure__ or ()), *(function.__defaults__ or ())):
                 self._reach(value)
             for code in codes(function.__code__):
                 if code not in seen:
@@ -188,10 +188,3 @@ def _functions(member: Any, made: bool = False) -> list[FunctionType]:
     else:
         return []
     return [f for each in inner for f in _functions(each)] if inner != [None] else []
-
-
-def _held(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # it is empty
-        return None
