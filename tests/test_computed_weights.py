@@ -142,7 +142,7 @@ def test_the_function_stays(case, width):
     plan = net2net.plan_widen(model, x, width)
     student = plan.apply(model)
     assert plan.computed
-    assert not plan.skipped
+    assert not left_alone(plan)
     assert net2net.verify(model, student, x).max_rel < 1e-13
     assert net2net.verify(model.train(), student.train(), x).max_rel < 1e-13
     assert sum(p.numel() for p in student.parameters()) > sum(p.numel() for p in model.parameters())
@@ -273,6 +273,11 @@ def transposed(w):
     return (w - w.mean(ALL, keepdim=True)).transpose(0, 1)
 
 
+def left_alone(plan):
+    """What runs and stays. (Not each of these networks uses all of its parameters.)"""
+    return [s for s in plan.skipped if "does not run" not in s.reason]
+
+
 def same_or_refused(model, x, width=1.5, **how):
     """The plan, if there is one."""
     try:
@@ -320,7 +325,7 @@ def test_constants_that_the_width_tells_are_noticed(name):
 
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), Fan(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 1))
     plan = same_or_refused(randomised(model).eval(), torch.randn(2, 3, 8, 8).double())
-    assert plan is None or [s.layers[0] for s in plan.skipped] == ["0"]
+    assert plan is None or [s.layers[0] for s in left_alone(plan)] == ["0"]
 
 
 @pytest.mark.parametrize("width", [9, 12, 16])
@@ -397,7 +402,7 @@ class GainElsewhere(nn.Module):
 def test_what_cannot_grow_is_reported(kind):
     model, x = randomised(kind()).eval(), torch.randn(2, 3, 7, 7).double()
     plan = same_or_refused(model, x)
-    assert plan is None or plan.skipped
+    assert plan is None or left_alone(plan)
 
 
 def test_a_damaged_plan_is_refused():
