@@ -58,6 +58,11 @@ def shared(model: nn.Module) -> dict[int, Any]:
     return {at: held[at] for at, n in count.items() if n > 1}
 
 
+def records_in(model: nn.Module) -> set[int]:
+    """The addresses of the records that modules of `model` hold."""
+    return {id(v) for module in model.modules() for v in _holders(module) if type(v) is not dict}
+
+
 def passed_on(model: nn.Module, records: list[Any]) -> bool:
     """Whether code of `model` may write to records that modules share, so that these tell each other something by
     them."""

@@ -19,7 +19,7 @@ from net2net.candidates import candidates
 from net2net.changes import Change, Changes, Edit, children, of_users, put_in, take_back
 from net2net.context import TraceError
 from net2net.hashes import digest
-from net2net.kept_numbers import kept, shared, without
+from net2net.kept_numbers import kept, records_in, shared, without
 from net2net.skeleton import each_module
 from net2net.student import Student
 
@@ -33,11 +33,13 @@ def attach(model: nn.Module, context: Student, records: bool = True) -> Changes:
     their changes.
 
     Args:
-        records: whether those that modules share may change.
+        records: whether numbers of records may change (configurations, say).
     """
     known = _Known()
     seen = {id(m): name for name, m in reversed(list(model.named_modules()))}
-    context.fixed = {at for at, v in shared(model).items() if not records or type(v) is dict}
+    context.fixed = {at for at, v in shared(model).items() if type(v) is dict} | (
+        set() if records else records_in(model)
+    )
     for module in each_module(model):
         if of_users(module) and (kept(module) or any(kept(m) for _, m in children(module, ""))):
             module.forward = _guarded(module, seen[id(module)], context, known)

@@ -86,8 +86,7 @@ class Student(Context):
         self._beside: list[tuple[np.ndarray, str, int]] = []
         self._along: list[tuple[str, int, str, int]] = []
         self._returns = returns
-        #: Whether the forward writes to dicts or records; those that modules tell each other something by keep their
-        #: numbers.
+        #: The addresses of dicts and records that keep their numbers.
         self.fixed = set[int]()
 
     def saved(self, arguments: Any) -> Saved:
