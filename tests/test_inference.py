@@ -256,7 +256,7 @@ def test_a_plan_does_not_depend_on_which_values_are_computed(
     """Of large tensors only the shapes are worked out."""
     model, x = NETWORKS[name].build()
     net2net.plan_widen(model, x, 1.5).save(tmp_path / "computed")
-    monkeypatch.setattr("net2net.trace._LARGE", 1)
+    monkeypatch.setattr("net2net.running._LARGE", 1)
     net2net.plan_widen(model, x, 1.5).save(tmp_path / "shapes")
     assert (tmp_path / "shapes").read_bytes() == (tmp_path / "computed").read_bytes()
 
@@ -267,7 +267,7 @@ def test_a_tensor_that_is_large_in_the_student_alone(mode: str, monkeypatch: pyt
     layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.GroupNorm(2, 8), nn.Flatten()
     model, x = nn.Sequential(*layers, nn.LazyLinear(3)).double(), torch.randn(2, 3, 6, 6).double()
     model(x)
-    monkeypatch.setattr("net2net.trace._LARGE", 2 * 8 * 16 + 1)
+    monkeypatch.setattr("net2net.running._LARGE", 2 * 8 * 16 + 1)
     assert not net2net.plan_widen(model.train(mode == "train"), x, 1.5).skipped
 
 
@@ -284,7 +284,7 @@ def test_what_a_normalisation_returns_beside_its_output(large: int, monkeypatch:
             x, mean, _ = torch.native_batch_norm(self.stem(x), None, None, None, None, True, 0.1, 1e-5)
             return self.head((x + mean[-1]).amax((2, 3)))
 
-    monkeypatch.setattr("net2net.trace._LARGE", large)
+    monkeypatch.setattr("net2net.running._LARGE", large)
     torch.manual_seed(0)
     model, x = Averages().double().eval(), torch.randn(2, 3, 4, 4).double()
     student = net2net.plan_widen(model, x, 2).apply(model)

@@ -29,6 +29,8 @@ from net2net.parameters import Parameters
 Axis = tuple[str, int]
 
 _NORMS = {"native_layer_norm", "_fused_rms_norm", "rms_norm"}
+#: What may take vectors of parameters.
+_WITH_VECTORS = _NORMS | {"mul", "add"}
 #: What is linear, and has no other operand: a share may stand before it as well as after it.
 _LINEAR = {"_to_copy", "clone", "contiguous", "mul", "div", "neg", "native_dropout"}
 
@@ -73,9 +75,9 @@ class Carriers:
                 carried.reads += 1
             for owner, _ in self._parameters.owners(t):
                 self._reads[owner] += 1
-        if not results or not results[0].is_floating_point():
+        if not results or not (name in _WITH_VECTORS or name in _LINEAR) or not results[0].is_floating_point():
             return
-        vectors = [self._vector(t) for t in given]
+        vectors = [self._vector(t) for t in given] if name in _WITH_VECTORS else []
         made: Carried | None = None
         alive = StorageWeakRef(results[0].untyped_storage())
         if name in _NORMS:

@@ -21,10 +21,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 from net2net.caches import Caches, Place
 from net2net.carriers import Carriers
 from net2net.expanded import Expanded
-from net2net.hashes import digest, expression, mix, seed, total
+from net2net.hashes import content, digest, expression, mix, seed, total
 from net2net.parameters import Handle, Parameters
 from net2net.shadows import Shadows, codes, compact, ids_of, replicas_of, spread
 from net2net.units import CONSTANT, FIXED, Units
+from net2net.views import cuts
 
 
 class TraceError(RuntimeError):
@@ -67,6 +68,7 @@ class Context(ABC):
         self.caches.clear()
         self.expanded.clear()
         self.last: tuple[Tensor, ...] = ()  # what the last operation that saw units was given
+        self.failed = False  # whether anything has raised, which may have been mended then
         self.reached = ""  # where the last operation was: after an exception, all modules have been left
         #: Of each operation: the elements of its first tensor, and the numbers that it was given.
         self.seen: list[tuple[int, tuple[int, ...]]] = []
@@ -169,8 +171,8 @@ class Context(ABC):
             key = ("parameter", handle.name, t.storage_offset(), tuple(t.shape), t.stride())
         else:
             few = compact(t.detach())  # it may be expanded to as many heads as there are
-            content = b"" if t.is_meta or few.numel() > _CONTENT else _bytes(few)
-            key = ("content", str(t.dtype), tuple(few.shape), hashlib.blake2b(content, digest_size=16).hexdigest())
+            held = b"" if t.is_meta or few.numel() > _CONTENT else content(few)
+            key = ("content", str(t.dtype), tuple(few.shape), hashlib.blake2b(held, digest_size=16).hexdigest())
         made = self.units.intern(np.atleast_1d(seed(key)))
         self.units.adopt(made, FIXED)
         return torch.from_numpy(codes(made)).reshape((1,) * t.dim()).expand(t.shape)
@@ -194,11 +196,12 @@ class Context(ABC):
         if dim < 0 or p.dim() == 0:
             return None
         size = p.shape[dim]
-        labelled, at = p, dim
+        labelled, at, seen = p, dim, handle.dims
         if handle.copy is not None:
             labelled, dims = handle.copy
             if dim not in dims or labelled.shape[at := dims.index(dim)] != size:
                 return None
+            seen = tuple(dims.index(d) if d in dims else -1 for d in seen)
         self.units.values.add((handle.name, dim))
         if met is not None and met.shape[-1] == size:
             vector = self.meet(
@@ -207,6 +210,9 @@ class Context(ABC):
         else:
             vector = self.produce(handle.name, dim, size, "each")
         self.shadows.set(labelled, spread(torch.from_numpy(vector), at, labelled.shape))
+        # Which rows of a table are taken, no width may tell.
+        if rows := [cut for cut in cuts(labelled, t, seen) if cut[0] != at]:
+            self.signature(np.atleast_1d(seed(("rows", handle.name, rows))), vector)
         return self.shadows.get(t)
 
     def set(self, t: Tensor, made: np.ndarray | Tensor) -> None:
@@ -237,6 +243,21 @@ class Context(ABC):
             return before
         self.made[whole] = made = self._make(key, operands, tied, uniform)
         return made
+
+    def without_repeats(self, vectors: list[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
+        """Of vectors of codes that an operation is given side by side (a norm's gain, bias and statistics) those that
+        tell more than the first, and what stands for the others, which are joined to it: by how much they are off it,
+        all along."""
+        different, alike = vectors[:1], []
+        for vector in vectors[1:]:
+            off = vector - vectors[0]
+            if len(off) and (off == off[0]).all():
+                self.join(vector, vectors[0])
+                alike.append(int(off[0]))
+            else:
+                different.append(vector)
+                alike.append(0)
+        return different, alike
 
     def _make(
         self, key: object, operands: Sequence[np.ndarray], tied: Sequence[bool] | None, uniform: bool
@@ -482,6 +503,7 @@ class Context(ABC):
 
     def mark(self, error: Any) -> tuple[str, list[np.ndarray]]:
         """Keeps with an error, when it is first seen, where it was and what it may be about; returns both."""
+        self.failed = True
         if not hasattr(error, "where"):
             with _disable_current_modes():
                 error.suspects = [*getattr(error, "suspects", []), *self._suspects(error)]
@@ -510,9 +532,3 @@ _FEW = 2**12
 
 #: Tensors of more elements than this are not compared by their content: inputs, which are the same in any case.
 _CONTENT = 2**22
-
-
-def _bytes(t: Tensor) -> bytes:
-    # `contiguous` leaves a single element as it is, whose stride may be 0.
-    dense = t.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
-    return dense.view(torch.uint8).numpy().tobytes()

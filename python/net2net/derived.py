@@ -20,15 +20,18 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from net2net.rules.elementwise import constant
 from net2net.rules.table import is_mask, name_of, rule_for, tensors
-from net2net.skeleton import named_tensors
 
 
 class Derived:
     """The tensors made of weights, by the memory that they are in. A single number that is a parameter or buffer keeps
     its value (skeleton.py), and so do buffers."""
 
-    def __init__(self, model: nn.Module) -> None:
-        weights = [t for _, t in named_tensors(model) if isinstance(t, nn.Parameter) and t.numel() != 1]
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        """
+        Args:
+            tensors: a model's parameters, and whatever else it holds.
+        """
+        weights = (t for t in tensors if isinstance(t, nn.Parameter) and t.numel() != 1)
         self._weights = {t.untyped_storage()._cdata for t in weights}
         self._made: dict[int, StorageWeakRef] = {}
         self._sized: dict[int, tuple[StorageWeakRef, int]] = {}

@@ -15,11 +15,12 @@ from torch import nn
 
 from net2net import caches
 from net2net.context import TraceError
+from net2net.echo import repeats
 from net2net.inference import Inference
 from net2net.kept_numbers import contents
 from net2net.remade import Assigned
 from net2net.running import Inputs
-from net2net.skeleton import check_model, in_mode, movable, named_tensors, skeleton
+from net2net.skeleton import aside, check_model, in_mode, movable, named_tensors, skeleton
 from net2net.trace import OUTPUT, walk
 from net2net.units import DisjointSets, Units
 
@@ -88,10 +89,14 @@ class Structure:
     even: list[bool]
 
 
-def infer(model: nn.Module, example_inputs: Inputs) -> Inference:
-    """Traces a copy of `model`, and returns what was found. `model` is not touched."""
+def infer(model: nn.Module, example_inputs: Inputs, alike: bool = True) -> Inference:
+    """Traces a copy of `model`, and returns what was found. `model` is not touched.
+
+    Args:
+        alike: whether a model that does in train mode what it does in eval mode is walked in eval mode alone.
+    """
     check_model(model)
-    context = _collect(model, example_inputs)
+    context = _collect(model, example_inputs, alike)
     remade: Assigned | None = None
     for name, t in named_tensors(model):
         axes = [context.units.axes.get((name, dim)) for dim in range(t.dim())]
@@ -132,17 +137,17 @@ def _pin_unread(units: Units) -> None:
 _WALKS = 16
 
 
-def _collect(model: nn.Module, example_inputs: Inputs) -> Inference:
+def _collect(model: nn.Module, example_inputs: Inputs, alike: bool) -> Inference:
     try:
-        return _settled(model, example_inputs, whole=True)
+        return _settled(model, example_inputs, True, alike)
     except TraceError as error:
         try:
-            return _settled(model, example_inputs, whole=False)
+            return _settled(model, example_inputs, False, alike)
         except TraceError:
             raise ValueError(f"the model does not run on example_inputs: {error}") from error
 
 
-def _settled(model: nn.Module, example_inputs: Inputs, whole: bool) -> Inference:
+def _settled(model: nn.Module, example_inputs: Inputs, whole: bool, alike: bool) -> Inference:
     """Raises TraceError if the model does not run; it may be since selections are taken as a `whole`."""
     units, places = Units(), caches.find(model, example_inputs)
     for _ in range(_WALKS):
@@ -152,9 +157,13 @@ def _settled(model: nn.Module, example_inputs: Inputs, whole: bool) -> Inference
         units.start_over()
         context, before = Inference(copy, units, places), contents(copy)
         context.whole = whole
-        walk(in_mode(copy, False), example_inputs, context)
+        trail = walk(in_mode(copy, False), example_inputs, context)
         if not context.settled():
             continue
+        context.alike = alike and repeats(aside(copy), example_inputs, trail, context.reassigned)
+        if context.alike:
+            context.written, context.not_run = contents(copy) != before, context.idle(copy)
+            break
         # In train mode a network may have parts of its own (auxiliary heads). Not every input will do for it: batch
         # normalisation refuses a single value per channel, for example.
         try:
@@ -169,6 +178,7 @@ def _settled(model: nn.Module, example_inputs: Inputs, whole: bool) -> Inference
 
 def structure(units: Units) -> Structure:
     """Works out groups and segments. Units pinned since the last call are honoured."""
+    units.flatten()
     _pin_contradictions(units)
     pinned = units.pinned()
     root_of = {key: units.blocks.roots(axis.ids()) for key, axis in units.axes.items()}
@@ -176,17 +186,22 @@ def structure(units: Units) -> Structure:
     for key, axis in units.axes.items():
         if "out" in axis.roles and axis.size > 1:
             together.join(root_of[key][1:], np.broadcast_to(root_of[key][:1], axis.size - 1))
+    together.flatten()
     free = _free_roots(units, root_of, together, pinned)
     heads = np.zeros(len(units), dtype=bool)
     heads[units.blocks.roots(units.heads())] = True
-    runs = {key: _runs(roots, units.places.roots(units.axes[key].ids()), heads) for key, roots in root_of.items()}
-    segments = _segments(runs, together, free)
+    # Most axes have the units of others (a norm's, say), which are looked at once.
+    content: dict[tuple[str, int], bytes] = {}
+    runs: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+    for key, roots in root_of.items():
+        places = units.places.roots(units.axes[key].ids())
+        content[key] = roots.tobytes() + places.tobytes()
+        if content[key] not in runs:
+            runs[content[key]] = _runs(roots, places, heads)
+    segments = _segments(list(runs.values()), together, free)
     segment_of = {int(root): s for s, roots in enumerate(segments) for root in roots[:1]}
-    pieces = {}
-    for key, (order, lengths) in runs.items():
-        found = _parse(order, lengths, free, segments, segment_of)
-        if any(p.segment is not None for p in found):
-            pieces[key] = found
+    parsed = {of: _parse(order, lengths, free, segments, segment_of) for of, (order, lengths) in runs.items()}
+    pieces = {key: parsed[of] for key, of in content.items() if any(p.segment is not None for p in parsed[of])}
     groups = _groups(units, root_of, together, pinned, segments, pieces)
     evened = set(units.evened().tolist())
     return Structure(groups, segments, pieces, root_of, [not evened.isdisjoint(s.tolist()) for s in segments])
@@ -233,17 +248,15 @@ def _runs(roots: np.ndarray, places: np.ndarray, heads: np.ndarray) -> tuple[np.
     return roots[starts], np.diff(starts, append=len(roots))
 
 
-def _segments(
-    runs: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]], together: DisjointSets, free: np.ndarray
-) -> list[np.ndarray]:
+def _segments(runs: list[tuple[np.ndarray, np.ndarray]], together: DisjointSets, free: np.ndarray) -> list[np.ndarray]:
     """Chains of units in which each is always followed by the next one, in every axis, and the next always preceded by
     it."""
     end = len(free)  # stands for "nothing that may be in the same segment"
     if not runs:
         return []
-    order, lengths = (np.concatenate(of_all) for of_all in zip(*runs.values(), strict=True))
+    order, lengths = (np.concatenate(of_all) for of_all in zip(*runs, strict=True))
     same = free[order[:-1]] & free[order[1:]] & (lengths[:-1] == lengths[1:])
-    same[np.cumsum([len(of_one) for of_one, _ in runs.values()])[:-1] - 1] = False  # the next is of another axis
+    same[np.cumsum([len(of_one) for of_one, _ in runs])[:-1] - 1] = False  # the next is of another axis
     group = together.roots(order)
     same &= group[:-1] == group[1:]
     after = np.append(np.where(same, order[1:], end), end)

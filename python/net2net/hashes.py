@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 _29, _32 = np.uint64(29), np.uint64(32)
@@ -41,6 +43,13 @@ def digest(*content: object) -> bytes:
     return state.digest()
 
 
+def content(t: Tensor) -> bytes:
+    """The numbers in a tensor, as bytes."""
+    # `contiguous` leaves a single element as it is, whose stride may be 0.
+    dense = t.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
+    return dense.view(torch.uint8).numpy().tobytes()
+
+
 def total(terms: np.ndarray) -> np.ndarray:
     """uint64: the sum of hashes over the last dimension, in whatever order."""
     with np.errstate(over="ignore"):
@@ -50,8 +59,8 @@ def total(terms: np.ndarray) -> np.ndarray:
 class Table:
     """Numbers by hash, for whole arrays at once: open addressing, in place of a dictionary that is asked in a loop.
 
-    Hashes and numbers are kept in the order in which they came, in which they are most often asked for; only the slots,
-    which are small, are read at random.
+    Hashes and numbers are kept in the order in which they came, in which they are most often asked for again: whoever
+    asks for what came as one array is answered from there. Only the slots, which are small, are read at random.
     """
 
     def __init__(self) -> None:
@@ -59,10 +68,27 @@ class Table:
         self._hashes = np.empty(1 << 13, dtype=np.uint64)
         self._numbers = np.empty(1 << 13, dtype=np.int64)
         self._slots = np.full(1 << 15, -1, dtype=np.int32)  # where in the two others
+        self._runs: dict[int, tuple[int, int]] = {}  # by its first hash, where an array that was new begins and ends
 
     def numbers(self, hashes: np.ndarray, add: Callable[[int], int]) -> np.ndarray:
         """int64 [n]: the number of each of the hashes [n]. Those that are not there yet are added, and numbered from
         what `add` returns when it is told how many they are."""
+        known = self._as_before(hashes)
+        if len(known) < len(hashes):
+            found = self._looked_up(hashes[len(known) :], add)
+            return np.concatenate([known, found]) if len(known) else found
+        return known
+
+    def _as_before(self, hashes: np.ndarray) -> np.ndarray:
+        """The numbers of as many of the hashes, from the first, as came in this order before."""
+        begin, end = self._runs.get(int(hashes[0]), (0, 0)) if len(hashes) else (0, 0)
+        count = min(end - begin, len(hashes))
+        differ = self._hashes[begin : begin + count] != hashes[:count]
+        if differ.any():
+            count = int(differ.argmax())
+        return self._numbers[begin : begin + count].copy()
+
+    def _looked_up(self, hashes: np.ndarray, add: Callable[[int], int]) -> np.ndarray:
         count, before = len(hashes), self._size
         self._make_room(before + count)
         # To begin with, each has an entry of its own.
@@ -70,11 +96,11 @@ class Table:
         mine = np.arange(before, before + count, dtype=np.int32)
         at = self._first(hashes)
         entry = self._claimed(at, mine)
-        left = np.flatnonzero(self._hashes[entry] != hashes)
+        left = np.flatnonzero(self._hashes.take(entry) != hashes)
         while len(left):
-            at[left] = self._next(at[left])
-            entry[left] = self._claimed(at[left], mine[left])
-            left = left[self._hashes[entry[left]] != hashes[left]]
+            at[left] = slots = self._next(at.take(left))
+            entry[left] = claimed = self._claimed(slots, mine.take(left))
+            left = left[self._hashes.take(claimed) != hashes.take(left)]
         new = entry == mine
         found = int(np.count_nonzero(new))
         if 0 < found < count:
@@ -88,31 +114,32 @@ class Table:
             self._size += found
             first = add(found)
             self._numbers[before : self._size] = np.arange(first, first + found)
-        return np.asarray(self._numbers[entry])
+            self._runs[int(self._hashes[before])] = before, self._size
+        return np.asarray(self._numbers.take(entry))
 
     def _claimed(self, at: np.ndarray, mine: np.ndarray) -> np.ndarray:
         """The entries that these slots lead to: whoever finds a free one puts its own there. (Of several that want one
         slot, one gets it; if it has the same hash, that is theirs as well.)"""
-        entry = self._slots[at]
-        free = entry < 0
-        if free.any():
-            slots = at[free]
-            self._slots[slots] = mine[free]
-            entry[free] = self._slots[slots]
+        entry = self._slots.take(at)
+        free = np.flatnonzero(entry < 0)
+        if len(free):
+            slots = at.take(free)
+            self._slots[slots] = mine.take(free)
+            entry[free] = self._slots.take(slots)
         return entry
 
     def _make_room(self, size: int) -> None:
         if size <= len(self._hashes):
             return
-        room = (1 << (size - 1).bit_length()) - len(self._hashes)
+        room = (2 << (size - 1).bit_length()) - len(self._hashes)
         self._hashes = np.concatenate([self._hashes, np.empty(room, dtype=np.uint64)])
         self._numbers = np.concatenate([self._numbers, np.empty(room, dtype=np.int64)])
         self._slots = np.full(4 * len(self._hashes), -1, dtype=np.int32)
         which = np.arange(self._size, dtype=np.int32)
         at = self._first(self._hashes[: self._size])
         while len(at):
-            got = self._claimed(at, which) == which
-            at, which = self._next(at[~got]), which[~got]
+            left = np.flatnonzero(self._claimed(at, which) != which)
+            at, which = self._next(at.take(left)), which.take(left)
 
     def _first(self, hashes: np.ndarray) -> np.ndarray:
         return (hashes & np.uint64(len(self._slots) - 1)).astype(np.int64)

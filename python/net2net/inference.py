@@ -29,6 +29,7 @@ class Inference(Context):
         self.places = list(caches)
         self.made = units.made
         self.returns: dict[bool, list[np.ndarray]] = {}  # in eval mode, and in train mode if that could be walked too
+        self.alike = False  # whether in train mode the model does what it does in eval mode (echo.py)
         # What was decided by what was not joined at that time: pairs of ids, and what `crossing` was asked.
         self.written = False  # whether the forward writes to dicts or records that modules hold
         self.not_run: list[str] = []  # the parameters that are not used
@@ -73,8 +74,11 @@ class Inference(Context):
         return codes(self._axis(name, dim, size, role).ids())
 
     def meet(self, name: str, dim: int, size: int, role: str, rows: np.ndarray, why: str) -> np.ndarray:
+        new = (name, dim) not in self.units.axes
         axis = self._axis(name, dim, size, role)
         ids = axis.ids()
+        if new and len(rows):
+            self.units.begin(axis, ids_of(rows[0]))
         for row in np.unique(rows, axis=0) if len(rows) > 1 else rows:
             self._meeting(ids, row, why)
         if axis.met is None:

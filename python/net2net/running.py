@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from net2net.skeleton import lazy_zeros
+from net2net.skeleton import lazy_zeros, own_random_state
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
 
@@ -22,6 +22,35 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, dict):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
+#: By this FlexAttention is made to run as it is written, on whatever torch has it.
+_FLEX_EAGER = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+
+
+@contextlib.contextmanager
+def as_written(model: nn.Module) -> Iterator[None]:
+    """Here a forward is run for what it does: without gradients, operation by operation; and it leaves the random state
+    as it was."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    checks = torch.distributions.Distribution._validate_args
+    # Transformer layers' fused inference path hides their parameters' use in one opaque operation.
+    torch.backends.mha.set_fastpath_enabled(False)
+    # And distributions look at their parameters' values, only to see that these are sound.
+    torch.distributions.Distribution.set_default_validate_args(False)
+    # FlexAttention would compile itself, which no mode can look into.
+    flex: Any = sys.modules.get("torch.nn.attention.flex_attention")
+    eager = getattr(flex, _FLEX_EAGER, None)
+    if eager is not None:
+        setattr(flex, _FLEX_EAGER, True)
+    try:
+        with torch.no_grad(), own_random_state(model):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch.distributions.Distribution.set_default_validate_args(checks)
+        if eager is not None:
+            setattr(flex, _FLEX_EAGER, eager)
 
 
 @contextlib.contextmanager
@@ -51,6 +80,14 @@ def computed(func: Any, args: Any, kwargs: Any) -> Any:
     if func._schema.name not in COSTLY:
         return func(*args, **kwargs)
     return _zeros(_shapes(func, args, kwargs), args)
+
+
+#: Of tensors with so many elements it is quicker to find out the shape of an operation's result than the values.
+_LARGE = 2**14
+
+
+def is_large(t: Tensor) -> bool:
+    return t.numel() >= _LARGE and t.is_floating_point()
 
 
 #: Normalisations: only the first of their results is read by anything but a backward pass. (The others' shapes on the
@@ -150,8 +187,16 @@ def _each(out: Any) -> tuple[Any, ...]:
     return out if isinstance(out, tuple) and not isinstance(out, _Shape) else (out,)
 
 
+def _in(args: Any) -> Iterator[Any]:
+    for a in args:
+        if isinstance(a, (list, tuple)):
+            yield from _in(a)
+        else:
+            yield a
+
+
 def _zeros(out: Any, args: Any) -> Any:
-    device = next(a.device for a in tree_leaves(args) if isinstance(a, Tensor))
+    device = next(a.device for a in _in(args) if isinstance(a, Tensor))
 
     def zeros(shape: Any) -> Any:  # they are dense, in whatever memory format
         if not isinstance(shape, _Shape):

@@ -22,6 +22,8 @@ from net2net.views import Geometry, geometry_of, seen
 
 _SHIFT = 32
 
+_ENTRIES = 1024
+
 
 def codes(ids: np.ndarray, replicas: np.ndarray | int = 0) -> np.ndarray:
     return np.asarray(ids | (np.asarray(replicas, dtype=np.int64) << _SHIFT))
@@ -166,6 +168,7 @@ class Shadows:
 
     def __init__(self) -> None:
         self._entries: dict[int, _Entry] = {}
+        self._most = _ENTRIES  # with so many, those of dead storages are removed
 
     def get(self, t: Tensor) -> Tensor | None:
         """int64 codes of the shape of `t`, or None if its storage has none."""
@@ -199,8 +202,9 @@ class Shadows:
             # A storage is labelled whole the first time, even where this tensor is a view of a part of it.
             entry = self._entries[t.untyped_storage()._cdata] = _Entry(t, codes)
             entry.whole = t.numel() * t.element_size() == t.untyped_storage().nbytes()
-            if len(self._entries) % 1024 == 0:
+            if len(self._entries) > self._most:
                 self._entries = {k: e for k, e in self._entries.items() if not e.alive.expired()}
+                self._most = max(_ENTRIES, 2 * len(self._entries))
         else:
             entry.write(t, codes)
 

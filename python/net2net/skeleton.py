@@ -130,7 +130,8 @@ def movable(t: Tensor) -> bool:
 def own_random_state(model: nn.Module) -> Iterator[None]:
     """Puts the random state back, on the CPU and on the devices of `model`, and Python's and NumPy's: code may draw
     from these (what to mask in training, which layers to leave out), and teacher and student then draw the same."""
-    devices = {t.device for _, t in named_tensors(model) if t.device.type == "cuda"}
+    tensors = named_tensors(model) if torch.cuda.is_initialized() else ()
+    devices = {t.device for _, t in tensors if t.device.type == "cuda"}
     of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 -- the global one
     try:
         with torch.random.fork_rng(devices=list(devices)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from net2net.rules.elementwise import constant, constant_write
 from net2net.rules.kernels import linear_in_kernels
 from net2net.rules.table import POINTWISE, flat, is_view, name_of, refuse, rule_for, sees_other_numbers, spelled, view
 from net2net.rules.weights import standardising
-from net2net.running import Inputs, call, computed, of_no_value, one_draw, written
+from net2net.running import Inputs, as_written, call, computed, is_large, of_no_value, one_draw, written
 from net2net.shadows import compact
-from net2net.skeleton import named_tensors, own_random_state
+from net2net.skeleton import named_tensors
+from net2net.trail import Trail
 
 #: The reason for units that are the network's outputs: their number is part of the function, so they are not "skipped".
 OUTPUT = "its units are the network's outputs"
@@ -36,17 +37,11 @@ OUTPUT = "its units are the network's outputs"
 OPAQUE: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.RNNCellBase)
 
 
-#: Of tensors with so many elements it is quicker to find out the shape of an operation's result than the values.
-_LARGE = 2**14
-
 #: Code that asks this often how many there are waits for something that does not happen.
 _MOST_SIZES = 1000
 
 #: Where torch's code is, and ours.
 _NOT_THEIRS = tuple(str(Path(package).parent) + os.sep for package in (torch.__file__, __file__))
-
-#: By this FlexAttention is made to run as it is written, on whatever torch has it.
-_FLEX_EAGER = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
 
 _OF_PARAMETERS = copies, standardising, linear_in_kernels
 
@@ -60,11 +55,12 @@ class Walk(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, model: nn.Module, context: Context) -> None:
+    def __init__(self, model: nn.Module, named: Mapping[str, Tensor], context: Context, trail: Trail) -> None:
         super().__init__()
         self.context = context
-        self.derived = Derived(model)
-        self.watch = Watch(self.derived, self.read, self.handed_out, context.cut)
+        self.trail = trail
+        self.derived = Derived(named.values())
+        self.watch = Watch(self.derived, self.read, self.handed_out, self.cut)
         self.unfollowed = ""  # why nothing can be followed any more
         self._sizes_read = 0
         self._reached: set[str] = set()
@@ -81,6 +77,7 @@ class Walk(TorchDispatchMode):
         """
         if self.watch.looking:
             return
+        self.trail.spoil()
         self._sizes_read += sizes
         if self._sizes_read > _MOST_SIZES:
             raise RuntimeError("a loop does not end while activations are zero")
@@ -108,8 +105,14 @@ class Walk(TorchDispatchMode):
             frame = frame.f_back
         return found
 
+    def cut(self, end: int) -> None:
+        """A slice ends beyond the end."""
+        self.trail.event("cut", end)
+        self.context.cut(end)
+
     def handed_out(self, t: Tensor) -> None:
         """Python has got the numbers of a tensor."""
+        self.trail.event("handed out", t)
         if t not in self.derived and not self.context.is_parameter(t):
             # It may write to the same memory; from here on it is known by what it holds.
             self.context.expanded.forget([t])
@@ -121,6 +124,7 @@ class Walk(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         context, kwargs = self.context, kwargs or {}
         if isinstance(func, HigherOrderOperator):
+            self.trail.spoil()
             return self._with_code(func, args, kwargs)
         leaves_ = flat((args, kwargs))
         tensors = tuple(t for t in leaves_ if isinstance(t, Tensor))
@@ -147,6 +151,9 @@ class Walk(TorchDispatchMode):
                     out = run(func, args, kwargs)
                     if sees_other_numbers(func):
                         out = self._apart(tensors[0], out)
+            if sized or sees_other_numbers(func):
+                self.trail.spoil()
+            self.trail.operation(func, args, kwargs, out)
             context.operation = str(func)
             made, into = [t for t in flat(out) if isinstance(t, Tensor)], self._written(func, args, kwargs)
             self._copies(func, args, kwargs, out, made, into, derived)
@@ -258,7 +265,7 @@ class Walk(TorchDispatchMode):
         """Whether a tensor among these is large and has units: what is made of weights, which are all zero. (Indices,
         masks and positions are made of other things.)"""
         for t in given:
-            if t.numel() >= _LARGE and t.is_floating_point():
+            if is_large(t):
                 codes = self.context.shadows.get(t)
                 if codes is not None and self.context.has_units(compact(codes).numpy()):
                     return True
@@ -293,7 +300,7 @@ class _Reads(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def _following_modules(model: nn.Module, context: Context, derived: Derived) -> Iterator[None]:
+def _following_modules(model: nn.Module, context: Context, run: Walk) -> Iterator[None]:
     """Keeps `context.module` at the innermost module being run. `model` is our own copy, so hooks harm nobody."""
     stack = [""]
     handles = []
@@ -313,7 +320,7 @@ def _following_modules(model: nn.Module, context: Context, derived: Derived) -> 
     opaque = [module for module in model.modules() if isinstance(module, OPAQUE)]
     own = [module.__dict__.get("forward") for module in opaque]
     for module in opaque:
-        module.__dict__["forward"] = _as_a_whole(module, context, derived)
+        module.__dict__["forward"] = _as_a_whole(module, context, run)
     try:
         yield
     finally:
@@ -325,7 +332,7 @@ def _following_modules(model: nn.Module, context: Context, derived: Derived) -> 
                 module.__dict__["forward"] = forward
 
 
-def _as_a_whole(module: nn.Module, context: Context, derived: Derived) -> Callable[..., Any]:
+def _as_a_whole(module: nn.Module, context: Context, run: Walk) -> Callable[..., Any]:
     """The forward of a module as one operation without a rule, whatever it consists of (of a recurrent layer, several
     operations per step)."""
     forward = module.forward
@@ -338,54 +345,45 @@ def _as_a_whole(module: nn.Module, context: Context, derived: Derived) -> Callab
             context.take_part(module.parameters())
             context.carriers.saw("", [t for t in flat(given) if isinstance(t, Tensor)], [])
             refuse(context, type(module).__name__, given, {}, out, "a recurrent layer is not looked into")
-            derived.add(t for t in flat(out) if isinstance(t, Tensor))
+            run.derived.add(t for t in flat(out) if isinstance(t, Tensor))
+            run.trail.spoil()
         return out
 
     return whole
 
 
-def walk(model: nn.Module, inputs: Inputs, context: Context) -> None:
+def walk(model: nn.Module, inputs: Inputs, context: Context) -> Trail:
     """Runs `model` (a skeleton: see skeleton.py) on `inputs`, and tells `context` what the rules find.
+
+    Returns what was done.
 
     Raises TraceError if the forward raises.
     """
     context.begin()
     context.training = model.training
     before = dict(named_tensors(model))
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    checks = torch.distributions.Distribution._validate_args
-    # Transformer layers' fused inference path hides their parameters' use in one opaque operation.
-    torch.backends.mha.set_fastpath_enabled(False)
-    # And distributions look at their parameters' values, only to see that these are sound.
-    torch.distributions.Distribution.set_default_validate_args(False)
-    # FlexAttention would compile itself, which no mode can look into.
-    flex: Any = sys.modules.get("torch.nn.attention.flex_attention")
-    eager = getattr(flex, _FLEX_EAGER, None)
-    if eager is not None:
-        setattr(flex, _FLEX_EAGER, True)
+    run = Walk(model, before, context, Trail(before, inputs, model.training))
     try:
-        run = Walk(model, context)
-        following = _following_modules(model, context, run.derived)
-        with torch.no_grad(), own_random_state(model), following, run.watch, run:
+        with as_written(model), _following_modules(model, context, run), run.watch, run:
             out = call(model, inputs)
     except TraceError:
         raise
     except Exception as error:
         where, suspects = context.mark(error)
         raise TraceError(f"{type(error).__name__}{where}: {error}", suspects) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        torch.distributions.Distribution.set_default_validate_args(checks)
-        if eager is not None:
-            setattr(flex, _FLEX_EAGER, eager)
     after = dict(named_tensors(model))
     context.reassigned |= {name for name, t in before.items() if after.get(name) is not t}
-    for t in leaves(out):
+    returned, left = list(leaves(out)), list(kept(model, context.caches.dicts()))
+    for t in returned:
         if isinstance(t, Tensor):
             context.returned(t, OUTPUT)
         else:
             context.outputs.append(seed(repr(t)).astype(np.int64))
-    for t in kept(model, context.caches.dicts()):
+    for t in left:
         if not context.is_parameter(t):
             context.returned(t, "a module keeps them as an attribute, which other code may read")
+    run.trail.finish(returned, left)
+    if context.failed or context.caches.dicts():  # what was done and undone is in it, too
+        run.trail.spoil()
     context.finished(model.training)
+    return run.trail

@@ -194,6 +194,15 @@ class Units:
         self.blocks.flatten()
         self.places.flatten()
 
+    def begin(self, axis: Axis, values: np.ndarray) -> None:
+        """The positions of a new axis begin in the sets of the ids `values` [size] that they meet. Values without a
+        unit are left out."""
+        blocks = self.blocks.roots(values)
+        units = blocks > FIXED
+        ids = axis.ids()
+        self.places.put(ids[units], self.places.roots(values[units]))
+        self.blocks.put(ids[units], blocks[units])
+
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
         """The same place: replicated together, and standing at the same place in their block. Values without a unit are
         left out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,23 @@ Geometry = tuple[torch.Size, tuple[int, ...], int | torch.SymInt]
 
 def geometry_of(t: Tensor) -> Geometry:
     return t.shape, t.stride(), t.storage_offset()
+
+
+def cuts(whole: Tensor, part: Tensor, dims: Sequence[int]) -> list[tuple[int, int, int]]:
+    """The dimensions along which `part`, a view of `whole`, is less than all of it: each with where the part begins
+    there, and how long it is.
+
+    Args:
+        dims: which of the dimensions of `whole` each of `part` is; -1: none, or several.
+    """
+    rest, found = int(part.storage_offset() - whole.storage_offset()), []
+    sizes = {d: n for d, n in zip(dims, part.shape, strict=True) if d >= 0}
+    for step, d in sorted(((step, d) for d, step in enumerate(whole.stride())), reverse=True):
+        if whole.shape[d] > 1 and step:
+            first, rest = divmod(rest, step)
+            if first or sizes.get(d, 1) < whole.shape[d]:
+                found.append((d, first, sizes.get(d, 1)))
+    return found
 
 
 @dataclass

@@ -17,6 +17,7 @@ from net2net.changes import Change, Changes, make
 from net2net.choices import Choices, How, Width
 from net2net.computed_weights import Computed
 from net2net.context import TraceError
+from net2net.echo import repeats
 from net2net.groups import Group, Structure, infer, structure
 from net2net.importance import IMPORTANCE, scores
 from net2net.inference import Inference
@@ -135,7 +136,22 @@ def _settle(
 ) -> _Settled:
     """Chooses maps, and runs the student's own forward on what comes of them. The groups that this fails on are
     replicated as a whole instead, and if it fails again, not at all."""
-    inference = infer(model, example_inputs)
+    try:
+        return _settle_by(infer(model, example_inputs), model, example_inputs, choose)
+    except _NotAlikeError:
+        return _settle_by(infer(model, example_inputs, alike=False), model, example_inputs, choose)
+
+
+class _NotAlikeError(Exception):
+    """A student does something else in train mode than in eval mode, though its teacher does not."""
+
+
+def _settle_by(
+    inference: Inference,
+    model: nn.Module,
+    example_inputs: Inputs,
+    choose: Callable[[Structure, set[int]], list[Segment]],
+) -> _Settled:
     blame = Blame(inference.units)
     known = len(inference.units)
     records = True
@@ -146,7 +162,11 @@ def _settle(
         context.whole = inference.whole
         prepared = prepare(student, context)
         for training in inference.returns:
-            walk(in_mode(student, training), example_inputs, context)
+            trail = walk(in_mode(student, training), example_inputs, context)
+        if inference.alike:
+            repair.detach(student)
+            if not repeats(student, example_inputs, trail if trail.complete else None, context.reassigned):
+                raise _NotAlikeError
         return prepared, context.laid
 
     def attach(student: nn.Module, context: Student) -> Changes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,22 +30,23 @@ def batch_norm(context: Context, func: Any, args: Any, kwargs: Any, out: Any) ->
     if context.crossing(rows, name_of(func)):
         return unknown(context, func, args, kwargs, out)
     vector = rows[0]
-    operands = [vector]
-    for t in args[1:5]:
-        if isinstance(t, Tensor):
-            operands.append(np.broadcast_to(array(context, t, 0, rows).ravel(), vector.shape))
+    parameters = [array(context, t, 0, rows).ravel() for t in args[1:5] if isinstance(t, Tensor)]
+    different, alike = context.without_repeats([np.broadcast_to(p, vector.shape) for p in parameters])
     # What the network's own mode tells is no part of the value: most of a walk in train mode is then known already.
-    named = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)}
-    training = named.pop("training", None)
-    kept = [n for n in named.values() if not isinstance(n, Tensor)]
-    key = (name_of(func), numbers(kept), training if training is not context.training else "as the network")
-    made = context.make(key, operands)
+    key = (name_of(func), numbers(args_but_mode(func, args, context.training)), alike)
+    made = context.make(key, [vector, *different])
     result, *rest = tensors(out)
     context.set(result, made.reshape([-1 if d == channel else 1 for d in range(x.dim())]))
     for t in rest:
         if t.dim() == 1 and t.shape[0] == len(made):
             context.set(t, context.make("statistics", [made]))
     return None
+
+
+def args_but_mode(func: Any, args: Sequence[Any], training: bool) -> list[Any]:
+    """The arguments of a batch norm; "as the network" for the mode, if that is the mode of the whole network."""
+    names = (a.name for a in func._schema.arguments)
+    return ["as the network" if n == "training" and a is training else a for n, a in zip(names, args, strict=False)]
 
 
 @register("native_layer_norm", "_fused_rms_norm", "rms_norm")

@@ -1,0 +1,93 @@
+"""echo: whether a model does in train mode what it does in eval mode.
+
+Most do, but for what trail.py leaves out. What was found of their forward in eval mode then holds for both modes, and
+they need no second walk, which takes several times as long.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from net2net.derived import Derived, Watch, sizes_by_value
+from net2net.kept_numbers import contents
+from net2net.outputs import kept, leaves
+from net2net.rules.table import is_view, sees_other_numbers, tensors
+from net2net.running import Inputs, as_written, call, computed, is_large, of_no_value
+from net2net.skeleton import in_mode, named_tensors
+from net2net.trail import Otherwise, Trail
+
+
+class Echo(TorchDispatchMode):
+    """Runs a skeleton for its trail alone."""
+
+    def __init__(self, named: Mapping[str, Tensor], trail: Trail) -> None:
+        super().__init__()
+        self.trail, self._derived = trail, Derived(named.values())
+        self.watch = Watch(
+            self._derived,
+            self._read,
+            functools.partial(trail.event, "handed out"),
+            functools.partial(trail.event, "cut"),
+        )
+
+    def _read(self, what: str, sizes: bool = False) -> None:
+        if not self.watch.looking:
+            self.trail.spoil()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            self.trail.spoil()
+        given = tensors((args, kwargs))
+        derived = self._derived.any(given)
+        if sees_other_numbers(func) or (derived and sizes_by_value(func, args, self._derived)):
+            self.trail.spoil()
+        if not derived:
+            out = func(*args, **kwargs)
+        else:
+            large = not is_view(func) and any(map(is_large, given))
+            out = (of_no_value if large else computed)(func, args, kwargs)
+            self._derived.add(tensors(out))
+        self.trail.operation(func, args, kwargs, out)
+        return out
+
+
+def trail_of(model: nn.Module, inputs: Inputs, expected: Trail | None = None) -> Trail:
+    """What `model` (a skeleton) does in the mode that it is in.
+
+    Raises:
+        Otherwise: it does something else than `expected`.
+        Exception: what the forward raises.
+    """
+    before = dict(named_tensors(model))
+    run = Echo(before, Trail(before, inputs, model.training, expected))
+    with as_written(model), run.watch, run:
+        out = call(model, inputs)
+    run.trail.finish(list(leaves(out)), list(kept(model)))
+    return run.trail
+
+
+def repeats(model: nn.Module, inputs: Inputs, trail: Trail | None, reassigned: Iterable[str]) -> bool:
+    """Whether `model`, a skeleton, does the same in train mode, in which it is left, as in eval mode.
+
+    Args:
+        trail: what it did in eval mode; None: it is run to see.
+        reassigned: the buffers and plain attributes that it puts others in the place of.
+    """
+    before, held = dict(named_tensors(model)), contents(model)
+    try:
+        if trail is None:
+            trail = trail_of(in_mode(model, False), inputs)
+        if not trail.complete:
+            return False
+        trail_of(in_mode(model, True), inputs, trail)
+    except (Exception, Otherwise):  # it may only be an error in train mode
+        return False
+    after = dict(named_tensors(model))
+    return contents(model) == held and {name for name, t in before.items() if after.get(name) is not t} <= {*reassigned}
