@@ -153,9 +153,10 @@ class Context(ABC):
         """The codes of `t`; one of its own, if it is a part of something fixed that has one for all of it. Which part,
         a width may have told."""
         few = compact(known)
+        if few.numel() != 1 or self.is_parameter(t):
+            return known
         long = [(n, step) for n, step in zip(t.shape, t.stride(), strict=True) if n > 1 and step]
-        elements = math.prod(n for n, _ in long)
-        if few.numel() != 1 or elements * t.element_size() >= t.untyped_storage().nbytes() or self.is_parameter(t):
+        if math.prod(n for n, _ in long) * t.element_size() >= t.untyped_storage().nbytes():
             return known
         if (self.roots(few.numpy()) != FIXED).any():
             return known

@@ -54,7 +54,7 @@ class Echo(TorchDispatchMode):
             large = not is_view(func) and any(map(is_large, given))
             out = (of_no_value if large else computed)(func, args, kwargs)
             self._derived.add(tensors(out))
-        self.trail.operation(func, args, kwargs, out)
+        self.trail.operation(func, args, kwargs, given, tensors(out))
         return out
 
 

@@ -153,9 +153,9 @@ class Walk(TorchDispatchMode):
                         out = self._apart(tensors[0], out)
             if sized or sees_other_numbers(func):
                 self.trail.spoil()
-            self.trail.operation(func, args, kwargs, out)
-            context.operation = str(func)
             made, into = [t for t in flat(out) if isinstance(t, Tensor)], self._written(func, args, kwargs)
+            self.trail.operation(func, args, kwargs, tensors, made)
+            context.operation = str(func)
             self._copies(func, args, kwargs, out, made, into, derived)
             if rule is not view and not is_view(func):
                 context.carriers.saw(name_of(func), tensors, made)

@@ -74,9 +74,11 @@ class Trail:
         """Something that is no operation."""
         self._step((what, self._described(about)))
 
-    def operation(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
-        """An operation was run."""
-        given, made, name = tensors((args, kwargs)), tensors(out), name_of(func)
+    def operation(
+        self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: Sequence[Tensor], made: Sequence[Tensor]
+    ) -> None:
+        """An operation was run: `given` are the tensors among its arguments, and `made` those of its result."""
+        name = name_of(func)
         if self._is_of_train_mode(func, name, args, given, made):
             return
         if name in _EMPTY:  # whether it is for random numbers, what comes next tells
