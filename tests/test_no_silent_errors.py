@@ -75,6 +75,23 @@ TOKENS: dict[str, Callable[[Between, Tensor], Tensor]] = {
     "token of flattened": lambda m, y: m.b(y[:, 0]) * y.flatten(1)[:, 8:16].mean(1, keepdim=True),
 }
 
+#: Rows of a parameter, of which a width tells which.
+ROWS: dict[str, Callable[[Between, Tensor], Tensor]] = {
+    "one": lambda m, y: m.table[width(y)],
+    "several": lambda m, y: m.table[width(y) :][:6],
+    "steps": lambda m, y: m.table[:: width(y) // 2][:6],
+    "a view": lambda m, y: m.table[: width(y)].view(2, -1, width(y))[1, :1],
+    "windows": lambda m, y: m.table.unfold(0, 6, width(y))[1].t(),
+    "strides": lambda m, y: m.table.as_strided((6, width(y)), (width(y), 1), width(y) ** 2),
+    "a chunk": lambda m, y: m.table.chunk(4)[width(y) // 4 - 1][:6],
+    "of a copy": lambda m, y: m.table.clone()[width(y)],
+    "a copy of some": lambda m, y: m.table[width(y) :].clone()[0],
+    "a copy of a copy": lambda m, y: m.table[width(y) :].clone()[:6].clone(),
+    "in another dtype": lambda m, y: m.table.float()[width(y) :][:6].double(),
+    "repeated": lambda m, y: m.table[width(y)].repeat(6, 1),
+    "looked up": lambda m, y: F.embedding(torch.arange(6) + width(y), m.table),
+}
+
 
 def check(model: nn.Module, x: Tensor) -> None:
     for factor in (1.5, 2):
@@ -97,6 +114,46 @@ def test_vectors(kind: str) -> None:
 def test_tokens(kind: str) -> None:
     torch.manual_seed(0)
     check(Between(TOKENS[kind]).double().eval(), torch.randn(2, 6, 5).double())
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("trains", [True, False])
+def test_rows_of_a_parameter(kind: str, trains: bool) -> None:
+    """That the same is seen again in train mode must not be needed to see it."""
+
+    def added(m: Between, y: Tensor) -> Tensor:
+        if m.training and not trains:
+            raise RuntimeError("not for training")
+        return m.b(y) + ROWS[kind](m, y)
+
+    torch.manual_seed(0)
+    model, x = Between(added).double().eval(), torch.randn(2, 6, 5).double()
+    for factor in (1.5, 2):
+        try:
+            student = net2net.plan_widen(model, x, factor, seed=1).apply(model)
+        except ValueError:
+            continue
+        assert net2net.verify(model, student, x).max_rel < EXACT
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        lambda m, y: m.table[:6],
+        lambda m, y: m.table[2:32:5],
+        lambda m, y: m.table.view(8, 8, -1)[1, :6],
+        lambda m, y: m.table[3].expand(6, -1),
+        lambda m, y: m.table[2:].clone()[:6],
+    ],
+)
+def test_rows_that_no_width_tells(rows: Callable[[Between, Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model = Between(lambda m, y: m.b(y) + rows(m, y)).double().eval()
+    x = torch.randn(2, 6, 5).double()
+    plan = net2net.plan_widen(model, x, 1.5)
+    student = plan.apply(model)
+    assert student.table.shape == (64, 12)
+    assert net2net.verify(model, student, x).max_rel < EXACT
 
 
 @pytest.mark.parametrize("steps", [8, 1])

@@ -25,7 +25,6 @@ from net2net.hashes import content, digest, expression, mix, seed, total
 from net2net.parameters import Handle, Parameters
 from net2net.shadows import Shadows, codes, compact, ids_of, replicas_of, spread
 from net2net.units import CONSTANT, FIXED, Units
-from net2net.views import cuts
 
 
 class TraceError(RuntimeError):
@@ -197,12 +196,11 @@ class Context(ABC):
         if dim < 0 or p.dim() == 0:
             return None
         size = p.shape[dim]
-        labelled, at, seen = p, dim, handle.dims
+        labelled, at = p, dim
         if handle.copy is not None:
-            labelled, dims = handle.copy
+            labelled, dims = handle.copy[0], handle.copy[1].dims or ()
             if dim not in dims or labelled.shape[at := dims.index(dim)] != size:
                 return None
-            seen = tuple(dims.index(d) if d in dims else -1 for d in seen)
         self.units.values.add((handle.name, dim))
         if met is not None and met.shape[-1] == size:
             vector = self.meet(
@@ -212,7 +210,7 @@ class Context(ABC):
             vector = self.produce(handle.name, dim, size, "each")
         self.shadows.set(labelled, spread(torch.from_numpy(vector), at, labelled.shape))
         # Which rows of a table are taken, no width may tell.
-        if rows := [cut for cut in cuts(labelled, t, seen) if cut[0] != at]:
+        if rows := [cut for cut in handle.cuts(t) if cut[0] != dim]:
             self.signature(np.atleast_1d(seed(("rows", handle.name, rows))), vector)
         return self.shadows.get(t)
 

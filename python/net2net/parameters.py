@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from net2net.computed_weights import Computed
 from net2net.hashes import digest
 from net2net.skeleton import named_tensors
+from net2net.views import cuts
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,17 @@ class Handle:
     #: How the tensor is computed from it, and by which operations with which numbers.
     how: Computed | None = None
     formula: bytes = b""
-    #: If the tensor at hand is (a view of) a copy: that copy, and which of the parameter's dimensions its own are.
-    copy: tuple[Tensor, tuple[int, ...]] | None = None
+    #: If the tensor at hand is (a view of) a copy: that copy, and how it was made.
+    copy: tuple[Tensor, Made] | None = None
+
+    def cuts(self, t: Tensor) -> tuple[tuple[int, ...], ...]:
+        """How the tensor at hand is less than all of the parameter: see `views.cuts`."""
+        if self.copy is None:
+            return tuple(cuts(self.tensor, t, self.dims))
+        whole, made = self.copy
+        dims = made.dims or ()
+        found = cuts(whole, t, [dims.index(d) if d >= 0 else -1 for d in self.dims])
+        return *made.cuts, *((dims[d], *cut) for d, *cut in found)
 
     @property
     def straight(self) -> bool:
@@ -42,6 +52,7 @@ class Made:
         spreads: the corrections of the variances that went into it.
         dims: if it is a copy of that weight, or of a part of it: which of the weight's dimensions its own are.
         kernels: whether it is [out, in, ...] as that weight is, and linear in it, kernel by kernel (rules/kernels.py).
+        cuts: how what was copied was less than all of that weight.
         formula: stands for all operations that made it, and for the numbers in them: what code takes for a number may
             be the size of something that grows.
     """
@@ -53,6 +64,7 @@ class Made:
     formula: bytes = b""
     kernels: bool = False
     dims: tuple[int, ...] | None = None
+    cuts: tuple[tuple[int, ...], ...] = ()
 
 
 class Parameters:
@@ -149,7 +161,7 @@ class Parameters:
             copy, made = known
             assert made.dims is not None
             dims = tuple(made.dims[d] if d >= 0 else -1 for d in _dims(copy, t, whole=False))
-            return Handle(*self.named(made.sources[:1])[0], dims, None, made.formula, (copy, made.dims))
+            return Handle(*self.named(made.sources[:1])[0], dims, None, made.formula, (copy, made))
         for name, p in self.owners(t):
             if p.dtype != t.dtype:
                 continue

@@ -16,20 +16,23 @@ def geometry_of(t: Tensor) -> Geometry:
     return t.shape, t.stride(), t.storage_offset()
 
 
-def cuts(whole: Tensor, part: Tensor, dims: Sequence[int]) -> list[tuple[int, int, int]]:
-    """The dimensions along which `part`, a view of `whole`, is less than all of it: each with where the part begins
-    there, and how long it is.
+def cuts(whole: Tensor, part: Tensor, dims: Sequence[int]) -> list[tuple[int, ...]]:
+    """How `part`, a view of `whole`, is less than all of it, or in another shape: the dimensions of `whole` along which
+    it is so, each with where the part begins there and how long it is, or what steps it takes.
 
     Args:
         dims: which of the dimensions of `whole` each of `part` is; -1: none, or several.
     """
-    rest, found = int(part.storage_offset() - whole.storage_offset()), []
+    rest, found = int(part.storage_offset() - whole.storage_offset()), list[tuple[int, ...]]()
     sizes = {d: n for d, n in zip(dims, part.shape, strict=True) if d >= 0}
+    others = [(n, s) for d, n, s in zip(dims, part.shape, part.stride(), strict=True) if d < 0 and n > 1 and s]
     for step, d in sorted(((step, d) for d, step in enumerate(whole.stride())), reverse=True):
         if whole.shape[d] > 1 and step:
             first, rest = divmod(rest, step)
             if first or sizes.get(d, 1) < whole.shape[d]:
                 found.append((d, first, sizes.get(d, 1)))
+            found += [(d, n, s // step, s % step) for n, s in others if s >= step]
+            others = [(n, s) for n, s in others if s < step]
     return found
 
 

@@ -33,6 +33,6 @@ def copies(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> boo
         weight = None
     seen = (t.storage_offset(), tuple(t.shape), t.stride()) if weight is None else ()
     formula = digest(name, spelled(args, kwargs), seen, handle.formula if weight is None else weight.formula)
-    made = Made((handle.name,), formula=formula, kernels=weight is not None, dims=dims)
+    made = Made((handle.name,), formula=formula, kernels=weight is not None, dims=dims, cuts=handle.cuts(t))
     context.parameters.compute(out.view(out.shape), made)  # a view, since `out` may be transposed in place
     return True
