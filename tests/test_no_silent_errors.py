@@ -65,6 +65,13 @@ VECTORS: dict[str, Callable[[Between, Tensor], Tensor]] = {
     "seeded numbers": lambda m, y: y * torch.randn(width(y), generator=torch.Generator().manual_seed(0)).to(y),
     "first few": lambda m, y: m.b(y) * y[:, :4].amax(1, keepdim=True),
     "masked": lambda m, y: m.b(y) * y[y > 0].sum(),
+    "gain or bias": lambda m, y: F.layer_norm(y, [width(y)], *(m.b.bias, None)[:: 1 if width(y) == 8 else -1]),
+    "gain or bias of a batch": lambda m, y: F.batch_norm(
+        y, None, None, *(m.b.bias, None)[:: 1 if width(y) == 8 else -1], training=True
+    ),
+    "mean or bias": lambda m, y: (
+        lambda w, p: F.batch_norm(y, w if width(y) == 8 else p, w.exp().detach(), w, p if width(y) == 8 else w)
+    )(m.b.bias, m.b.bias.roll(width(y) // 2)),
 }
 
 TOKENS: dict[str, Callable[[Between, Tensor], Tensor]] = {
@@ -90,6 +97,11 @@ ROWS: dict[str, Callable[[Between, Tensor], Tensor]] = {
     "in another dtype": lambda m, y: m.table.float()[width(y) :][:6].double(),
     "repeated": lambda m, y: m.table[width(y)].repeat(6, 1),
     "looked up": lambda m, y: F.embedding(torch.arange(6) + width(y), m.table),
+    # Taken before anything is known of the first.
+    "two": lambda m, y: (lambda p, q: p + y * 0 + q)(m.table[0], m.table[width(y)]),
+    "two of an embedding": lambda m, y: (lambda p, q: p * y + q)(m.words.weight[0], m.words.weight[width(y)]),
+    "two crops": lambda m, y: (lambda p, q: p * y + q)(m.table[:6], m.table[width(y) : width(y) + 6]),
+    "gain and bias": lambda m, y: F.layer_norm(y, y.shape[-1:], m.table[0], m.table[width(y)]),
 }
 
 

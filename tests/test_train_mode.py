@@ -47,6 +47,26 @@ def written(m: Between, y: Tensor) -> Tensor:
     return y
 
 
+def dropped_half(m: Between, y: Tensor) -> Tensor:
+    """In eval mode dropout would give back its argument, which is a part of something."""
+    one, other = torch.stack([y, m.b(y)]).unbind()
+    return F.dropout(other, 0.3, True) if m.training else one
+
+
+def read_and_forgotten(m: Between, y: Tensor) -> Tensor:
+    if m.training:
+        try:
+            return y * sum(y.flatten().tolist())
+        except:  # noqa: E722 -- code does that
+            pass
+    return y
+
+
+def with_counter(m: Between, y: Tensor) -> Tensor:
+    m.norm.num_batches_tracked.add_(1 + m.training)
+    return torch.cat([y, m.b(y)], 1).index_select(1, m.norm.num_batches_tracked[None] % 16).expand_as(y) * y
+
+
 ALIKE: dict[str, Callable[[Between, Tensor], Any]] = {
     "nothing": lambda m, y: y.relu(),
     "dropout": lambda m, y: F.dropout(y, 0.3, m.training) + m.b(y),
@@ -81,6 +101,9 @@ OTHERWISE: dict[str, Callable[[Between, Tensor], Any]] = {
     "frozen statistics": lambda m, y: F.batch_norm(y, m.norm.running_mean, m.norm.running_var),
     "what is written after dropout": lambda m, y: (lambda z: F.dropout(z, 0.3, m.training).add_(y) + z)(m.b(y)),
     "noise that is added": lambda m, y: y + torch.empty_like(y).bernoulli_(0.5) if m.training else y,
+    "dropout of a part": dropped_half,
+    "values that are forgotten": read_and_forgotten,
+    "a counter": with_counter,
     "noise of noise": lambda m, y: F.alpha_dropout(y, 0.3, m.training),
     "an error": lambda m, y: y if not m.training else y.view(7, 77),
 }
@@ -91,6 +114,13 @@ BY_WIDTH: dict[str, Callable[[Between, Tensor], Any]] = {
     "a layer": lambda m, y: m.b(y) if m.training and y.shape[1] > 8 else y,
     "an error": lambda m, y: y.view(-1, 8) if m.training and y.shape[1] > 8 else y,
     "an output": lambda m, y: (y, m.table) if m.training and y.shape[1] > 8 else (y,),
+    "how much is dropped": lambda m, y: F.dropout(y, 0.0 if y.shape[1] == 8 else 0.5, m.training) + m.b(y),
+    "what noise is divided by": lambda m, y: (
+        y * y.new_empty(len(y), 1).bernoulli_(1.0).div_(y.shape[1]) if m.training else y
+    ),
+    "what noise is divided by, a tensor": lambda m, y: (
+        y * y.new_empty(len(y), 1).bernoulli_(1.0).div_(torch.tensor(float(y.shape[1]))) if m.training else y
+    ),
 }
 
 
@@ -112,7 +142,7 @@ def example(model: nn.Module) -> Tensor:
 def test_the_same_in_both_modes(kind: str) -> None:
     model = Between(ALIKE[kind]).double()
     x = example(model)
-    assert infer(model, x).alike
+    assert infer(model, x).left_out is not None
     if kind == "always dropout":  # there is no function that could stay
         return
     student = net2net.plan_widen(model, x, 1.5).apply(model)
@@ -125,7 +155,7 @@ def test_the_same_in_both_modes(kind: str) -> None:
 def test_something_else_in_train_mode(kind: str) -> None:
     model = Between(OTHERWISE[kind]).double()
     x = example(model)
-    assert not infer(model, x).alike
+    assert infer(model, x).left_out is None
     assert model.left == {"n": 0}
 
 
@@ -142,7 +172,8 @@ def test_a_second_look_changes_nothing(kind: str) -> None:
 def test_a_student_that_does_something_else(kind: str) -> None:
     model = Between(BY_WIDTH[kind]).double()
     x = example(model)
-    assert infer(model, x).alike
+    # (A tensor that is made in train mode alone is an operation more.)
+    assert (infer(model, x).left_out is None) == ("tensor" in kind)
     try:
         student = net2net.plan_widen(model, x, 1.5).apply(model)
     except ValueError as refused:
@@ -150,6 +181,58 @@ def test_a_student_that_does_something_else(kind: str) -> None:
         return
     for training in (False, True):
         assert net2net.verify(model.train(training), student.train(training), x).max_rel < EXACT
+
+
+class Swapping(Between):
+    """Its `train` exchanges the memory of two parameters."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda m, y: y * m.one + m.other)
+        self.one, self.other = nn.Parameter(torch.rand(8)), nn.Parameter(torch.rand(8))
+
+    def train(self, mode: bool = True) -> "Swapping":
+        if mode != self.training:
+            self.one.data, self.other.data = self.other.data, self.one.data
+        return super().train(mode)
+
+
+class Filling(Between):
+    """Its `train` writes to a buffer of indices."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda m, y: torch.cat([y, m.b(y)], 1).index_select(1, m.at) * y.mean(1, keepdim=True))
+        self.register_buffer("at", torch.arange(8))
+
+    def train(self, mode: bool = True) -> "Filling":
+        self.at.copy_(torch.arange(8) + 8 * mode)
+        return super().train(mode)
+
+
+@pytest.mark.parametrize("kind", [Swapping, Filling])
+def test_what_train_does_itself(kind: type[Between]) -> None:
+    model = kind().double().eval()  # type: ignore[call-arg]
+    x = example(model)
+    assert infer(model, x).left_out is None
+    try:
+        student = net2net.plan_widen(model, x, 1.5).apply(model)
+    except ValueError:
+        return
+    for training in (False, True):
+        assert net2net.verify(model.train(training), student.train(training), x).max_rel < EXACT
+
+
+def test_a_forward_is_never_left_in_the_middle() -> None:
+    entered: list[int] = []
+
+    def counted(m: Between, y: Tensor) -> Tensor:
+        entered.append(1)
+        y = m.b(y) if m.training else y
+        entered.pop()
+        return y
+
+    model = Between(counted).double()
+    net2net.plan_widen(model, example(model), 1.5)
+    assert not entered
 
 
 def test_attributes_that_grow_too() -> None:

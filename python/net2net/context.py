@@ -66,6 +66,7 @@ class Context(ABC):
         self.parameters.begin()
         self.caches.clear()
         self.expanded.clear()
+        self._tables: dict[int, int] = {}  # tables by their memory, with the dimension that has units
         self.last: tuple[Tensor, ...] = ()  # what the last operation that saw units was given
         self.failed = False  # whether anything has raised, which may have been mended then
         self.reached = ""  # where the last operation was: after an exception, all modules have been left
@@ -143,6 +144,7 @@ class Context(ABC):
         if known is None and t.is_floating_point() and (handle := self.parameters.handle(t)) is not None and t.numel():
             known = self._label(t, handle, along, met)
         if known is not None:
+            self._sign_rows(t, known)
             return self._part_of_fixed(t, known)
         # A weight that is read by anything but the layers that know what its axes are (a norm of it, say).
         self._pin_parameter(t, "its values are used beside the layer that it belongs to")
@@ -209,10 +211,16 @@ class Context(ABC):
         else:
             vector = self.produce(handle.name, dim, size, "each")
         self.shadows.set(labelled, spread(torch.from_numpy(vector), at, labelled.shape))
-        # Which rows of a table are taken, no width may tell.
-        if rows := [cut for cut in handle.cuts(t) if cut[0] != dim]:
-            self.signature(np.atleast_1d(seed(("rows", handle.name, rows))), vector)
+        self._tables[labelled.untyped_storage()._cdata] = dim
         return self.shadows.get(t)
+
+    def _sign_rows(self, t: Tensor, known: Tensor) -> None:
+        """Which rows of a table are taken, no width may tell."""
+        dim = self._tables.get(t.untyped_storage()._cdata)
+        if dim is None or (handle := self.parameters.handle(t)) is None:
+            return
+        if rows := [cut for cut in handle.cuts(t) if cut[0] != dim]:
+            self.signature(np.atleast_1d(seed(("rows", handle.name, rows))), compact(known).numpy())
 
     def set(self, t: Tensor, made: np.ndarray | Tensor) -> None:
         """`made`: codes that can be broadcast to the shape of `t`."""
@@ -243,11 +251,11 @@ class Context(ABC):
         self.made[whole] = made = self._make(key, operands, tied, uniform)
         return made
 
-    def without_repeats(self, vectors: list[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
+    def without_repeats(self, vectors: list[np.ndarray]) -> tuple[list[np.ndarray], list[int | None]]:
         """Of vectors of codes that an operation is given side by side (a norm's gain, bias and statistics) those that
         tell more than the first, and what stands for the others, which are joined to it: by how much they are off it,
         all along."""
-        different, alike = vectors[:1], []
+        different, alike = vectors[:1], list[int | None]()
         for vector in vectors[1:]:
             off = vector - vectors[0]
             if len(off) and (off == off[0]).all():
@@ -255,7 +263,7 @@ class Context(ABC):
                 alike.append(int(off[0]))
             else:
                 different.append(vector)
-                alike.append(0)
+                alike.append(None)
         return different, alike
 
     def _make(

@@ -20,7 +20,10 @@ from net2net.outputs import kept, leaves
 from net2net.rules.table import is_view, sees_other_numbers, tensors
 from net2net.running import Inputs, as_written, call, computed, is_large, of_no_value
 from net2net.skeleton import in_mode, named_tensors
-from net2net.trail import Otherwise, Trail
+from net2net.trail import Trail
+
+#: Code that asks this often how many there are, or for values, waits for something that does not happen.
+MOST_READS = 1000
 
 
 class Echo(TorchDispatchMode):
@@ -28,7 +31,7 @@ class Echo(TorchDispatchMode):
 
     def __init__(self, named: Mapping[str, Tensor], trail: Trail) -> None:
         super().__init__()
-        self.trail, self._derived = trail, Derived(named.values())
+        self.trail, self._derived, self._reads = trail, Derived(named.values()), 0
         self.watch = Watch(
             self._derived,
             self._read,
@@ -38,16 +41,19 @@ class Echo(TorchDispatchMode):
 
     def _read(self, what: str, sizes: bool = False) -> None:
         if not self.watch.looking:
-            self.trail.spoil()
+            self._reads += 1
+            if self._reads > MOST_READS:
+                raise RuntimeError("a loop does not end while activations are zero")
+            self.trail.complete = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if isinstance(func, HigherOrderOperator):
-            self.trail.spoil()
+            self.trail.complete = False
         given = tensors((args, kwargs))
         derived = self._derived.any(given)
         if sees_other_numbers(func) or (derived and sizes_by_value(func, args, self._derived)):
-            self.trail.spoil()
+            self.trail.complete = False
         if not derived:
             out = func(*args, **kwargs)
         else:
@@ -58,36 +64,40 @@ class Echo(TorchDispatchMode):
         return out
 
 
-def trail_of(model: nn.Module, inputs: Inputs, expected: Trail | None = None) -> Trail:
-    """What `model` (a skeleton) does in the mode that it is in.
-
-    Raises:
-        Otherwise: it does something else than `expected`.
-        Exception: what the forward raises.
-    """
+def trail_of(model: nn.Module, inputs: Inputs) -> Trail:
+    """What `model` (a skeleton) does in the mode that it is in. Raises what the forward raises."""
     before = dict(named_tensors(model))
-    run = Echo(before, Trail(before, inputs, model.training, expected))
+    run = Echo(before, Trail(before, inputs, model.training))
     with as_written(model), run.watch, run:
         out = call(model, inputs)
-    run.trail.finish(list(leaves(out)), list(kept(model)))
+    run.trail.event("returned", list(leaves(out)), list(kept(model)))
     return run.trail
 
 
-def repeats(model: nn.Module, inputs: Inputs, trail: Trail | None, reassigned: Iterable[str]) -> bool:
+def repeats(model: nn.Module, inputs: Inputs, trail: Trail | None, reassigned: Iterable[str]) -> list[Any] | None:
     """Whether `model`, a skeleton, does the same in train mode, in which it is left, as in eval mode.
 
     Args:
         trail: what it did in eval mode; None: it is run to see.
         reassigned: the buffers and plain attributes that it puts others in the place of.
+
+    Returns:
+        The numbers in what train mode does beside it; None if it does something else.
     """
-    before, held = dict(named_tensors(model)), contents(model)
+    before, held = _memory(model), contents(model)
     try:
         if trail is None:
             trail = trail_of(in_mode(model, False), inputs)
-        if not trail.complete:
-            return False
-        trail_of(in_mode(model, True), inputs, trail)
-    except (Exception, Otherwise):  # it may only be an error in train mode
-        return False
-    after = dict(named_tensors(model))
-    return contents(model) == held and {name for name, t in before.items() if after.get(name) is not t} <= {*reassigned}
+        if not trail.complete or _memory(in_mode(model, True)) != before:
+            return None
+        again = trail_of(model, inputs)
+    except Exception:  # it may only be an error in train mode
+        return None
+    after = _memory(model)
+    moved = {name for name, at in before.items() if after.get(name) != at}
+    return again.left_out if again.same(trail) and contents(model) == held and moved <= {*reassigned} else None
+
+
+def _memory(model: nn.Module) -> dict[str, int]:
+    """In which memory a model's tensors are, by their names."""
+    return {name: t.untyped_storage()._cdata for name, t in named_tensors(model)}

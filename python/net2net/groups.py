@@ -160,8 +160,9 @@ def _settled(model: nn.Module, example_inputs: Inputs, whole: bool, alike: bool)
         trail = walk(in_mode(copy, False), example_inputs, context)
         if not context.settled():
             continue
-        context.alike = alike and repeats(aside(copy), example_inputs, trail, context.reassigned)
-        if context.alike:
+        if alike:
+            context.left_out = repeats(aside(copy), example_inputs, trail, context.reassigned)
+        if context.left_out is not None:
             context.written, context.not_run = contents(copy) != before, context.idle(copy)
             break
         # In train mode a network may have parts of its own (auxiliary heads). Not every input will do for it: batch

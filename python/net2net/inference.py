@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -29,7 +30,8 @@ class Inference(Context):
         self.places = list(caches)
         self.made = units.made
         self.returns: dict[bool, list[np.ndarray]] = {}  # in eval mode, and in train mode if that could be walked too
-        self.alike = False  # whether in train mode the model does what it does in eval mode (echo.py)
+        # The numbers in what train mode does beside what eval mode does; None: it does something else (echo.py).
+        self.left_out: list[Any] | None = None
         # What was decided by what was not joined at that time: pairs of ids, and what `crossing` was asked.
         self.written = False  # whether the forward writes to dicts or records that modules hold
         self.not_run: list[str] = []  # the parameters that are not used

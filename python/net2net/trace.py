@@ -77,7 +77,7 @@ class Walk(TorchDispatchMode):
         """
         if self.watch.looking:
             return
-        self.trail.spoil()
+        self.trail.complete = False
         self._sizes_read += sizes
         if self._sizes_read > _MOST_SIZES:
             raise RuntimeError("a loop does not end while activations are zero")
@@ -124,7 +124,7 @@ class Walk(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         context, kwargs = self.context, kwargs or {}
         if isinstance(func, HigherOrderOperator):
-            self.trail.spoil()
+            self.trail.complete = False
             return self._with_code(func, args, kwargs)
         leaves_ = flat((args, kwargs))
         tensors = tuple(t for t in leaves_ if isinstance(t, Tensor))
@@ -152,7 +152,7 @@ class Walk(TorchDispatchMode):
                     if sees_other_numbers(func):
                         out = self._apart(tensors[0], out)
             if sized or sees_other_numbers(func):
-                self.trail.spoil()
+                self.trail.complete = False
             made, into = [t for t in flat(out) if isinstance(t, Tensor)], self._written(func, args, kwargs)
             self.trail.operation(func, args, kwargs, tensors, made)
             context.operation = str(func)
@@ -346,7 +346,7 @@ def _as_a_whole(module: nn.Module, context: Context, run: Walk) -> Callable[...,
             context.carriers.saw("", [t for t in flat(given) if isinstance(t, Tensor)], [])
             refuse(context, type(module).__name__, given, {}, out, "a recurrent layer is not looked into")
             run.derived.add(t for t in flat(out) if isinstance(t, Tensor))
-            run.trail.spoil()
+            run.trail.complete = False
         return out
 
     return whole
@@ -382,8 +382,8 @@ def walk(model: nn.Module, inputs: Inputs, context: Context) -> Trail:
     for t in left:
         if not context.is_parameter(t):
             context.returned(t, "a module keeps them as an attribute, which other code may read")
-    run.trail.finish(returned, left)
+    run.trail.event("returned", returned, left)
     if context.failed or context.caches.dicts():  # what was done and undone is in it, too
-        run.trail.spoil()
+        run.trail.complete = False
     context.finished(model.training)
     return run.trail

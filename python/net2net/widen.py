@@ -143,7 +143,7 @@ def _settle(
 
 
 class _NotAlikeError(Exception):
-    """A student does something else in train mode than in eval mode, though its teacher does not."""
+    """A student does something else in train mode than in eval mode, or than its teacher, which does not."""
 
 
 def _settle_by(
@@ -163,9 +163,10 @@ def _settle_by(
         prepared = prepare(student, context)
         for training in inference.returns:
             trail = walk(in_mode(student, training), example_inputs, context)
-        if inference.alike:
+        if inference.left_out is not None:
             repair.detach(student)
-            if not repeats(student, example_inputs, trail if trail.complete else None, context.reassigned):
+            mine = repeats(student, example_inputs, trail if trail.complete else None, context.reassigned)
+            if mine != inference.left_out:
                 raise _NotAlikeError
         return prepared, context.laid
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from net2net.context import Context
 from net2net.rules.reductions import histogram
-from net2net.rules.table import array, name_of, numbers, places, register, rows_along, tensors, unknown
+from net2net.rules.table import array, name_of, places, register, rows_along, spelled, tensors, unknown
 from net2net.rules.weights import batch_norm as of_a_weight
 from net2net.shadows import ids_of
 
@@ -33,7 +33,7 @@ def batch_norm(context: Context, func: Any, args: Any, kwargs: Any, out: Any) ->
     parameters = [array(context, t, 0, rows).ravel() for t in args[1:5] if isinstance(t, Tensor)]
     different, alike = context.without_repeats([np.broadcast_to(p, vector.shape) for p in parameters])
     # What the network's own mode tells is no part of the value: most of a walk in train mode is then known already.
-    key = (name_of(func), numbers(args_but_mode(func, args, context.training)), alike)
+    key = (name_of(func), spelled(args_but_mode(func, args, context.training)[1:], {}), alike)
     made = context.make(key, [vector, *different])
     result, *rest = tensors(out)
     context.set(result, made.reshape([-1 if d == channel else 1 for d in range(x.dim())]))
@@ -54,7 +54,7 @@ def layer_norm(context: Context, func: Any, args: Any, kwargs: Any, out: Any) ->
     """Averages over units, which keeps its statistics if they are replicated as a whole: the more, the same again."""
     x, shape = args[0], args[1]
     first = x.dim() - len(shape)
-    eps = numbers(args[2:])
+    eps = spelled(args[2:], {})
     given = array(context, x)
     rows = given.reshape(-1, int(np.prod(given.shape[first:])))
     context.fuse(rows)
@@ -94,7 +94,7 @@ def group_norm(context: Context, func: Any, args: Any, kwargs: Any, out: Any) ->
         if isinstance(t, Tensor):
             operands.append(np.broadcast_to(array(context, t, 0, vector[None]).ravel(), vector.shape))
             tied.append(True)
-    made = context.make((name_of(func), numbers(args[7:])), operands, tied)
+    made = context.make((name_of(func), spelled((weight, bias, *args[7:]), {})), operands, tied)
     result, *rest = tensors(out)
     context.set(result, made.reshape([-1 if d == 1 else 1 for d in range(x.dim())]))
     for t in rest:
