@@ -21,6 +21,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from net2net.rules.elementwise import constant
 from net2net.rules.table import is_mask, name_of, rule_for, tensors
 
+#: Code that asks this often how many there are, or for values, waits for something that does not happen.
+MOST_READS = 1000
+
 
 class Derived:
     """The tensors made of weights, by the memory that they are in. A single number that is a parameter or buffer keeps

@@ -14,16 +14,13 @@ from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from net2net.derived import Derived, Watch, sizes_by_value
+from net2net.derived import MOST_READS, Derived, Watch, sizes_by_value
 from net2net.kept_numbers import contents
 from net2net.outputs import kept, leaves
 from net2net.rules.table import is_view, sees_other_numbers, tensors
 from net2net.running import Inputs, as_written, call, computed, is_large, of_no_value
 from net2net.skeleton import in_mode, named_tensors
 from net2net.trail import Trail
-
-#: Code that asks this often how many there are, or for values, waits for something that does not happen.
-MOST_READS = 1000
 
 
 class Echo(TorchDispatchMode):

@@ -162,15 +162,13 @@ def _settled(model: nn.Module, example_inputs: Inputs, whole: bool, alike: bool)
             continue
         if alike:
             context.left_out = repeats(aside(copy), example_inputs, trail, context.reassigned)
-        if context.left_out is not None:
-            context.written, context.not_run = contents(copy) != before, context.idle(copy)
-            break
         # In train mode a network may have parts of its own (auxiliary heads). Not every input will do for it: batch
         # normalisation refuses a single value per channel, for example.
-        try:
-            walk(in_mode(copy, True), example_inputs, context)
-        except TraceError:
-            context.outputs = []
+        if context.left_out is None:
+            try:
+                walk(in_mode(copy, True), example_inputs, context)
+            except TraceError:
+                context.outputs = []
         context.written, context.not_run = contents(copy) != before, context.idle(copy)
         if context.settled():
             break

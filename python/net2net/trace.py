@@ -17,7 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from net2net.context import Context, TraceError
-from net2net.derived import Derived, Watch, passes_values, reads, sizes_by_value, whole_selection
+from net2net.derived import MOST_READS, Derived, Watch, passes_values, reads, sizes_by_value, whole_selection
 from net2net.hashes import digest, seed
 from net2net.outputs import kept, leaves
 from net2net.rules.copies import copies
@@ -36,9 +36,6 @@ OUTPUT = "its units are the network's outputs"
 #: Modules that are not looked into: what goes in and what comes out keeps its width.
 OPAQUE: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.RNNCellBase)
 
-
-#: Code that asks this often how many there are waits for something that does not happen.
-_MOST_SIZES = 1000
 
 #: Where torch's code is, and ours.
 _NOT_THEIRS = tuple(str(Path(package).parent) + os.sep for package in (torch.__file__, __file__))
@@ -79,7 +76,7 @@ class Walk(TorchDispatchMode):
             return
         self.trail.complete = False
         self._sizes_read += sizes
-        if self._sizes_read > _MOST_SIZES:
+        if self._sizes_read > MOST_READS:
             raise RuntimeError("a loop does not end while activations are zero")
         why = f"the code reads values of activations ({what}), on which what it does next may depend"
         with _disable_current_modes():
