@@ -37,37 +37,51 @@ def candidates(
 ) -> Iterator[list[Edit]]:
     """What to try, the likeliest first: attributes that helped in modules of this class, then those whose value the
     last operations were given: those of the last one, each by itself and all of them, then those before; then those
-    that are as a size of what the module was `given` had been, against which code may check it. Of the module's own,
-    only those that `counts` says count for the failure."""
+    that are as a size of what the module was `given` had been, against which code may check it. Of the module's own
+    that have not helped yet, only those that `counts` says count for the failure."""
     if stated := _stated(error):
         seen = [*seen, stated]
+    trials = _likeliest_first(module, name, error, seen, given, context, helped, counts)
+    yield from itertools.islice(_distinct(trials), _TRIES)
+
+
+def _likeliest_first(
+    module: nn.Module,
+    name: str,
+    error: Exception,
+    seen: list[Any],
+    given: list[tuple[int, int]],
+    context: Student,
+    helped: set[tuple[type, str]],
+    counts: Callable[[nn.Module, Change], bool],
+) -> Iterator[list[Edit]]:
     held = _free(module, context)
     order = _ages(seen, given, held)
     found: list[_Found] = []
     for attribute, value in held.items():
         values = [value] if is_number(value) else list(value)
-        if any(v in order for v in values) and counts(module, Change(name, attribute, value, value)):
+        if any(v in order for v in values):
             # Of a list, all values are expected.
             age = max(order.get(v, len(order)) for v in values)
             found.append(((type(module), attribute) not in helped, age, attribute, value))
     found.sort(key=lambda f: f[:3])
     factors = list(dict.fromkeys([*_factors(error, context), *(after / before for before, after in given)]))
+    # To see what counts takes a run of the module, as does to try what is likely to help.
+    yield from _one_by_one(module, name, [f for f in found if not f[0]], factors, seen)
+    found = [f for f in found if counts(module, Change(name, f[2], f[3], f[3]))]
     last = [f for f in found if f[1] == 0]
     numbers = dict.fromkeys(v for _, _, _, v in last if is_number(v))
     earlier = [f for f in found if f[1] > 0]
     parts = _factors_of(seen[-1][1] if seen else (), held)
-    trials = itertools.chain(
-        _one_by_one(module, name, [f for f in found if not f[0]], factors, seen),
-        _one_by_one(module, name, [f for f in last if is_number(f[3])], factors, seen),
-        _everywhere(module, name, numbers, factors, context),
-        _together(module, name, last, factors),
-        _with_one(module, name, last, [f for f in earlier if is_number(f[3]) and f[3] in parts], factors),
-        _one_by_one(module, name, [f for f in last if not is_number(f[3])], factors, seen),
-        _one_by_one(module, name, earlier, factors, seen),
-        _everywhere(module, name, dict.fromkeys(v for _, _, _, v in earlier if is_number(v)), factors, context),
-        _of_children(module, name, order, factors, seen, context),
-    )
-    yield from itertools.islice(_distinct(trials), _TRIES)
+    yield from _one_by_one(module, name, [f for f in last if is_number(f[3])], factors, seen)
+    yield from _everywhere(module, name, numbers, factors, context)
+    yield from _together(module, name, last, factors)
+    others = [f for f in earlier if is_number(f[3]) and f[3] in parts]
+    yield from _with_one(module, name, last, others, factors)
+    yield from _one_by_one(module, name, [f for f in last if not is_number(f[3])], factors, seen)
+    yield from _one_by_one(module, name, earlier, factors, seen)
+    yield from _everywhere(module, name, dict.fromkeys(v for _, _, _, v in earlier if is_number(v)), factors, context)
+    yield from _of_children(module, name, order, factors, seen, context)
 
 
 def _factors_of(latest: Iterable[int], held: dict[str, Any]) -> set[int]:

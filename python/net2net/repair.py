@@ -176,11 +176,14 @@ class _Attempt:
                 known[key] = self.counts(owner, change.name, start)
             return known[key]
 
+        def helped(trial: list[Edit]) -> bool:
+            return len(trial) == 1 and (type(trial[0][0]), trial[0][1].name) in self.known.helped
+
         before = {(change.module, change.name) for _, change in start.made}
         how = start.error, start.operations, given, self.context, self.known.helped, counts
         for trial in candidates(self.module, self.name, *how):
             again = any((change.module, change.name) in before for _, change in trial)
-            if not again and any(counts(owner, change) for owner, change in trial):
+            if not again and (helped(trial) or any(counts(owner, change) for owner, change in trial)):
                 yield trial
 
     def counts(self, owner: nn.Module, attribute: str, start: _Reached) -> bool:

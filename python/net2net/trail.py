@@ -157,11 +157,11 @@ class Trail:
         self._noise.pop(place, None)
 
     def _described(self, x: Any) -> Any:
-        if isinstance(x, (list, tuple)):
-            return tuple(map(self._described, x))
-        if isinstance(x, dict):
-            return tuple((name, self._described(value)) for name, value in x.items())
         if not isinstance(x, Tensor):
+            if isinstance(x, (list, tuple)):
+                return tuple([self._described(item) for item in x])
+            if isinstance(x, dict):
+                return tuple([(name, self._described(value)) for name, value in x.items()])
             return type(x), x
         alive, source = self._from.get(x.untyped_storage()._cdata, (None, None))
         if alive is None or alive.expired():
