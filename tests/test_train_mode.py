@@ -7,7 +7,10 @@ import net2net
 import pytest
 import torch
 import torch.nn.functional as F
+from net2net.echo import trail_of
 from net2net.groups import infer, structure
+from net2net.running import Inputs
+from net2net.trail import Trail
 from torch import Tensor, nn
 
 EXACT = 1e-10
@@ -235,8 +238,15 @@ def test_a_forward_is_never_left_in_the_middle() -> None:
     assert not entered
 
 
-def test_attributes_that_grow_too() -> None:
+def test_attributes_that_grow_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """The student is mended while it runs in eval mode; then it is told to do the same in train mode."""
+    modes: list[bool] = []
+
+    def looked(model: nn.Module, inputs: Inputs) -> Trail:
+        modes.append(model.training)
+        return trail_of(model, inputs)
+
+    monkeypatch.setattr("net2net.echo.trail_of", looked)
 
     class Heads(nn.Module):
         def __init__(self) -> None:
@@ -254,4 +264,5 @@ def test_attributes_that_grow_too() -> None:
     student = plan.apply(model)
     assert not plan.skipped
     assert student[2].heads == 8
+    assert modes == [True, True]  # what was tried in between is not part of what it does in eval mode
     assert net2net.verify(model.eval(), student.eval(), x).max_rel < EXACT

@@ -11,7 +11,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from net2net.hashes import content, digest, expression, mix, seed, total
 from net2net.parameters import Handle, Parameters
 from net2net.shadows import Shadows, codes, compact, ids_of, replicas_of, spread
 from net2net.units import CONSTANT, FIXED, Units
+
+if TYPE_CHECKING:
+    from net2net.trail import Trail
 
 
 class TraceError(RuntimeError):
@@ -68,7 +71,8 @@ class Context(ABC):
         self.expanded.clear()
         self._tables: dict[int, int] = {}  # tables by their memory, with the dimension that has units
         self.last: tuple[Tensor, ...] = ()  # what the last operation that saw units was given
-        self.failed = False  # whether anything has raised, which may have been mended then
+        self.failed = False  # whether anything has raised that was not mended then
+        self.trail: Trail | None = None  # of this walk
         self.reached = ""  # where the last operation was: after an exception, all modules have been left
         #: Of each operation: the elements of its first tensor, and the numbers that it was given.
         self.seen: list[tuple[int, tuple[int, ...]]] = []

@@ -12,13 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from net2net import trail
 from net2net.caches import Place
 from net2net.computed_weights import Normalised
 from net2net.context import Context, TraceError
@@ -39,8 +40,14 @@ class Laid:
     replica: np.ndarray
 
 
-#: What `Student.saved` keeps: the layouts, how many outputs there were, and the codes of what is given.
-Saved = tuple[dict[tuple[str, int], Laid], int, list[tuple[Tensor, Tensor]]]
+class Saved(NamedTuple):
+    """What running a module again must find as it was."""
+
+    laid: dict[tuple[str, int], Laid]
+    outputs: int
+    given: list[tuple[Tensor, Tensor]]
+    failed: bool
+    way: trail.Saved | None
 
 
 class Layouts:
@@ -95,12 +102,13 @@ class Student(Context):
         with _disable_current_modes():  # what is done with codes is not part of the forward
             known = [(t, self.shadows.get(t)) for t in given]
             values = [(t, compact(k).clone().expand(t.shape)) for t, k in known if k is not None]
-        return dict(self.laid), len(self.outputs), values
+        way = None if self.trail is None else self.trail.saved()
+        return Saved(dict(self.laid), len(self.outputs), values, self.failed, way)
 
     def codes_in(self, state: Saved) -> list[np.ndarray]:
         """What was given."""
         with _disable_current_modes():
-            return [compact(known).numpy() for _, known in state[2]]
+            return [compact(known).numpy() for _, known in state.given]
 
     def grown_sizes(self, state: Saved) -> list[tuple[int, int]]:
         """The sizes of what was given that have grown: as the teacher's were, and as they are."""
@@ -114,14 +122,16 @@ class Student(Context):
         return list(dict.fromkeys(found))
 
     def restore(self, state: Saved) -> None:
-        laid, outputs, values = state
-        self.laid = dict(laid)
-        del self.outputs[outputs:]
+        self.laid = dict(state.laid)
+        del self.outputs[state.outputs :]
+        self.failed = state.failed
+        if self.trail is not None and state.way is not None:
+            self.trail.restore(state.way)
         self.caches.clear()
         # Parameters first met in the failed attempt may have been laid out wrongly.
         with _disable_current_modes():
             self.shadows.forget(self._tensors)
-            for t, known in values:
+            for t, known in state.given:
                 self.shadows.set(t, known)
 
     def _widened(self, values: np.ndarray) -> np.ndarray:

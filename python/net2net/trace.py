@@ -360,6 +360,7 @@ def walk(model: nn.Module, inputs: Inputs, context: Context) -> Trail:
     context.training = model.training
     before = dict(named_tensors(model))
     run = Walk(model, before, context, Trail(before, inputs, model.training))
+    context.trail = run.trail
     try:
         with as_written(model), _following_modules(model, context, run), run.watch, run:
             out = call(model, inputs)
@@ -380,7 +381,7 @@ def walk(model: nn.Module, inputs: Inputs, context: Context) -> Trail:
         if not context.is_parameter(t):
             context.returned(t, "a module keeps them as an attribute, which other code may read")
     run.trail.event("returned", returned, left)
-    if context.failed or context.caches.dicts():  # what was done and undone is in it, too
+    if context.failed or context.caches.dicts():
         run.trail.complete = False
     context.finished(model.training)
     return run.trail

@@ -24,6 +24,9 @@ from net2net.running import written
 #: Tensors of more elements than this, that nothing is known of, are not compared by their content.
 _CONTENT = 2**22
 
+#: What `Trail.saved` keeps: the steps, the numbers left out, whether it was complete, and what was known of tensors.
+Saved = tuple[int, int, bool, tuple[dict[int, Any], dict[int, Any], dict[int, Any]]]
+
 _EMPTY = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
 
 
@@ -65,6 +68,17 @@ class Trail:
     def same(self, other: Trail) -> bool:
         """Whether both forwards did the same."""
         return self.complete and other.complete and self._steps == other._steps
+
+    def saved(self) -> Saved:
+        """How far it is."""
+        known = dict(self._from), dict(self._noise), dict(self._empty)
+        return len(self._steps), len(self.left_out), self.complete, known
+
+    def restore(self, state: Saved) -> None:
+        """What was done since then was undone."""
+        steps, numbers, self.complete, known = state
+        del self._steps[steps:], self.left_out[numbers:]
+        self._from, self._noise, self._empty = map(dict, known)
 
     def event(self, what: str, *about: object) -> None:
         """Something that is no operation."""
