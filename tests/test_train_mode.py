@@ -224,6 +224,22 @@ def test_what_train_does_itself(kind: type[Between]) -> None:
         assert net2net.verify(model.train(training), student.train(training), x).max_rel < EXACT
 
 
+def test_for_inference_alone() -> None:
+    """Its `train` raises."""
+
+    class Frozen(nn.Sequential):
+        def train(self, mode: bool = True) -> "Frozen":
+            if mode:
+                raise NotImplementedError("this is for inference alone")
+            return super().train(mode)
+
+    model = Frozen(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).double().eval()
+    x = torch.randn(6, 5).double()
+    student = net2net.widen(model, x, 1.5)
+    assert student[0].out_features == 12
+    assert net2net.verify(model, student, x).max_rel < EXACT
+
+
 def test_a_forward_is_never_left_in_the_middle() -> None:
     entered: list[int] = []
 

@@ -23,7 +23,7 @@ from net2net.carriers import Carriers
 from net2net.expanded import Expanded
 from net2net.hashes import content, digest, expression, mix, seed, total
 from net2net.parameters import Handle, Parameters
-from net2net.shadows import Shadows, codes, compact, ids_of, replicas_of, spread
+from net2net.shadows import Shadows, codes, compact, compressed, ids_of, replicas_of, spread
 from net2net.units import CONSTANT, FIXED, Units
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class Context(ABC):
         self.last: tuple[Tensor, ...] = ()  # what the last operation that saw units was given
         self.failed = False  # whether anything has raised that was not mended then
         self.trail: Trail | None = None  # of this walk
+        #: The parameters and buffers that were written to, with the ids of what was at hand.
+        self.touched: dict[str, list[np.ndarray]] = {}
         self.reached = ""  # where the last operation was: after an exception, all modules have been left
         #: Of each operation: the elements of its first tensor, and the numbers that it was given.
         self.seen: list[tuple[int, tuple[int, ...]]] = []
@@ -462,6 +464,28 @@ class Context(ABC):
             codes = self.of(t)  # this pins them
             self.parameters.forget(t)
             self.shadows.set(t, codes)
+
+    def wrote(self, t: Tensor) -> None:
+        """An operation has written to `t`."""
+        for name, _ in self.parameters.owners(t):
+            flowing = [other for other in self.last if not self.is_parameter(other)]
+            self.touched[name] = [np.unique(self.values_in(near)) for near in (flowing, *self.given[-1:])]
+
+    def left(self, name: str, t: Tensor, like_before: bool) -> None:
+        """At the end, a forward leaves `t` in the parameter or buffer `name`, or as this plain attribute, for another
+        one to read.
+
+        Args:
+            like_before: whether it has the shape of what was there before.
+        """
+        known = self.shadows.get(t)
+        if known is None and not any(owner == name for owner, _ in self.parameters.owners(t)):
+            known = self.of(t)
+        self.leave(name, None if known is None else compact(compressed(known)).numpy(), like_before)
+
+    @abstractmethod
+    def leave(self, name: str, values: np.ndarray | None, like_before: bool) -> None:
+        """`left`, of codes of size 1 along dimensions along which they are all the same; None: it is what it was."""
 
     def pin_living(self, why: str) -> None:
         """Pins the units of all that is in memory at this point of the forward, but for parameters and buffers."""

@@ -19,7 +19,7 @@ from net2net.kept_numbers import contents
 from net2net.outputs import kept, leaves
 from net2net.rules.table import is_view, sees_other_numbers, tensors
 from net2net.running import Inputs, as_written, call, computed, is_large, of_no_value
-from net2net.skeleton import in_mode, named_tensors
+from net2net.skeleton import in_mode, memory, named_tensors
 from net2net.trail import Trail
 
 
@@ -81,20 +81,15 @@ def repeats(model: nn.Module, inputs: Inputs, trail: Trail | None, reassigned: I
     Returns:
         The numbers in what train mode does beside it; None if it does something else.
     """
-    before, held = _memory(model), contents(model)
+    before, held = memory(model), contents(model)
     try:
         if trail is None:
             trail = trail_of(in_mode(model, False), inputs)
-        if not trail.complete or _memory(in_mode(model, True)) != before:
+        if not trail.complete or memory(in_mode(model, True)) != before:
             return None
         again = trail_of(model, inputs)
     except Exception:  # it may only be an error in train mode
         return None
-    after = _memory(model)
+    after = memory(model)
     moved = {name for name, at in before.items() if after.get(name) != at}
     return again.left_out if again.same(trail) and contents(model) == held and moved <= {*reassigned} else None
-
-
-def _memory(model: nn.Module) -> dict[str, int]:
-    """In which memory a model's tensors are, by their names."""
-    return {name: t.untyped_storage()._cdata for name, t in named_tensors(model)}

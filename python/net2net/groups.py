@@ -20,7 +20,7 @@ from net2net.inference import Inference
 from net2net.kept_numbers import contents
 from net2net.remade import Assigned
 from net2net.running import Inputs
-from net2net.skeleton import aside, check_model, in_mode, movable, named_tensors, skeleton
+from net2net.skeleton import aside, check_model, movable, named_tensors, skeleton
 from net2net.trace import OUTPUT, walk
 from net2net.units import DisjointSets, Units
 
@@ -157,7 +157,7 @@ def _settled(model: nn.Module, example_inputs: Inputs, whole: bool, alike: bool)
         units.start_over()
         context, before = Inference(copy, units, places), contents(copy)
         context.whole = whole
-        trail = walk(in_mode(copy, False), example_inputs, context)
+        trail = walk(copy, example_inputs, context, training=False)
         if not context.settled():
             continue
         if alike:
@@ -166,7 +166,7 @@ def _settled(model: nn.Module, example_inputs: Inputs, whole: bool, alike: bool)
         # normalisation refuses a single value per channel, for example.
         if context.left_out is None:
             try:
-                walk(in_mode(copy, True), example_inputs, context)
+                walk(copy, example_inputs, context, training=True)
             except TraceError:
                 context.outputs = []
         context.written, context.not_run = contents(copy) != before, context.idle(copy)

@@ -30,6 +30,8 @@ class Inference(Context):
         self.places = list(caches)
         self.made = units.made
         self.returns: dict[bool, list[np.ndarray]] = {}  # in eval mode, and in train mode if that could be walked too
+        # What it left in parameters and buffers that it wrote to, by name; None: nothing that is known.
+        self.leaves: dict[bool, dict[str, np.ndarray | None]] = {False: {}, True: {}}
         # The numbers in what train mode does beside what eval mode does; None: it does something else (echo.py).
         self.left_out: list[Any] | None = None
         # What was decided by what was not joined at that time: pairs of ids, and what `crossing` was asked.
@@ -60,6 +62,24 @@ class Inference(Context):
             self.units.multiply(name, dim, size, weight, of)
         self.units.settle_computed()
         self.units.carry(self.carriers.settled(), self.carriers.read())
+
+    def leave(self, name: str, values: np.ndarray | None, like_before: bool) -> None:
+        self.leaves[self.training][name] = values
+        if values is None:
+            return
+        places = np.where(self.roots(values) > FIXED, self.units.places.roots(ids_of(values)), FIXED)
+        along = [d for d in range(values.ndim) if (places != places.take([0], axis=d)).any()]
+        known = {d: axis for d in range(values.ndim) if (axis := self.units.axes.get((name, d))) and axis.roles}
+        if len(along) == 1 and not known and like_before:
+            known = {along[0]: self._axis(name, along[0], values.shape[along[0]], "each")}
+        # What a forward leaves along an axis, the next one finds there.
+        for dim, axis in known.items():
+            if along == [dim] and axis.size == values.shape[dim]:
+                self.join(np.moveaxis(values, dim, -1), codes(axis.ids()))
+            elif along:
+                why = f"other units are left in {name} than are read from there"
+                self.pin(values, why)
+                self.pin(codes(axis.ids()), why)
 
     def beside(self, values: np.ndarray, name: str, dim: int) -> None:
         self._beside.append((values, name, dim))

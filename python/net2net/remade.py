@@ -81,10 +81,10 @@ class Assigned:
         before: list[dis.Instruction] = []
         steps = list(dis.get_instructions(code))
         for i, step in enumerate(steps):
-            if step.opname in ("STORE_ATTR", "DELETE_ATTR"):
+            # (`self.mask *= 2`, or `mask.data *= 2`, leaves it what it is.)
+            if step.opname in ("STORE_ATTR", "DELETE_ATTR") and not _in_place(before):
                 self.names.add(str(step.argval))
-                # (`mask.data *= 2` leaves it what it is.)
-                if step.argval == "data" and not _in_place(before):  # of an attribute, or of what came from anywhere
+                if step.argval == "data":  # of an attribute, or of what came from anywhere
                     by_name = before[-1].opname == "LOAD_ATTR"
                     self.names |= {str(before[-1].argval)} if by_name else set()
                     self._any = self._any or not by_name
@@ -156,9 +156,11 @@ def _text_after(steps: list[dis.Instruction]) -> str | None:
 
 
 def _in_place(before: list[dis.Instruction]) -> bool:
-    """Whether an assignment after these two is an augmented one, such as `*=`."""
+    """Whether an assignment after these two is an augmented one, such as `*=`, which tensors do in place (but `@=`)."""
     operation = before[0]
-    return operation.opname.startswith("INPLACE_") or (operation.opname == "BINARY_OP" and "=" in operation.argrepr)
+    if operation.opname.startswith("INPLACE_"):
+        return operation.opname != "INPLACE_MATRIX_MULTIPLY"
+    return operation.opname == "BINARY_OP" and "=" in operation.argrepr and operation.argrepr != "@="
 
 
 def _is_foreign(module: str | None) -> bool:

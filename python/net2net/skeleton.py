@@ -121,6 +121,11 @@ def named_tensors(model: nn.Module) -> ItemsView[str, Tensor]:
     return Tensors.all_of(model).by_name.items()
 
 
+def memory(model: nn.Module) -> dict[str, int]:
+    """In which memory a model's tensors are, by their names."""
+    return {name: t.untyped_storage()._cdata for name, t in named_tensors(model)}
+
+
 def movable(t: Tensor) -> bool:
     """Whether the kernels move this kind of tensor. (Counters and the like are copied with the module tree.)"""
     return t.dtype in dtypes.TABLE and t.dim() <= 5

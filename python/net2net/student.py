@@ -48,6 +48,8 @@ class Saved(NamedTuple):
     given: list[tuple[Tensor, Tensor]]
     failed: bool
     way: trail.Saved | None
+    touched: dict[str, list[np.ndarray]]
+    buffers: list[tuple[Tensor, Tensor]]
 
 
 class Layouts:
@@ -82,6 +84,7 @@ class Student(Context):
         layouts: Layouts,
         known: int,
         returns: dict[bool, list[np.ndarray]],
+        leaves: dict[bool, dict[str, np.ndarray | None]],
         caches: Sequence[Place] = (),
     ) -> None:
         super().__init__(model, layouts.units, caches)
@@ -92,7 +95,8 @@ class Student(Context):
         self._laid_before: dict[bytes, Laid] = {}
         self._beside: list[tuple[np.ndarray, str, int]] = []
         self._along: list[tuple[str, int, str, int]] = []
-        self._returns = returns
+        self._returns, self._leaves = returns, leaves
+        self._left: dict[str, np.ndarray | None] = {}
         #: The addresses of dicts and records that keep their numbers.
         self.fixed = set[int]()
 
@@ -102,8 +106,10 @@ class Student(Context):
         with _disable_current_modes():  # what is done with codes is not part of the forward
             known = [(t, self.shadows.get(t)) for t in given]
             values = [(t, compact(k).clone().expand(t.shape)) for t, k in known if k is not None]
+            written = [(t, self.shadows.get(t)) for _, t in self.parameters.named([*self.touched])]
+            buffers = [(t, compact(k).clone().expand(t.shape)) for t, k in written if k is not None]
         way = None if self.trail is None else self.trail.saved()
-        return Saved(dict(self.laid), len(self.outputs), values, self.failed, way)
+        return Saved(dict(self.laid), len(self.outputs), values, self.failed, way, dict(self.touched), buffers)
 
     def codes_in(self, state: Saved) -> list[np.ndarray]:
         """What was given."""
@@ -124,14 +130,14 @@ class Student(Context):
     def restore(self, state: Saved) -> None:
         self.laid = dict(state.laid)
         del self.outputs[state.outputs :]
-        self.failed = state.failed
+        self.failed, self.touched = state.failed, dict(state.touched)
         if self.trail is not None and state.way is not None:
             self.trail.restore(state.way)
         self.caches.clear()
         # Parameters first met in the failed attempt may have been laid out wrongly.
         with _disable_current_modes():
             self.shadows.forget(self._tensors)
-            for t, known in state.given:
+            for t, known in (*state.buffers, *state.given):
                 self.shadows.set(t, known)
 
     def _widened(self, values: np.ndarray) -> np.ndarray:
@@ -176,6 +182,10 @@ class Student(Context):
             raise self._failed(
                 f"{axis.tensor} has {size} positions on axis {axis.dim}, not {len(laid.index)}", axis.ids()
             )
+        return self._codes_of(axis, laid)
+
+    @staticmethod
+    def _codes_of(axis: Axis, laid: Laid) -> np.ndarray:
         return codes(axis.first + laid.index, laid.replica)
 
     def _recognised(self, axis: Axis, size: int, rows: np.ndarray) -> Laid:
@@ -296,6 +306,28 @@ class Student(Context):
             raise self._failed(f"{name} does not meet equal values at all replicas of a unit", rows)
         return total(mix(mix(seed("term"), ids[first]), values[:, first]))
 
+    def leave(self, name: str, values: np.ndarray | None, like_before: bool) -> None:
+        self._left[name] = values
+
+    def _check_left(self, expected: dict[str, np.ndarray | None]) -> None:
+        for name in {**expected, **self._left}:
+            mine, theirs = self._left.get(name), expected.get(name)
+            same = mine is theirs
+            if mine is not None and theirs is not None:
+                for dim, n in enumerate(theirs.shape):
+                    axis = self.units.axes.get((name, dim))
+                    if n > 1 and axis is not None and axis.size == n:
+                        laid = self.laid.get((name, dim), self.layouts.canonical[name, dim])
+                        theirs = theirs.take(laid.index, dim)
+                        if mine.shape[dim] == len(laid.index):
+                            self._same_replicas(np.moveaxis(mine, dim, -1), self._codes_of(axis, laid))
+                    elif n > 1 and theirs.ndim == mine.ndim == 1:  # another tensor was put in its place
+                        theirs, mine = np.unique(theirs), np.unique(ids_of(mine))
+                same = _alike(ids_of(theirs), ids_of(mine))
+            if not same:
+                near = self.touched.get(name) or [self.units_of(self.parameters.within(name.rpartition(".")[0]))]
+                raise TraceError(f"the student leaves other values in {name} than its teacher", near)
+
     def beside(self, values: np.ndarray, name: str, dim: int) -> None:
         self._beside.append((values, name, dim))
 
@@ -322,6 +354,8 @@ class Student(Context):
         for how in self.units.computed():
             if isinstance(how, Normalised) and (how.weight, how.dim) in self.laid:
                 self.laid[how.gain, how.dim] = self.laid[how.weight, how.dim]
+        self._check_left(self._leaves[training])
+        self._left = {}
         expected, mine, self.outputs = self._returns[training], self.outputs, []
         if len(expected) != len(mine):
             raise self._failed("the student returns other tensors", *mine)
@@ -331,6 +365,12 @@ class Student(Context):
 
 
 _ANOTHER_ORDER = "replicas stand in another order here than was planned"
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether these ids, of size 1 along dimensions along which they are all the same, are the same."""
+    sizes = zip(a.shape, b.shape, strict=True) if a.ndim == b.ndim else [(0, 1)]
+    return all(n == m or 1 in (n, m) for n, m in sizes) and bool((a == b).all())
 
 
 def _cut(new: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ from net2net.rules.table import POINTWISE, flat, is_view, name_of, refuse, rule_
 from net2net.rules.weights import standardising
 from net2net.running import Inputs, as_written, call, computed, is_large, of_no_value, one_draw, written
 from net2net.shadows import compact
-from net2net.skeleton import named_tensors
+from net2net.skeleton import in_mode, memory, named_tensors
 from net2net.trail import Trail
 
 #: The reason for units that are the network's outputs: their number is part of the function, so they are not "skipped".
@@ -153,6 +153,8 @@ class Walk(TorchDispatchMode):
             made, into = [t for t in flat(out) if isinstance(t, Tensor)], self._written(func, args, kwargs)
             self.trail.operation(func, args, kwargs, tensors, made)
             context.operation = str(func)
+            for t in into:
+                context.wrote(t)
             self._copies(func, args, kwargs, out, made, into, derived)
             if rule is not view and not is_view(func):
                 context.carriers.saw(name_of(func), tensors, made)
@@ -349,16 +351,22 @@ def _as_a_whole(module: nn.Module, context: Context, run: Walk) -> Callable[...,
     return whole
 
 
-def walk(model: nn.Module, inputs: Inputs, context: Context) -> Trail:
-    """Runs `model` (a skeleton: see skeleton.py) on `inputs`, and tells `context` what the rules find.
+def walk(model: nn.Module, inputs: Inputs, context: Context, training: bool) -> Trail:
+    """Runs `model` (a skeleton: see skeleton.py) on `inputs` in train or eval mode, in which it is left, and tells
+    `context` what the rules find.
 
     Returns what was done.
 
-    Raises TraceError if the forward raises.
+    Raises TraceError if the forward raises, or the model's own `train` (of one that is for inference alone).
     """
     context.begin()
+    try:
+        in_mode(model, training)
+    except Exception as error:
+        raise TraceError(f"{type(error).__name__} in train(mode={training}): {error}", []) from error
     context.training = model.training
     before = dict(named_tensors(model))
+    shapes, at = {name: t.shape for name, t in before.items()}, memory(model)
     run = Walk(model, before, context, Trail(before, inputs, model.training))
     context.trail = run.trail
     try:
@@ -371,6 +379,11 @@ def walk(model: nn.Module, inputs: Inputs, context: Context) -> Trail:
         raise TraceError(f"{type(error).__name__}{where}: {error}", suspects) from error
     after = dict(named_tensors(model))
     context.reassigned |= {name for name, t in before.items() if after.get(name) is not t}
+    for name, t in after.items():
+        # (Other memory may have been put in the place of the same tensor's.)
+        moved = before.get(name) is not t or t.untyped_storage()._cdata != at[name]
+        if moved or name in context.touched:
+            context.left(name, t, shapes.get(name) == t.shape)
     returned, left = list(leaves(out)), list(kept(model, context.caches.dicts()))
     for t in returned:
         if isinstance(t, Tensor):

@@ -25,7 +25,7 @@ from net2net.kept_numbers import passed_on, shared
 from net2net.layout import Segment, Shares, layouts
 from net2net.plan_parts import Inventory, Skipped
 from net2net.running import Inputs
-from net2net.skeleton import in_mode, skeleton
+from net2net.skeleton import skeleton
 from net2net.student import Laid, Layouts, Student
 from net2net.trace import walk
 from net2net.tree import no_collections
@@ -158,11 +158,11 @@ def _settle_by(
 
     def run(planned: Layouts, prepare: Callable[[nn.Module, Student], _T]) -> tuple[_T, dict[tuple[str, int], Laid]]:
         student = _empty(model, planned)
-        context = Student(student, planned, known, inference.returns, inference.places)
+        context = Student(student, planned, known, inference.returns, inference.leaves, inference.places)
         context.whole = inference.whole
         prepared = prepare(student, context)
         for training in inference.returns:
-            trail = walk(in_mode(student, training), example_inputs, context)
+            trail = walk(student, example_inputs, context, training)
         if inference.left_out is not None:
             repair.detach(student)
             mine = repeats(student, example_inputs, trail if trail.complete else None, context.reassigned)

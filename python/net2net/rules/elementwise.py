@@ -50,7 +50,7 @@ def pointwise(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> 
     if not results:
         return unknown(context, func, args, kwargs, out)
     if func is _COUNTING and not isinstance(args[1], Tensor) and context.is_counter(results[0]):
-        return None
+        return context.set(results[0], context.make(("count", spelled(args, kwargs)), [array(context, results[0])]))
     dims = results[0].dim()
     aligned, tied = _meeting(context, func, tensors((args, kwargs)), dims)
     made = context.make((name_of(func).removesuffix("_"), spelled(args, kwargs)), aligned, tied, uniform=True)

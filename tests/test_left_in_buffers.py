@@ -1,0 +1,161 @@
+"""What a forward leaves in buffers, for another one to read: a student leaves the same."""
+
+from collections.abc import Callable
+
+import net2net
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EXACT = 1e-10
+
+
+class Leaving(nn.Module):
+    """A layer, after which something is written to a buffer."""
+
+    def __init__(self, what: Callable[["Leaving", Tensor], Tensor], buffer: Tensor) -> None:
+        super().__init__()
+        self.what = [what]  # not a method: it is part of the code
+        self.a, self.left = nn.Linear(5, 8), nn.Buffer(buffer)
+        self.heads = 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.what[0](self, self.a(x).relu())
+
+
+def network(what: Callable[[Leaving, Tensor], Tensor], buffer: Tensor) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    leaving = Leaving(what, buffer.double() if buffer.is_floating_point() else buffer.clone())
+    return nn.Sequential(leaving, nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).double(), torch.randn(4, 5).double()
+
+
+def counted(m: Leaving, y: Tensor) -> Tensor:
+    if m.training:
+        m.left += y.shape[1]
+    return y / (m.left if not m.training else 1)
+
+
+def filled(m: Leaving, y: Tensor) -> Tensor:
+    if m.training:
+        m.left.fill_(y.shape[1])
+    return y / (m.left if not m.training else 1)
+
+
+def put_in_its_place(m: Leaving, y: Tensor) -> Tensor:
+    if m.training:
+        m.left = torch.ones(()) * y.shape[1]
+    return y / (m.left if not m.training else 1)
+
+
+def as_data(m: Leaving, y: Tensor) -> Tensor:
+    if m.training:
+        m.left.data = m.left.data * y.shape[1]
+    return y / (m.left if not m.training else 1)
+
+
+def in_eval_mode_too(m: Leaving, y: Tensor) -> Tensor:
+    z = y * m.left
+    m.left.mul_(y.shape[1])
+    return z
+
+
+def written_by_place(m: Leaving, y: Tensor) -> Tensor:
+    if m.training:
+        m.left[y.shape[1] % 3] = 5
+    return y * m.left[0]
+
+
+BY_WIDTH = {
+    "a counter": (counted, torch.tensor(1)),
+    "a running sum": (counted, torch.tensor(1.0)),
+    "filled": (filled, torch.tensor(1.0)),
+    "put in its place": (put_in_its_place, torch.tensor(1.0)),
+    "its data": (as_data, torch.tensor(1.0)),
+    "in eval mode, too": (in_eval_mode_too, torch.tensor(1.0)),
+    "written by place": (written_by_place, torch.ones(3)),
+}
+
+
+def after_training(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        model.train()(x)
+        model.train()(2 * x)
+        return model.eval()(x)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max() / a.abs().max())
+
+
+@pytest.mark.parametrize("kind", BY_WIDTH)
+def test_what_a_width_tells_is_not_left(kind: str) -> None:
+    model, x = network(*BY_WIDTH[kind])
+    plan = net2net.plan_widen(model, x, 1.5)
+    student = plan.apply(model)
+    assert [s.layers for s in plan.skipped] == [["0.a"]]
+    assert student[1].out_features == 9
+    assert relative(after_training(model, x), after_training(student, x)) < EXACT
+
+
+def running_mean(m: Leaving, y: Tensor) -> Tensor:
+    if m.training:
+        m.left.mul_(0.9).add_(y.mean(0), alpha=0.1)
+    return y - m.left
+
+
+def replaced_mean(m: Leaving, y: Tensor) -> Tensor:
+    if m.training:
+        m.left = 0.9 * m.left + 0.1 * y.mean(0)
+    return y - m.left
+
+
+def counted_samples(m: Leaving, y: Tensor) -> Tensor:
+    if m.training:
+        m.left += len(y)
+    return y / m.left
+
+
+def a_queue(m: Leaving, y: Tensor) -> Tensor:
+    z = y * (1 + m.left.mean())
+    if m.training:
+        m.left[:4] = y.mean(1)
+    return z
+
+
+def before_attributes_grow(m: Leaving, y: Tensor) -> Tensor:
+    m.left.mul_(0.5)
+    q = y.unflatten(-1, (m.heads, 2))
+    return F.normalize(q, dim=-1).flatten(1) * m.left
+
+
+ALIKE = {
+    "a running mean": (running_mean, torch.rand(8)),
+    "a running mean, anew": (replaced_mean, torch.rand(8)),
+    "a number of samples": (counted_samples, torch.tensor(1)),
+    "a queue": (a_queue, torch.rand(6)),
+    "before attributes grow": (before_attributes_grow, torch.tensor(2.0)),
+}
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_what_no_width_tells_is_no_hindrance(kind: str) -> None:
+    model, x = network(*ALIKE[kind])
+    plan = net2net.plan_widen(model, x, 2)
+    assert not plan.skipped
+    student = plan.apply(model)
+    assert student[0].a.out_features == 16
+    assert relative(after_training(model, x), after_training(student, x)) < EXACT
+
+
+def test_a_vector_of_units_in_the_place_of_a_buffer() -> None:
+    """Nothing is known of the buffer's axis, and it is as wide as what is put there."""
+
+    def kept_for_later(m: Leaving, y: Tensor) -> Tensor:
+        m.left = y.mean(0)
+        return y - m.left
+
+    model, x = network(kept_for_later, torch.rand(8))
+    student = net2net.plan_widen(model, x, 1.5).apply(model)
+    assert student[0].a.out_features == 12
+    assert relative(after_training(model, x), after_training(student, x)) < EXACT
