@@ -54,6 +54,7 @@ class Context(ABC):
         self.reassigned: set[str] = set()  # buffers and plain attributes that a forward has put others in the place of
         self.given: list[list[Tensor]] = []  # what the modules being run were given, outermost first
         self.outputs: list[np.ndarray] = []
+        self.handed_on: list[Tensor] = []  # what the last walk left for the next one that it made of weights
         #: What `make` has made before, by all that it was given.
         self.made: dict[bytes, np.ndarray] = {}
         #: What views have been found to be (rules/table.py), by the codes that they are of.

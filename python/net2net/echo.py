@@ -20,6 +20,7 @@ from net2net.outputs import kept, leaves
 from net2net.rules.table import is_view, sees_other_numbers, tensors
 from net2net.running import Inputs, as_written, call, computed, is_large, of_no_value
 from net2net.skeleton import in_mode, memory, named_tensors
+from net2net.tallies import changed, numbers
 from net2net.trail import Trail
 
 
@@ -81,7 +82,7 @@ def repeats(model: nn.Module, inputs: Inputs, trail: Trail | None, reassigned: I
     Returns:
         The numbers in what train mode does beside it; None if it does something else.
     """
-    before, held = memory(model), contents(model)
+    before, records = memory(model), contents(model)
     try:
         if trail is None:
             trail = trail_of(in_mode(model, False), inputs)
@@ -92,4 +93,15 @@ def repeats(model: nn.Module, inputs: Inputs, trail: Trail | None, reassigned: I
         return None
     after = memory(model)
     moved = {name for name, at in before.items() if after.get(name) != at}
-    return again.left_out if again.same(trail) and contents(model) == held and moved <= {*reassigned} else None
+    return again.left_out if again.same(trail) and contents(model) == records and moved <= {*reassigned} else None
+
+
+def tallied(model: nn.Module, inputs: Inputs, modes: Iterable[bool]) -> list[dict[str, str]]:
+    """The numbers that `model`, a skeleton, changes in what its modules hold, when it is run in these modes (whether it
+    is train mode), one after the other. Raises what the forward raises."""
+    found = []
+    for training in modes:
+        before = numbers(in_mode(model, training))
+        trail_of(model, inputs)
+        found.append(changed(before, numbers(model)))
+    return found

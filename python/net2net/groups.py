@@ -15,12 +15,13 @@ from torch import nn
 
 from net2net import caches
 from net2net.context import TraceError
-from net2net.echo import repeats
+from net2net.echo import repeats, tallied
 from net2net.inference import Inference
 from net2net.kept_numbers import contents
 from net2net.remade import Assigned
 from net2net.running import Inputs
 from net2net.skeleton import aside, check_model, movable, named_tensors, skeleton
+from net2net.tallies import changed, numbers
 from net2net.trace import OUTPUT, walk
 from net2net.units import DisjointSets, Units
 
@@ -153,26 +154,51 @@ def _settled(model: nn.Module, example_inputs: Inputs, whole: bool, alike: bool)
     for _ in range(_WALKS):
         # What rules decide by what is joined already must be decided in the light of what is joined later, as it will
         # be for students. Each time with a fresh copy, as theirs will be: code may keep what it made in its first run.
-        copy = skeleton(model, lambda _name, t: t.shape)
+        copy = _empty(model)
         units.start_over()
-        context, before = Inference(copy, units, places), contents(copy)
+        context = Inference(copy, units, places)
         context.whole = whole
-        trail = walk(copy, example_inputs, context, training=False)
-        if not context.settled():
-            continue
-        if alike:
-            context.left_out = repeats(aside(copy), example_inputs, trail, context.reassigned)
-        # In train mode a network may have parts of its own (auxiliary heads). Not every input will do for it: batch
-        # normalisation refuses a single value per channel, for example.
-        if context.left_out is None:
-            try:
-                walk(copy, example_inputs, context, training=True)
-            except TraceError:
-                context.outputs = []
-        context.written, context.not_run = contents(copy) != before, context.idle(copy)
+        if _walk_all(copy, example_inputs, context, alike):
+            context.tallies = tallied(_empty(model), example_inputs, context.modes)
         if context.settled():
             break
     return context
+
+
+def _empty(model: nn.Module) -> nn.Module:
+    """A copy without weights."""
+    return skeleton(model, lambda _name, t: t.shape)
+
+
+def _walk_all(copy: nn.Module, example_inputs: Inputs, context: Inference, alike: bool) -> bool:
+    """Walks a copy in eval mode and, if that is not found to do the same, in train mode; and where a forward leaves
+    something for the next one, this one too. Returns whether it changes numbers that modules hold."""
+    before, counted = contents(copy), numbers(copy)
+
+    def hands_on() -> bool:
+        return bool(context.handed_on or changed(counted, numbers(copy)))
+
+    trail = walk(copy, example_inputs, context, training=False)
+    if not context.settled():
+        return False
+    other = aside(copy)
+    if alike:
+        context.left_out = repeats(other, example_inputs, trail, context.reassigned)
+    if hands_on():
+        context.left_out = None
+        walk(copy, example_inputs, context, training=False)
+    # In train mode a network may have parts of its own (auxiliary heads). Not every input will do for it: batch
+    # normalisation refuses a single value per channel, for example.
+    if context.left_out is None:
+        try:
+            walk(copy, example_inputs, context, training=True)
+            if hands_on():
+                walk(copy, example_inputs, context, training=True)
+                walk(copy, example_inputs, context, training=False)
+        except TraceError:
+            context.outputs = []
+    context.written, context.not_run = contents(copy) != before, context.idle(copy)
+    return any(changed(counted, numbers(each)) for each in (copy, other))
 
 
 def structure(units: Units) -> Structure:

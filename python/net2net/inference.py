@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -22,6 +22,15 @@ def row_keys(rows: np.ndarray) -> np.ndarray:
     return expression("rows", ids_of(rows)).astype(np.int64)
 
 
+class Run(NamedTuple):
+    """What a forward returned, and what it left in tensors that it wrote to, by their names; None: nothing that is
+    known."""
+
+    training: bool
+    returned: list[np.ndarray]
+    left: dict[str, np.ndarray | None]
+
+
 class Inference(Context):
     """Collects the units of a teacher."""
 
@@ -29,9 +38,10 @@ class Inference(Context):
         super().__init__(model, units, caches)
         self.places = list(caches)
         self.made = units.made
-        self.returns: dict[bool, list[np.ndarray]] = {}  # in eval mode, and in train mode if that could be walked too
-        # What it left in parameters and buffers that it wrote to, by name; None: nothing that is known.
-        self.leaves: dict[bool, dict[str, np.ndarray | None]] = {False: {}, True: {}}
+        self.runs: list[Run] = []  # in eval mode, and in train mode if that could be walked too
+        self._left: dict[str, np.ndarray | None] = {}
+        # The numbers that it changes in what modules hold, if it does, in each of its modes (echo.tallied).
+        self.tallies: list[dict[str, str]] = []
         # The numbers in what train mode does beside what eval mode does; None: it does something else (echo.py).
         self.left_out: list[Any] | None = None
         # What was decided by what was not joined at that time: pairs of ids, and what `crossing` was asked.
@@ -50,8 +60,14 @@ class Inference(Context):
             self.units.crossing(ids) == self.units.decisions[key] for key, ids in self._crossing.items()
         )
 
+    @property
+    def modes(self) -> list[bool]:
+        """The modes that it runs in: whether it is train mode."""
+        return [False, True] if self.left_out is not None else [run.training for run in self.runs]
+
     def finished(self, training: bool) -> None:
-        self.returns[training], self.outputs = self.outputs, []
+        self.runs.append(Run(training, self.outputs, self._left))
+        self.outputs, self._left = [], {}
         for values, name, dim in self._beside:
             if (axis := self.units.axes.get((name, dim))) is not None:
                 self.join(values, codes(axis.ids()))
@@ -64,7 +80,7 @@ class Inference(Context):
         self.units.carry(self.carriers.settled(), self.carriers.read())
 
     def leave(self, name: str, values: np.ndarray | None, like_before: bool) -> None:
-        self.leaves[self.training][name] = values
+        self._left[name] = values
         if values is None:
             return
         places = np.where(self.roots(values) > FIXED, self.units.places.roots(ids_of(values)), FIXED)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import sys
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
-from types import SimpleNamespace
+from types import FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -49,23 +51,47 @@ def leaves(returned: Any) -> Iterator[Any]:
 
 
 def kept(model: nn.Module, caches: Sequence[dict[Any, Any]] = ()) -> Iterator[Tensor]:
-    """Tensors that modules hold as plain attributes, alone or in lists, tuples and dicts other than `caches`: a forward
+    """Tensors that modules hold as plain attributes, alone or in containers and objects other than `caches`: a forward
     may have left them there for others to read."""
-    own = {id(held) for held in caches}
-    for module in model.modules():
+    return (t for _, t in held(model, caches) if isinstance(t, Tensor))
+
+
+def held(model: nn.Module, but: Sequence[object] = ()) -> Iterator[tuple[str, Any]]:
+    """The tensors and plain values that modules hold as plain attributes, alone or in containers and objects other than
+    `but`, by where they are. Of what several hold, it is the first place."""
+    seen = {id(value) for value in but}
+    for prefix, module in model.named_modules():
         before_each_run = {hook.name for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm)}
-        for name, value in vars(module).items():
-            if name in OWN or name in before_each_run:
-                continue
-            if isinstance(value, Tensor):
-                yield value
-            elif id(value) not in own:
-                yield from _nested(value)
+        for name, value in list(vars(module).items()):
+            if name not in OWN and name not in before_each_run:
+                yield from _nested(value, f"{prefix}.{name}" if prefix else name, seen, _DEEP)
 
 
-def _nested(value: Any, depth: int = 0) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple) and depth < _DEEP:
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _nested(item, depth + 1)
+def _nested(value: Any, name: str, seen: set[int], deep: int) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, (Tensor, *PLAIN)):
+        yield name, value
+        return
+    items = _items(value)
+    if items and deep and id(value) not in seen:
+        seen.add(id(value))
+        for key, item in items:
+            yield from _nested(item, name + key, seen, deep - 1)
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    """What is in a container or an object."""
+    if isinstance(value, dict):
+        return [(f"[{key!r}]", item) for key, item in list(value.items())]
+    if isinstance(value, list | tuple | deque | set | frozenset):
+        return [(f"[{i}]", item) for i, item in enumerate(list(value))]
+    if isinstance(value, nn.Module | type | FunctionType | MethodType | ModuleType) or _is_a_library(type(value)):
+        return []
+    slots = [name for kind in type(value).__mro__ for name in vars(kind).get("__slots__", ()) if hasattr(value, name)]
+    fields = getattr(value, "__dict__", {})
+    return [(f".{name}", item) for name, item in [*fields.items(), *((name, getattr(value, name)) for name in slots)]]
+
+
+def _is_a_library(kind: type) -> bool:
+    """Whether objects of a class hold nothing of a model's: Python's own, or PyTorch's."""
+    package = kind.__module__.partition(".")[0]
+    return kind is not SimpleNamespace and (package in sys.stdlib_module_names or package in {"torch", "numpy"})

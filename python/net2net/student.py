@@ -24,7 +24,7 @@ from net2net.caches import Place
 from net2net.computed_weights import Normalised
 from net2net.context import Context, TraceError
 from net2net.hashes import digest, mix, seed, total
-from net2net.inference import row_keys
+from net2net.inference import Run, row_keys
 from net2net.mapping import ranks
 from net2net.shadows import codes, compact, ids_of, replicas_of
 from net2net.skeleton import named_tensors
@@ -83,8 +83,7 @@ class Student(Context):
         model: nn.Module,
         layouts: Layouts,
         known: int,
-        returns: dict[bool, list[np.ndarray]],
-        leaves: dict[bool, dict[str, np.ndarray | None]],
+        runs: Sequence[Run],
         caches: Sequence[Place] = (),
     ) -> None:
         super().__init__(model, layouts.units, caches)
@@ -95,7 +94,7 @@ class Student(Context):
         self._laid_before: dict[bytes, Laid] = {}
         self._beside: list[tuple[np.ndarray, str, int]] = []
         self._along: list[tuple[str, int, str, int]] = []
-        self._returns, self._leaves = returns, leaves
+        self._runs = iter(runs)  # its teacher's, which it is to repeat
         self._left: dict[str, np.ndarray | None] = {}
         #: The addresses of dicts and records that keep their numbers.
         self.fixed = set[int]()
@@ -354,9 +353,10 @@ class Student(Context):
         for how in self.units.computed():
             if isinstance(how, Normalised) and (how.weight, how.dim) in self.laid:
                 self.laid[how.gain, how.dim] = self.laid[how.weight, how.dim]
-        self._check_left(self._leaves[training])
+        run = next(self._runs)
+        self._check_left(run.left)
         self._left = {}
-        expected, mine, self.outputs = self._returns[training], self.outputs, []
+        expected, mine, self.outputs = run.returned, self.outputs, []
         if len(expected) != len(mine):
             raise self._failed("the student returns other tensors", *mine)
         for a, b in zip(expected, mine, strict=True):

@@ -369,6 +369,7 @@ def walk(model: nn.Module, inputs: Inputs, context: Context, training: bool) -> 
     shapes, at = {name: t.shape for name, t in before.items()}, memory(model)
     run = Walk(model, before, context, Trail(before, inputs, model.training))
     context.trail = run.trail
+    run.derived.add(context.handed_on)
     try:
         with as_written(model), _following_modules(model, context, run), run.watch, run:
             out = call(model, inputs)
@@ -379,12 +380,16 @@ def walk(model: nn.Module, inputs: Inputs, context: Context, training: bool) -> 
         raise TraceError(f"{type(error).__name__}{where}: {error}", suspects) from error
     after = dict(named_tensors(model))
     context.reassigned |= {name for name, t in before.items() if after.get(name) is not t}
+    changed = []
     for name, t in after.items():
         # (Other memory may have been put in the place of the same tensor's.)
         moved = before.get(name) is not t or t.untyped_storage()._cdata != at[name]
         if moved or name in context.touched:
+            changed.append(t)
             context.left(name, t, shapes.get(name) == t.shape)
     returned, left = list(leaves(out)), list(kept(model, context.caches.dicts()))
+    context.handed_on = [t for t in changed if t in run.derived]
+    context.handed_on += [t for t in left if t in run.derived and not context.is_parameter(t)]
     for t in returned:
         if isinstance(t, Tensor):
             context.returned(t, OUTPUT)

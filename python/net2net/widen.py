@@ -17,7 +17,7 @@ from net2net.changes import Change, Changes, make
 from net2net.choices import Choices, How, Width
 from net2net.computed_weights import Computed
 from net2net.context import TraceError
-from net2net.echo import repeats
+from net2net.echo import repeats, tallied
 from net2net.groups import Group, Structure, infer, structure
 from net2net.importance import IMPORTANCE, scores
 from net2net.inference import Inference
@@ -158,11 +158,11 @@ def _settle_by(
 
     def run(planned: Layouts, prepare: Callable[[nn.Module, Student], _T]) -> tuple[_T, dict[tuple[str, int], Laid]]:
         student = _empty(model, planned)
-        context = Student(student, planned, known, inference.returns, inference.leaves, inference.places)
+        context = Student(student, planned, known, inference.runs, inference.places)
         context.whole = inference.whole
         prepared = prepare(student, context)
-        for training in inference.returns:
-            trail = walk(student, example_inputs, context, training)
+        for teachers in inference.runs:
+            trail = walk(student, example_inputs, context, teachers.training)
         if inference.left_out is not None:
             repair.detach(student)
             mine = repeats(student, example_inputs, trail if trail.complete else None, context.reassigned)
@@ -193,7 +193,28 @@ def _settle_by(
             except (TraceError, ValueError):
                 records = False
                 continue
+        if inference.tallies:
+            student = _empty(model, planned)
+            make(student, changes)
+            if (wrong := _miscounted(student, example_inputs, inference)) is not None:
+                blame.take(found, segments, wrong)
+                continue
         return _Settled(inference, found, segments, planned, laid, changes)
+
+
+def _miscounted(student: nn.Module, example_inputs: Inputs, inference: Inference) -> TraceError | None:
+    """What is wrong if a student changes numbers to others than its teacher."""
+    try:
+        mine = tallied(student, example_inputs, inference.modes)
+    except Exception as error:
+        return TraceError(f"the student is run again, and fails: {error}", [])
+    for theirs, its in zip(inference.tallies, mine, strict=True):
+        for name, number in theirs.items():
+            if (other := its.get(name)) != number:
+                near = {m for m, _ in student.named_modules() if name.startswith(f"{m}." if m else "")}
+                axes = [axis.ids() for (t, _), axis in inference.units.axes.items() if t.startswith(max(near, key=len))]
+                return TraceError(f"the student changes {name} to {other}, and its teacher to {number}", axes)
+    return None
 
 
 def _made(changes: list[Change], written: bool, student: nn.Module, context: Student) -> None:
