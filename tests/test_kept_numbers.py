@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import enum
 import functools
+import itertools
 import json
 import math
 import pickle
@@ -511,6 +512,27 @@ class SoManyParts(Limited):
         return x + x.chunk(self.width, 1)[0].mean(1, keepdim=True) + torch.tensor_split(x, self.width, dim=1)[0].mean()
 
 
+class SoManyOfASequence(Limited):
+    def limited(self, x: Tensor) -> Tensor:
+        return torch.stack(list(itertools.islice(x.unbind(1), self.width)), 1)
+
+
+class InStep(Limited):
+    def limited(self, x: Tensor) -> Tensor:
+        return torch.stack([t for _, t in zip(range(self.width), x.unbind(1), strict=False)], 1)
+
+
+class OneOfSoMany(Limited):
+    def limited(self, x: Tensor) -> Tensor:
+        return x * len(range(0, x.shape[1], self.width))
+
+
+class Clamped(Limited):
+    def limited(self, x: Tensor) -> Tensor:
+        at = torch.arange(x.shape[1]).clamp(max=self.width)
+        return x * at[:, None]
+
+
 class Checked(Limited):
     """None of these limits anything."""
 
@@ -518,13 +540,29 @@ class Checked(Limited):
         assert self.width > 1
         assert self.width >= self.config.width
         assert max(1, self.width) > 0
+        assert len(range(self.width)) == self.width
         width, other = self.width, self.config.width
         assert width >= other > math.pi
         return x
 
 
 @pytest.mark.parametrize(
-    "kind", [Least, Longer, Within, ByAnotherName, ByAFunctionThatItHolds, OfTheRest, EachSoMany, SoManyParts, Checked]
+    "kind",
+    [
+        Least,
+        Longer,
+        Within,
+        ByAnotherName,
+        ByAFunctionThatItHolds,
+        OfTheRest,
+        EachSoMany,
+        SoManyParts,
+        SoManyOfASequence,
+        InStep,
+        OneOfSoMany,
+        Clamped,
+        Checked,
+    ],
 )
 def test_a_width_that_code_compares(kind: type[Limited]) -> None:
     assert grows_right_or_not_at_all(kind().double(), (4, 12)) == (kind is Checked)

@@ -19,7 +19,9 @@ from typing import Any
 _BY_TEXT = {"setattr", "__setattr__", "__dict__", "vars"}
 
 _ORDER = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
-_CHOOSING = {"min", "max", "sorted"}
+
+#: Functions that go by the least of several, or by where a sequence ends.
+_CHOOSING = {"min", "max", "sorted", "islice", "clip", "clamp", "clamp_", "clamp_min", "clamp_max"}
 
 
 def codes(code: CodeType) -> Iterator[CodeType]:
@@ -124,13 +126,22 @@ def _compared(code: CodeType) -> Iterator[str]:
     attribute_of, local = _variables(tree)
     for node in ast.walk(tree):
         ordered = isinstance(node, ast.Compare) and any(isinstance(op, _ORDER) for op in node.ops)
-        chosen = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _CHOOSING
-        if ordered or chosen:
+        if ordered or (isinstance(node, ast.Call) and _chooses(node)):
             inside = list(ast.walk(node))
             names = {n.id for n in inside if isinstance(n, ast.Name)}
             if names & local - attribute_of.keys():
                 yield from (n.attr for n in inside if isinstance(n, ast.Attribute))
                 yield from (attribute_of[name] for name in names & attribute_of.keys())
+
+
+def _chooses(call: ast.Call) -> bool:
+    """Whether a call goes by the least of several numbers, or lengths: `min(n, length)`, `range(0, length, n)`,
+    `zip(range(n), rows)`."""
+    function = call.func
+    name = function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
+    if name == "zip":
+        return any(isinstance(a, ast.Call) and getattr(a.func, "id", "") == "range" for a in call.args)
+    return name in _CHOOSING or (name == "range" and len(call.args) > 1)
 
 
 def _variables(tree: ast.AST) -> tuple[dict[str, str], set[str]]:
