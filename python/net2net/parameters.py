@@ -55,6 +55,8 @@ class Made:
         cuts: how what was copied was less than all of that weight.
         formula: stands for all operations that made it, and for the numbers in them: what code takes for a number may
             be the size of something that grows.
+        each: of a copy: stands for one of several that are the same, however many there are.
+        alike: along which dimensions these are.
     """
 
     sources: tuple[str, ...]
@@ -65,6 +67,8 @@ class Made:
     kernels: bool = False
     dims: tuple[int, ...] | None = None
     cuts: tuple[tuple[int, ...], ...] = ()
+    each: bytes = b""
+    alike: frozenset[int] = frozenset()
 
 
 class Parameters:

@@ -33,6 +33,34 @@ def copies(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> boo
         weight = None
     seen = (t.storage_offset(), tuple(t.shape), t.stride()) if weight is None else ()
     formula = digest(name, spelled(args, kwargs), seen, handle.formula if weight is None else weight.formula)
-    made = Made((handle.name,), formula=formula, kernels=weight is not None, dims=dims, cuts=handle.cuts(t))
+    before = Made(()) if handle.copy is None else handle.copy[1]
+    each, alike = _each(func, args, kwargs, before)
+    made = Made(
+        (handle.name,),
+        formula=formula,
+        kernels=weight is not None,
+        dims=dims,
+        cuts=handle.cuts(t),
+        each=each,
+        alike=alike,
+    )
     context.parameters.compute(out.view(out.shape), made)  # a view, since `out` may be transposed in place
     return True
+
+
+def _each(func: Any, args: Any, kwargs: Any, before: Made) -> tuple[bytes, frozenset[int]]:
+    """What stands for one of several copies that are the same, and along which dimensions they are: those of size 1
+    that are repeated, and those that are expanded."""
+    t, others = args[0], args[1:]
+    sizes, steps = list(t.shape), list(t.stride())
+    alike = {d for d, (n, step) in enumerate(zip(sizes, steps, strict=True)) if n > 1 and not step}
+    if t.is_contiguous():
+        alike |= before.alike
+    if name_of(func) == "repeat":
+        times, new = args[1], len(args[1]) - t.dim()
+        alike = {d + new for d in alike} | {d for d, n in enumerate(times) if d < new or sizes[d - new] == 1}
+        others = [[1 if d in alike else n for d, n in enumerate(times)]]
+    shape = [n if step else 1 for n, step in zip(sizes, steps, strict=True)]
+    return digest(name_of(func), spelled(others, kwargs), t.storage_offset(), shape, steps, before.each), frozenset(
+        alike
+    )

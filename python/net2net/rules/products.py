@@ -9,6 +9,7 @@ from torch import Tensor
 
 from net2net.context import Context
 from net2net.hashes import mix, seed, total
+from net2net.rules.filters import one_kernel
 from net2net.rules.table import (
     array,
     name_of,
@@ -45,23 +46,25 @@ def convolution(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -
     given = array(context, x)
     image = places(given.shape, x)
     into, outof = (0, 1) if transposed else (1, 0)
-    if known is None or known.dims != tuple(range(weight.dim())):
+    spelled_out = numbers([v for n, v in named.items() if n not in {"input", "weight", "bias", "groups"}])
+    depthwise = groups == x.shape[channel] and weight.shape[:2] == (groups, 1)
+    kernel = one_kernel(context, weight) if depthwise and known is None else None
+    if kernel is None and (known is None or known.dims != tuple(range(weight.dim()))):
         return _computed(context, func, args, kwargs, out, weight.shape[outof])
-    name = known.name
+    name = known.name if known is not None else ""
     given = context.bundle(given, range(channel + 1, x.dim()))
     rows = rows_along(given, channel, x.shape[channel])
-    if context.crossing(rows, name_of(func)):
+    crossing = known is not None and context.crossing(rows, name_of(func))
+    if crossing and (weight.shape[:2] != (1, 1) or bias is not None):
         context.produce(name, outof, weight.shape[outof])
         return refuse(context, func, args, kwargs, out, "the input of a convolution has other units in other images")
-    key = (
-        "convolution",
-        name,
-        known.formula,
-        image,
-        numbers([v for n, v in named.items() if n not in {"input", "weight", "bias", "groups"}]),
-    )
+    key = ("convolution", name, known.formula if known is not None else kernel, image, spelled_out)
     why = f"the input of {name} has a fixed width"
-    if groups == 1:
+    if known is None or crossing:  # one kernel for all channels, which may have been put into the batch
+        if known is not None:
+            context.pin_tensor(weight, f"{name} is applied to several units, each by itself")
+        made = context.make((key, "filter"), [rows])
+    elif groups == 1:
         met = context.meet(name, into, weight.shape[into], "in", rows, why)
         signatures = context.signature(mix(seed("sum"), context.contracted(met, rows, name)), rows)
         units = context.produce(name, outof, weight.shape[outof])
