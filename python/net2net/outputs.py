@@ -86,9 +86,10 @@ def _items(value: Any) -> list[tuple[str, Any]]:
         return [(f"[{i}]", item) for i, item in enumerate(list(value))]
     if isinstance(value, nn.Module | type | FunctionType | MethodType | ModuleType) or _is_a_library(type(value)):
         return []
-    slots = [name for kind in type(value).__mro__ for name in vars(kind).get("__slots__", ()) if hasattr(value, name)]
-    fields = getattr(value, "__dict__", {})
-    return [(f".{name}", item) for name, item in [*fields.items(), *((name, getattr(value, name)) for name in slots)]]
+    slots = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
+    names = [name for own in slots for name in ([own] if isinstance(own, str) else own) if hasattr(value, name)]
+    fields = getattr(value, "__dict__", {}) | {name: getattr(value, name) for name in names}
+    return [(f".{name}", item) for name, item in fields.items()]
 
 
 def _is_a_library(kind: type) -> bool:

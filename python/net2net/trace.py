@@ -379,16 +379,14 @@ def walk(model: nn.Module, inputs: Inputs, context: Context, training: bool) -> 
         where, suspects = context.mark(error)
         raise TraceError(f"{type(error).__name__}{where}: {error}", suspects) from error
     after = dict(named_tensors(model))
-    context.reassigned |= {name for name, t in before.items() if after.get(name) is not t}
-    changed = []
-    for name, t in after.items():
-        # (Other memory may have been put in the place of the same tensor's.)
-        moved = before.get(name) is not t or t.untyped_storage()._cdata != at[name]
-        if moved or name in context.touched:
-            changed.append(t)
-            context.left(name, t, shapes.get(name) == t.shape)
+    # (Other memory may have been put in the place of the same tensor's.)
+    moved = {k for k, t in before.items() if after.get(k) is not t or t.untyped_storage()._cdata != at[k]}
+    context.reassigned |= moved
+    changed = {k: t for k, t in after.items() if k in moved or k in context.touched or k not in before}
+    for name, t in changed.items():
+        context.left(name, t, shapes.get(name) == t.shape)
     returned, left = list(leaves(out)), list(kept(model, context.caches.dicts()))
-    context.handed_on = [t for t in changed if t in run.derived]
+    context.handed_on = [t for t in changed.values() if t in run.derived]
     context.handed_on += [t for t in left if t in run.derived and not context.is_parameter(t)]
     for t in returned:
         if isinstance(t, Tensor):

@@ -1,6 +1,9 @@
-"""What a forward leaves in buffers, for another one to read: a student leaves the same."""
+"""What a forward leaves for the next one, in tensors that it writes to and in whatever modules hold: a student leaves
+the same, and finds it where its teacher does."""
 
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import net2net
 import pytest
@@ -159,3 +162,157 @@ def test_a_vector_of_units_in_the_place_of_a_buffer() -> None:
     student = net2net.plan_widen(model, x, 1.5).apply(model)
     assert student[0].a.out_features == 12
     assert relative(after_training(model, x), after_training(student, x)) < EXACT
+
+
+class Handing(nn.Module):
+    """Two layers of as many units, of which the second leaves something that the first reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.state = nn.Buffer(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.read(self.a(x)).tanh()
+        z = self.b(y).tanh()
+        if self.training:
+            self.leave(z)
+        return self.head(z)
+
+    def read(self, y: Tensor) -> Tensor:
+        return y + self.state
+
+    def leave(self, z: Tensor) -> None:
+        raise NotImplementedError
+
+
+class Replaced(Handing):
+    def leave(self, z: Tensor) -> None:
+        self.state = z.detach().mean(0)
+
+
+class Copied(Handing):
+    def leave(self, z: Tensor) -> None:
+        self.state[:] = z.detach().mean(0)
+
+
+class AsData(Handing):
+    def leave(self, z: Tensor) -> None:
+        self.state.data = z.detach().mean(0)
+
+
+class Statistics(Handing):
+    """A mean teacher's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.other = nn.BatchNorm1d(8, affine=False), nn.BatchNorm1d(8, affine=False).eval()
+        self.other.train = lambda mode=True: self.other  # type: ignore[method-assign]
+
+    def read(self, y: Tensor) -> Tensor:
+        return self.other(y)
+
+    def leave(self, z: Tensor) -> None:
+        self.norm(z)
+        for mine, others in zip(self.norm.buffers(), self.other.buffers(), strict=True):
+            others.copy_(mine)
+
+
+class SetByTheFirstBatch(Handing):
+    """Of weights that were used before."""
+
+    def leave(self, z: Tensor) -> None:
+        self.a.bias.data.copy_(-z.detach().mean(0))
+
+
+class Exchanged(Handing):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Buffer(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.b((self.a(x) + self.state).tanh()) * self.other
+        if self.training:
+            self.state, self.other = self.other, self.state
+        return self.head(z.tanh())
+
+
+class InAQueue(Handing):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: deque[Tensor] = deque(maxlen=2)
+
+    def read(self, y: Tensor) -> Tensor:
+        return y + self.last[0] if self.last else y
+
+    def leave(self, z: Tensor) -> None:
+        self.last.append(z.detach().mean(0))
+
+
+@dataclass(slots=True)
+class Memory:
+    mean: Tensor | None = None
+
+
+class InAnObject(Handing):
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = Memory()
+
+    def read(self, y: Tensor) -> Tensor:
+        return y if self.memory.mean is None else y * self.memory.mean
+
+    def leave(self, z: Tensor) -> None:
+        self.memory.mean = z.detach().mean(0)
+
+
+class RunningScale(Handing):
+    """A number that is made of a width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = {"scale": 1.0}
+
+    def read(self, y: Tensor) -> Tensor:
+        return y * self.kept["scale"]
+
+    def leave(self, z: Tensor) -> None:
+        self.kept["scale"] = 0.9 * self.kept["scale"] + 0.1 * z.shape[1] ** -0.5
+
+
+class CountedUnits(Handing):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 1
+
+    def read(self, y: Tensor) -> Tensor:
+        return y / self.count
+
+    def leave(self, z: Tensor) -> None:
+        self.count += z.shape[1]
+
+
+class CountedRuns(CountedUnits):
+    def leave(self, z: Tensor) -> None:
+        self.count += 1
+
+
+FOLLOWED = [Replaced, Copied, AsData, Statistics, SetByTheFirstBatch, Exchanged, CountedRuns]
+
+
+@pytest.mark.parametrize("kind", [*FOLLOWED, InAQueue, InAnObject, RunningScale, CountedUnits])
+def test_what_the_next_forward_finds(kind: type[Handing]) -> None:
+    torch.manual_seed(0)
+    model, x = kind().double(), torch.randn(4, 5).double()
+    for t in (*model.parameters(), *model.buffers()):
+        if t.is_floating_point():
+            t.data.uniform_(0.2, 1)
+    try:
+        student = net2net.plan_widen(model, x, 1.5).apply(model)
+    except ValueError as refused:
+        assert "nothing was widened" in str(refused)  # noqa: PT017
+        assert kind not in FOLLOWED
+        return
+    assert student.a.out_features == (12 if kind in FOLLOWED else 8)
+    assert relative(after_training(model, x), after_training(student, x)) < EXACT
+    assert not hasattr(model, "count") or model.count == 3
