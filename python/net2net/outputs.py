@@ -61,10 +61,15 @@ def held(model: nn.Module, but: Sequence[object] = ()) -> Iterator[tuple[str, An
     `but`, by where they are. Of what several hold, it is the first place."""
     seen = {id(value) for value in but}
     for prefix, module in model.named_modules():
-        before_each_run = {hook.name for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm)}
+        made = made_before_each_run(module)
         for name, value in list(vars(module).items()):
-            if name not in OWN and name not in before_each_run:
+            if name not in OWN and name not in made:
                 yield from _nested(value, f"{prefix}.{name}" if prefix else name, seen, _DEEP)
+
+
+def made_before_each_run(module: nn.Module) -> set[str]:
+    """The attributes that a hook makes anew before each forward, of parameters alone."""
+    return {hook.name for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm)}
 
 
 def _nested(value: Any, name: str, seen: set[int], deep: int) -> Iterator[tuple[str, Any]]:

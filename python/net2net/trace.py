@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from net2net.context import Context, TraceError
 from net2net.derived import MOST_READS, Derived, Watch, passes_values, reads, sizes_by_value, whole_selection
 from net2net.hashes import digest, seed
-from net2net.outputs import kept, leaves
+from net2net.outputs import kept, leaves, made_before_each_run
 from net2net.rules.copies import copies
 from net2net.rules.elementwise import constant, constant_write
 from net2net.rules.kernels import linear_in_kernels
@@ -382,7 +382,9 @@ def walk(model: nn.Module, inputs: Inputs, context: Context, training: bool) -> 
     # (Other memory may have been put in the place of the same tensor's.)
     moved = {k for k, t in before.items() if after.get(k) is not t or t.untyped_storage()._cdata != at[k]}
     context.reassigned |= moved
-    changed = {k: t for k, t in after.items() if k in moved or k in context.touched or k not in before}
+    anew = {f"{m}.{k}" if m else k for m, module in model.named_modules() for k in made_before_each_run(module)}
+    found = ((k, t) for k, t in after.items() if k in moved or k in context.touched or k not in before)
+    changed = {k: t for k, t in found if k not in anew}
     for name, t in changed.items():
         context.left(name, t, shapes.get(name) == t.shape)
     returned, left = list(leaves(out)), list(kept(model, context.caches.dicts()))
