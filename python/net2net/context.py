@@ -217,6 +217,8 @@ class Context(ABC):
             )
         else:
             vector = self.produce(handle.name, dim, size, "each")
+        if handle.copy is not None and (function := handle.copy[1].function):
+            vector = self.make(("function", function), [vector])
         self.shadows.set(labelled, spread(torch.from_numpy(vector), at, labelled.shape))
         self._tables[labelled.untyped_storage()._cdata] = dim
         return self.shadows.get(t)

@@ -57,6 +57,7 @@ class Made:
             be the size of something that grows.
         each: of a copy: stands for one of several that are the same, however many there are.
         alike: along which dimensions these are.
+        function: of a copy: stands for what has been done with each of its elements, if anything has.
     """
 
     sources: tuple[str, ...]
@@ -69,6 +70,7 @@ class Made:
     cuts: tuple[tuple[int, ...], ...] = ()
     each: bytes = b""
     alike: frozenset[int] = frozenset()
+    function: bytes = b""
 
 
 class Parameters:

@@ -70,11 +70,22 @@ def _meeting(context: Context, func: Any, operands: list[Tensor], dims: int) -> 
     for t, mine in zip(operands, aligned, strict=True):
         sizes = (1,) * (dims - t.dim()) + tuple(t.shape)
         over = [d for d, n in enumerate(sizes) if n == 1 and any(varies(context, a, d) for a in aligned)]
-        if over and not _of_its_own_blocks(context, mine, aligned):
+        crossed = bool(over) and _crosses(context, mine, [a for a in aligned if a is not mine], over)
+        if over and not crossed and not _of_its_own_blocks(context, mine, aligned):
             context.pin(mine, f"{func} broadcasts it over other units")
-        tied.append(not over)
+        tied.append(not over or crossed)
     _pin_to_fixed(context, func, operands, aligned, tied, dims)
     return aligned, tied
+
+
+def _crosses(context: Context, mine: np.ndarray, others: list[np.ndarray], over: list[int]) -> bool:
+    """Whether the units along which this is broadcast are broadcast along its own, and are fewer (each channel's decay
+    for each of a few states): these stay as many as they are, and what is made has this one's units."""
+    own = [d for d in range(mine.ndim) if varies(context, mine, d)]
+    along = [a for a in others if any(varies(context, a, d) for d in over)]
+    return bool(own) and all(
+        all(a.shape[d] == 1 for d in own) and (a.size, a.ndim) < (mine.size, mine.ndim) for a in along
+    )
 
 
 def _of_its_own_blocks(context: Context, mine: np.ndarray, others: list[np.ndarray]) -> bool:

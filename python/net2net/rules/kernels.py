@@ -21,13 +21,13 @@ from net2net.hashes import digest
 from net2net.parameters import Handle, Made
 from net2net.rules.table import array, name_of, spelled
 
-_NAMES = {"mul", "div", "neg", "add", "sub", "sum", "mean", "flip", "rot90", "constant_pad_nd", "_to_copy", "clone"}
+LINEAR = {"mul", "div", "neg", "add", "sub", "sum", "mean", "flip", "rot90", "constant_pad_nd", "_to_copy", "clone"}
 
 
 def linear_in_kernels(context: Context, func: Any, args: Any, kwargs: Any, out: Any) -> bool:
     """Whether an operation makes such a weight. If so, what it makes is known."""
     name = name_of(func).removesuffix("_")
-    if name not in _NAMES or not isinstance(out, Tensor) or not out.is_floating_point():
+    if name not in LINEAR or not isinstance(out, Tensor) or not out.is_floating_point():
         return False
     given = args[:2] if name in {"mul", "div", "add", "sub"} else args[:1]
     mine = [_weight(context, t) for t in given]
