@@ -66,11 +66,11 @@ POINTWISE.append(pointwise)
 def _meeting(context: Context, func: Any, operands: list[Tensor], dims: int) -> tuple[list[np.ndarray], list[bool]]:
     """The operands' codes, and which of them must be replicated as the result is."""
     aligned = aligned_codes(context, name_of(func), operands, dims)
+    shapes = [(1,) * (dims - t.dim()) + tuple(t.shape) for t in operands]
     tied = []
-    for t, mine in zip(operands, aligned, strict=True):
-        sizes = (1,) * (dims - t.dim()) + tuple(t.shape)
-        over = [d for d, n in enumerate(sizes) if n == 1 and any(varies(context, a, d) for a in aligned)]
-        crossed = bool(over) and _crosses(context, mine, [a for a in aligned if a is not mine], over)
+    for i, mine in enumerate(aligned):
+        over = [d for d, n in enumerate(shapes[i]) if n == 1 and any(varies(context, a, d) for a in aligned)]
+        crossed = bool(over) and _crosses(context, i, aligned, shapes, over)
         if over and not crossed and not _of_its_own_blocks(context, mine, aligned):
             context.pin(mine, f"{func} broadcasts it over other units")
         tied.append(not over or crossed)
@@ -78,14 +78,12 @@ def _meeting(context: Context, func: Any, operands: list[Tensor], dims: int) -> 
     return aligned, tied
 
 
-def _crosses(context: Context, mine: np.ndarray, others: list[np.ndarray], over: list[int]) -> bool:
-    """Whether the units along which this is broadcast are broadcast along its own, and are fewer (each channel's decay
-    for each of a few states): these stay as many as they are, and what is made has this one's units."""
-    own = [d for d in range(mine.ndim) if varies(context, mine, d)]
-    along = [a for a in others if any(varies(context, a, d) for d in over)]
-    return bool(own) and all(
-        all(a.shape[d] == 1 for d in own) and (a.size, a.ndim) < (mine.size, mine.ndim) for a in along
-    )
+def _crosses(context: Context, i: int, codes: list[np.ndarray], shapes: list[tuple[int, ...]], over: list[int]) -> bool:
+    """Whether the units along which operand `i` is broadcast are broadcast along its own, and are fewer (each channel's
+    decay for each of a few states): these stay as many as they are, and what is made has this one's units."""
+    own = [d for d in range(len(shapes[i])) if varies(context, codes[i], d)]
+    others = [k for k, other in enumerate(codes) if any(varies(context, other, d) for d in over)]
+    return bool(own) and all(codes[k].size < codes[i].size and all(shapes[k][d] == 1 for d in own) for k in others)
 
 
 def _of_its_own_blocks(context: Context, mine: np.ndarray, others: list[np.ndarray]) -> bool:
