@@ -25,6 +25,7 @@ from net2net.hashes import content, digest, expression, mix, seed, total
 from net2net.parameters import Handle, Parameters
 from net2net.shadows import Shadows, codes, compact, compressed, ids_of, replicas_of, spread
 from net2net.units import CONSTANT, FIXED, Units
+from net2net.views import Geometry, geometry_of
 
 if TYPE_CHECKING:
     from net2net.trail import Trail
@@ -474,21 +475,48 @@ class Context(ABC):
             flowing = [other for other in self.last if not self.is_parameter(other)]
             self.touched[name] = [np.unique(self.values_in(near)) for near in (flowing, *self.given[-1:])]
 
-    def left(self, name: str, t: Tensor, like_before: bool) -> None:
+    def left(self, name: str, t: Tensor, before: Geometry | None) -> bool:
         """At the end, a forward leaves `t` in the parameter or buffer `name`, or as this plain attribute, for another
-        one to read.
+        one to read. Returns whether it is another value than before.
+
+        Args:
+            before: how lay in memory what was there before; None: nothing was.
+        """
+        known, its_own = self.shadows.get(t), any(owner == name for owner, _ in self.parameters.owners(t))
+        seen: tuple[Any, ...] = ()
+        if its_own and geometry_of(t) != before:
+            why = f"{name} is put in its own place in another view"
+            for (tensor, _), axis in self.units.axes.items():
+                if tensor == name:
+                    self.pin(codes(axis.ids()), why)
+            seen = ("seen", geometry_of(t))
+        elif known is None and its_own and (made := self.parameters.made(t)) is not None:
+            seen = ("made", made.sources, made.what, made.formula)
+        elif known is None and not its_own:
+            if self._is_copy_of(name, t):  # in another dtype, perhaps
+                return False
+            known = self.of(t)
+        if seen:
+            one = self.units.intern(np.atleast_1d(seed((name, *seen))))
+            self.units.adopt(one, FIXED)
+            known = torch.from_numpy(codes(one)).reshape((1,) * t.dim()).expand(t.shape)
+        values = None if known is None else compact(compressed(known)).numpy()
+        self.leave(name, values, tuple(t.shape), before is not None and before[0] == tuple(t.shape))
+        return True
+
+    def _is_copy_of(self, name: str, t: Tensor) -> bool:
+        handle = self.parameters.handle(t)
+        if handle is None or handle.copy is None or handle.copy[1].function:
+            return False
+        return handle.name == name and t.shape == handle.tensor.shape and handle.dims == tuple(range(t.dim()))
+
+    @abstractmethod
+    def leave(self, name: str, values: np.ndarray | None, shape: tuple[int, ...], like_before: bool) -> None:
+        """`left`, of codes of size 1 along dimensions along which they are all the same; None: it is what it was.
 
         Args:
             like_before: whether it has the shape of what was there before.
         """
-        known = self.shadows.get(t)
-        if known is None and not any(owner == name for owner, _ in self.parameters.owners(t)):
-            known = self.of(t)
-        self.leave(name, None if known is None else compact(compressed(known)).numpy(), like_before)
-
-    @abstractmethod
-    def leave(self, name: str, values: np.ndarray | None, like_before: bool) -> None:
-        """`left`, of codes of size 1 along dimensions along which they are all the same; None: it is what it was."""
 
     def pin_living(self, why: str) -> None:
         """Pins the units of all that is in memory at this point of the forward, but for parameters and buffers."""
@@ -562,7 +590,7 @@ class Context(ABC):
     def returned(self, t: Tensor, why: str) -> None:
         """What the network gives away: its values are part of the function."""
         self.pin_tensor(t, why)
-        self.outputs.append(ids_of(compact(self.of(t)).numpy()))
+        self.outputs += [ids_of(compact(self.of(t)).numpy()), np.array(t.shape, dtype=np.int64)]
 
 
 #: So many codes without units are kept one by one.

@@ -18,9 +18,9 @@ from net2net.derived import MOST_READS, Derived, Watch, sizes_by_value
 from net2net.kept_numbers import contents
 from net2net.outputs import kept, leaves
 from net2net.rules.table import is_view, sees_other_numbers, tensors
-from net2net.running import Inputs, as_written, call, computed, is_large, of_no_value
+from net2net.running import Inputs, as_written, call, check_seal, computed, is_large, of_no_value
 from net2net.skeleton import in_mode, memory, named_tensors
-from net2net.tallies import changed, numbers
+from net2net.tallies import changed, notes
 from net2net.trail import Trail
 
 
@@ -48,6 +48,7 @@ class Echo(TorchDispatchMode):
         kwargs = kwargs or {}
         if isinstance(func, HigherOrderOperator):
             self.trail.complete = False
+        check_seal(func, args, kwargs)
         given = tensors((args, kwargs))
         derived = self._derived.any(given)
         if sees_other_numbers(func) or (derived and sizes_by_value(func, args, self._derived)):
@@ -97,11 +98,11 @@ def repeats(model: nn.Module, inputs: Inputs, trail: Trail | None, reassigned: I
 
 
 def tallied(model: nn.Module, inputs: Inputs, modes: Iterable[bool]) -> list[dict[str, str]]:
-    """The numbers that `model`, a skeleton, changes in what its modules hold, when it is run in these modes (whether it
-    is train mode), one after the other. Raises what the forward raises."""
+    """What `model`, a skeleton, changes of what its modules hold beside tensors, when it is run in these modes (whether
+    it is train mode), one after the other. Raises what the forward raises."""
     found = []
     for training in modes:
-        before = numbers(in_mode(model, training))
+        before = notes(in_mode(model, training))
         trail_of(model, inputs)
-        found.append(changed(before, numbers(model)))
+        found.append(changed(before, notes(model)))
     return found

@@ -21,7 +21,7 @@ from net2net.kept_numbers import contents
 from net2net.remade import Assigned
 from net2net.running import Inputs
 from net2net.skeleton import aside, check_model, movable, named_tensors, skeleton
-from net2net.tallies import changed, numbers
+from net2net.tallies import changed, notes
 from net2net.trace import OUTPUT, walk
 from net2net.units import DisjointSets, Units
 
@@ -172,11 +172,11 @@ def _empty(model: nn.Module) -> nn.Module:
 
 def _walk_all(copy: nn.Module, example_inputs: Inputs, context: Inference, alike: bool) -> bool:
     """Walks a copy in eval mode and, if that is not found to do the same, in train mode; and where a forward leaves
-    something for the next one, this one too. Returns whether it changes numbers that modules hold."""
-    before, counted = contents(copy), numbers(copy)
+    something for the next one, this one too. Returns whether it notes something down."""
+    before, noted = contents(copy), notes(copy)
 
-    def hands_on() -> bool:
-        return bool(context.handed_on or changed(counted, numbers(copy)))
+    def hands_on(of: nn.Module = copy) -> bool:
+        return bool(context.handed_on) or notes(of) != noted
 
     trail = walk(copy, example_inputs, context, training=False)
     if not context.settled():
@@ -184,7 +184,7 @@ def _walk_all(copy: nn.Module, example_inputs: Inputs, context: Inference, alike
     other = aside(copy)
     if alike:
         context.left_out = repeats(other, example_inputs, trail, context.reassigned)
-    if hands_on():
+    if hands_on() or hands_on(other):
         context.left_out = None
         walk(copy, example_inputs, context, training=False)
     # In train mode a network may have parts of its own (auxiliary heads). Not every input will do for it: batch
@@ -198,7 +198,7 @@ def _walk_all(copy: nn.Module, example_inputs: Inputs, context: Inference, alike
         except TraceError:
             context.outputs = []
     context.written, context.not_run = contents(copy) != before, context.idle(copy)
-    return any(changed(counted, numbers(each)) for each in (copy, other))
+    return any(changed(noted, notes(each)) for each in (copy, other))
 
 
 def structure(units: Units) -> Structure:

@@ -22,13 +22,20 @@ def row_keys(rows: np.ndarray) -> np.ndarray:
     return expression("rows", ids_of(rows)).astype(np.int64)
 
 
+class Left(NamedTuple):
+    """The codes of what a forward left in a tensor (of size 1 along dimensions along which they are all the same; None:
+    it is what it was), and its shape."""
+
+    values: np.ndarray | None
+    shape: tuple[int, ...]
+
+
 class Run(NamedTuple):
-    """What a forward returned, and what it left in tensors that it wrote to, by their names; None: nothing that is
-    known."""
+    """What a forward returned, and what it left in tensors that it wrote to, by their names."""
 
     training: bool
     returned: list[np.ndarray]
-    left: dict[str, np.ndarray | None]
+    left: dict[str, Left]
 
 
 class Inference(Context):
@@ -39,8 +46,8 @@ class Inference(Context):
         self.places = list(caches)
         self.made = units.made
         self.runs: list[Run] = []  # in eval mode, and in train mode if that could be walked too
-        self._left: dict[str, np.ndarray | None] = {}
-        # The numbers that it changes in what modules hold, if it does, in each of its modes (echo.tallied).
+        self._left: dict[str, Left] = {}
+        # What it notes down in what modules hold, if it does, in each of its modes (echo.tallied).
         self.tallies: list[dict[str, str]] = []
         # The numbers in what train mode does beside what eval mode does; None: it does something else (echo.py).
         self.left_out: list[Any] | None = None
@@ -79,8 +86,8 @@ class Inference(Context):
         self.units.settle_computed()
         self.units.carry(self.carriers.settled(), self.carriers.read())
 
-    def leave(self, name: str, values: np.ndarray | None, like_before: bool) -> None:
-        self._left[name] = values
+    def leave(self, name: str, values: np.ndarray | None, shape: tuple[int, ...], like_before: bool) -> None:
+        self._left[name] = Left(values, shape)
         if values is None:
             return
         places = np.where(self.roots(values) > FIXED, self.units.places.roots(ids_of(values)), FIXED)

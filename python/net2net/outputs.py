@@ -7,9 +7,11 @@ import enum
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
+from fractions import Fraction
 from types import FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.weight_norm import WeightNorm
@@ -73,7 +75,7 @@ def made_before_each_run(module: nn.Module) -> set[str]:
 
 
 def _nested(value: Any, name: str, seen: set[int], deep: int) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, (Tensor, *PLAIN)):
+    if isinstance(value, (Tensor, np.generic, np.ndarray, Fraction, *PLAIN)):
         yield name, value
         return
     items = _items(value)

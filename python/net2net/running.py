@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from net2net.skeleton import lazy_zeros, own_random_state
+from net2net.skeleton import lazy_zeros, named_tensors, own_random_state
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
 
@@ -51,6 +51,30 @@ def as_written(model: nn.Module) -> Iterator[None]:
         torch.distributions.Distribution.set_default_validate_args(checks)
         if eager is not None:
             setattr(flex, _FLEX_EAGER, eager)
+
+
+#: The memory of models whose copies are being run.
+_SEALED: set[int] = set()
+
+
+@contextlib.contextmanager
+def sealed(model: nn.Module) -> Iterator[None]:
+    """Here copies of `model` are run, which must not write to its own tensors: a hook may hold these in a closure,
+    which is no other one in a copy."""
+    own = {t.untyped_storage()._cdata for _, t in named_tensors(model)} - _SEALED
+    _SEALED.update(own)
+    try:
+        yield
+    finally:
+        _SEALED.difference_update(own)
+
+
+def check_seal(func: Any, args: Any, kwargs: Any) -> None:
+    """Raises RuntimeError if an operation would write to what is sealed."""
+    for i in written(func) if _SEALED else ():
+        for t in _in([args[i] if i < len(args) else kwargs.get(func._schema.arguments[i].name)]):
+            if isinstance(t, Tensor) and t.untyped_storage()._cdata in _SEALED:
+                raise RuntimeError(f"{func} would write to the model itself, which a hook or another function holds")
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from n2n_kernels import dtypes
 from net2net.spent import check_not_spent
 from net2net.tree import deepcopy
+from net2net.views import Geometry, geometry_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,9 +122,9 @@ def named_tensors(model: nn.Module) -> ItemsView[str, Tensor]:
     return Tensors.all_of(model).by_name.items()
 
 
-def memory(model: nn.Module) -> dict[str, int]:
-    """In which memory a model's tensors are, by their names."""
-    return {name: t.untyped_storage()._cdata for name, t in named_tensors(model)}
+def memory(model: nn.Module) -> dict[str, tuple[int, Geometry]]:
+    """In which memory a model's tensors are, and how they lie in it, by their names."""
+    return {name: (t.untyped_storage()._cdata, geometry_of(t)) for name, t in named_tensors(model)}
 
 
 def movable(t: Tensor) -> bool:

@@ -24,7 +24,7 @@ from net2net.caches import Place
 from net2net.computed_weights import Normalised
 from net2net.context import Context, TraceError
 from net2net.hashes import digest, mix, seed, total
-from net2net.inference import Run, row_keys
+from net2net.inference import Left, Run, row_keys
 from net2net.mapping import ranks
 from net2net.shadows import codes, compact, ids_of, replicas_of
 from net2net.skeleton import named_tensors
@@ -95,7 +95,7 @@ class Student(Context):
         self._beside: list[tuple[np.ndarray, str, int]] = []
         self._along: list[tuple[str, int, str, int]] = []
         self._runs = iter(runs)  # its teacher's, which it is to repeat
-        self._left: dict[str, np.ndarray | None] = {}
+        self._left: dict[str, Left] = {}
         #: The addresses of dicts and records that keep their numbers.
         self.fixed = set[int]()
 
@@ -305,27 +305,36 @@ class Student(Context):
             raise self._failed(f"{name} does not meet equal values at all replicas of a unit", rows)
         return total(mix(mix(seed("term"), ids[first]), values[:, first]))
 
-    def leave(self, name: str, values: np.ndarray | None, like_before: bool) -> None:
-        self._left[name] = values
+    def leave(self, name: str, values: np.ndarray | None, shape: tuple[int, ...], like_before: bool) -> None:
+        self._left[name] = Left(values, shape)
 
-    def _check_left(self, expected: dict[str, np.ndarray | None]) -> None:
+    def _check_left(self, expected: dict[str, Left]) -> None:
         for name in {**expected, **self._left}:
             mine, theirs = self._left.get(name), expected.get(name)
-            same = mine is theirs
-            if mine is not None and theirs is not None:
-                for dim, n in enumerate(theirs.shape):
-                    axis = self.units.axes.get((name, dim))
-                    if n > 1 and axis is not None and axis.size == n:
-                        laid = self.laid.get((name, dim), self.layouts.canonical[name, dim])
-                        theirs = theirs.take(laid.index, dim)
-                        if mine.shape[dim] == len(laid.index):
-                            self._same_replicas(np.moveaxis(mine, dim, -1), self._codes_of(axis, laid))
-                    elif n > 1 and theirs.ndim == mine.ndim == 1:  # another tensor was put in its place
-                        theirs, mine = np.unique(theirs), np.unique(ids_of(mine))
-                same = _alike(ids_of(theirs), ids_of(mine))
-            if not same:
+            if mine is None or theirs is None or not self._is_left(name, mine, theirs):
                 near = self.touched.get(name) or [self.units_of(self.parameters.within(name.rpartition(".")[0]))]
                 raise TraceError(f"the student leaves other values in {name} than its teacher", near)
+
+    def _is_left(self, name: str, mine: Left, theirs: Left) -> bool:
+        """Whether what this student leaves there is what its teacher does."""
+        a, b = theirs.values, mine.values
+        if a is None or b is None or len(theirs.shape) != len(mine.shape):
+            return a is b
+        for dim, n in enumerate(theirs.shape):
+            axis = self.units.axes.get((name, dim))
+            if axis is not None and axis.size == n:
+                laid = self.laid.get((name, dim), self.layouts.canonical[name, dim])
+                n = len(laid.index)
+                if a.shape[dim] > 1:
+                    a = a.take(laid.index, dim)
+                if b.shape[dim] == n > 1:
+                    self._same_replicas(np.moveaxis(b, dim, -1), self._codes_of(axis, laid))
+            elif a.shape[dim] > 1 and a.ndim == b.ndim == 1:  # another tensor was put in its place
+                a, b = np.unique(a), np.unique(ids_of(b))
+                n = mine.shape[dim]
+            if n != mine.shape[dim]:
+                return False
+        return _alike(ids_of(a), ids_of(b))
 
     def beside(self, values: np.ndarray, name: str, dim: int) -> None:
         self._beside.append((values, name, dim))

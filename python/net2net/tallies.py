@@ -1,16 +1,16 @@
-"""tallies: the numbers that a forward changes in what modules hold (how often it was run, a running scale), which the
-next one goes by."""
+"""tallies: what a forward notes down in what modules hold, beside tensors (how often it was run, a running scale),
+which the next one goes by."""
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from net2net.outputs import held
 
 
-def numbers(model: nn.Module) -> dict[str, str]:
-    """The numbers that modules hold beside their tensors, spelled out, by where they are."""
-    return {name: repr(x) for name, x in held(model) if isinstance(x, int | float) and not isinstance(x, bool)}
+def notes(model: nn.Module) -> dict[str, str]:
+    """What modules hold beside tensors (numbers, flags, texts), spelled out, by where it is."""
+    return {name: repr(x) for name, x in held(model) if not isinstance(x, Tensor)}
 
 
 def changed(before: dict[str, str], after: dict[str, str]) -> dict[str, str]:

@@ -25,7 +25,7 @@ from net2net.rules.elementwise import constant, constant_write
 from net2net.rules.kernels import linear_in_kernels
 from net2net.rules.table import POINTWISE, flat, is_view, name_of, refuse, rule_for, sees_other_numbers, spelled, view
 from net2net.rules.weights import standardising
-from net2net.running import Inputs, as_written, call, computed, is_large, of_no_value, one_draw, written
+from net2net.running import Inputs, as_written, call, check_seal, computed, is_large, of_no_value, one_draw, written
 from net2net.shadows import compact
 from net2net.skeleton import in_mode, memory, named_tensors
 from net2net.trail import Trail
@@ -123,6 +123,7 @@ class Walk(TorchDispatchMode):
         if isinstance(func, HigherOrderOperator):
             self.trail.complete = False
             return self._with_code(func, args, kwargs)
+        check_seal(func, args, kwargs)
         leaves_ = flat((args, kwargs))
         tensors = tuple(t for t in leaves_ if isinstance(t, Tensor))
         context.take_part(tensors)
@@ -366,7 +367,7 @@ def walk(model: nn.Module, inputs: Inputs, context: Context, training: bool) -> 
         raise TraceError(f"{type(error).__name__} in train(mode={training}): {error}", []) from error
     context.training = model.training
     before = dict(named_tensors(model))
-    shapes, at = {name: t.shape for name, t in before.items()}, memory(model)
+    at = memory(model)
     run = Walk(model, before, context, Trail(before, inputs, model.training))
     context.trail = run.trail
     run.derived.add(context.handed_on)
@@ -380,13 +381,13 @@ def walk(model: nn.Module, inputs: Inputs, context: Context, training: bool) -> 
         raise TraceError(f"{type(error).__name__}{where}: {error}", suspects) from error
     after = dict(named_tensors(model))
     # (Other memory may have been put in the place of the same tensor's.)
-    moved = {k for k, t in before.items() if after.get(k) is not t or t.untyped_storage()._cdata != at[k]}
+    now = memory(model)
+    moved = {k for k, t in before.items() if after.get(k) is not t or now[k] != at[k]}
     context.reassigned |= moved
     anew = {f"{m}.{k}" if m else k for m, module in model.named_modules() for k in made_before_each_run(module)}
     found = ((k, t) for k, t in after.items() if k in moved or k in context.touched or k not in before)
     changed = {k: t for k, t in found if k not in anew}
-    for name, t in changed.items():
-        context.left(name, t, shapes.get(name) == t.shape)
+    changed = {k: t for k, t in changed.items() if context.left(k, t, at[k][1] if k in at else None)}
     returned, left = list(leaves(out)), list(kept(model, context.caches.dicts()))
     context.handed_on = [t for t in changed.values() if t in run.derived]
     context.handed_on += [t for t in left if t in run.derived and not context.is_parameter(t)]

@@ -24,9 +24,10 @@ from net2net.inference import Inference
 from net2net.kept_numbers import passed_on, shared
 from net2net.layout import Segment, Shares, layouts
 from net2net.plan_parts import Inventory, Skipped
-from net2net.running import Inputs
+from net2net.running import Inputs, sealed
 from net2net.skeleton import skeleton
 from net2net.student import Laid, Layouts, Student
+from net2net.tallies import changed, notes
 from net2net.trace import walk
 from net2net.tree import no_collections
 from net2net.units import Units
@@ -136,10 +137,11 @@ def _settle(
 ) -> _Settled:
     """Chooses maps, and runs the student's own forward on what comes of them. The groups that this fails on are
     replicated as a whole instead, and if it fails again, not at all."""
-    try:
-        return _settle_by(infer(model, example_inputs), model, example_inputs, choose)
-    except _NotAlikeError:
-        return _settle_by(infer(model, example_inputs, alike=False), model, example_inputs, choose)
+    with sealed(model):
+        try:
+            return _settle_by(infer(model, example_inputs), model, example_inputs, choose)
+        except _NotAlikeError:
+            return _settle_by(infer(model, example_inputs, alike=False), model, example_inputs, choose)
 
 
 class _NotAlikeError(Exception):
@@ -156,8 +158,11 @@ def _settle_by(
     known = len(inference.units)
     records = True
 
-    def run(planned: Layouts, prepare: Callable[[nn.Module, Student], _T]) -> tuple[_T, dict[tuple[str, int], Laid]]:
+    def run(
+        planned: Layouts, prepare: Callable[[nn.Module, Student], _T]
+    ) -> tuple[_T, dict[tuple[str, int], Laid], set[str]]:
         student = _empty(model, planned)
+        noted = notes(student)
         context = Student(student, planned, known, inference.runs, inference.places)
         context.whole = inference.whole
         prepared = prepare(student, context)
@@ -168,7 +173,7 @@ def _settle_by(
             mine = repeats(student, example_inputs, trail if trail.complete else None, context.reassigned)
             if mine != inference.left_out:
                 raise _NotAlikeError
-        return prepared, context.laid
+        return prepared, context.laid, set(changed(noted, notes(student)))
 
     def attach(student: nn.Module, context: Student) -> Changes:
         return repair.attach(student, context, records)
@@ -180,7 +185,7 @@ def _settle_by(
         if not any(s.width > s.units for s in segments):
             return _Settled(inference, found, segments, planned, {}, [])
         try:
-            mended, laid = run(planned, attach)
+            mended, laid, noted = run(planned, attach)
         except TraceError as error:
             blame.take(found, segments, error)
             continue
@@ -189,11 +194,11 @@ def _settle_by(
             # Until here each module had records of its own.
             made = functools.partial(_made, changes, inference.written)
             try:
-                _, laid = run(planned, made)
+                _, laid, _ = run(planned, made)
             except (TraceError, ValueError):
                 records = False
                 continue
-        if inference.tallies:
+        if inference.tallies or not all(_by_repair(name, changes) for name in noted):
             student = _empty(model, planned)
             make(student, changes)
             if (wrong := _miscounted(student, example_inputs, inference)) is not None:
@@ -202,15 +207,20 @@ def _settle_by(
         return _Settled(inference, found, segments, planned, laid, changes)
 
 
+def _by_repair(name: str, changes: list[Change]) -> bool:
+    """Whether what a student's modules hold there is what was changed to let it run."""
+    return any(name.startswith(f"{c.module}.{c.name}" if c.module else c.name) for c in changes)
+
+
 def _miscounted(student: nn.Module, example_inputs: Inputs, inference: Inference) -> TraceError | None:
-    """What is wrong if a student changes numbers to others than its teacher."""
+    """What is wrong if a student notes down something else than its teacher."""
     try:
         mine = tallied(student, example_inputs, inference.modes)
     except Exception as error:
         return TraceError(f"the student is run again, and fails: {error}", [])
-    for theirs, its in zip(inference.tallies, mine, strict=True):
-        for name, number in theirs.items():
-            if (other := its.get(name)) != number:
+    for theirs, its in zip(inference.tallies or [{} for _ in mine], mine, strict=True):
+        for name in {**theirs, **its}:
+            if (other := its.get(name)) != (number := theirs.get(name)):
                 near = {m for m, _ in student.named_modules() if name.startswith(f"{m}." if m else "")}
                 axes = [axis.ids() for (t, _), axis in inference.units.axes.items() if t.startswith(max(near, key=len))]
                 return TraceError(f"the student changes {name} to {other}, and its teacher to {number}", axes)
