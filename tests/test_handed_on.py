@@ -1,6 +1,7 @@
 """What a forward leaves for the next one, in tensors that it writes to and in whatever modules hold: a student leaves
 the same, and finds it where its teacher does."""
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -299,6 +300,13 @@ class CountedRuns(CountedUnits):
         self.count += 1
 
 
+class Timed(Handing):
+    """What is another number each time is none of a width."""
+
+    def leave(self, z: Tensor) -> None:
+        self.began = time.perf_counter()
+
+
 class Converted(Handing):
     """As Switch Transformers' router is, before each use."""
 
@@ -311,7 +319,7 @@ class Converted(Handing):
         return self.head(self.b(self.a(x).tanh()).tanh().float())
 
 
-FOLLOWED = [Replaced, Copied, AsData, Statistics, SetByTheFirstBatch, Exchanged, CountedRuns, Converted]
+FOLLOWED = [Replaced, Copied, AsData, Statistics, SetByTheFirstBatch, Exchanged, CountedRuns, Timed, Converted]
 
 
 @pytest.mark.parametrize("kind", [*FOLLOWED, InAQueue, InAnObject, RunningScale, CountedUnits])

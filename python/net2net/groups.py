@@ -159,10 +159,19 @@ def _settled(model: nn.Module, example_inputs: Inputs, whole: bool, alike: bool)
         context = Inference(copy, units, places)
         context.whole = whole
         if _walk_all(copy, example_inputs, context, alike):
-            context.tallies = tallied(_empty(model), example_inputs, context.modes)
+            context.tallies = _steady(*(tallied(_empty(model), example_inputs, context.modes) for _ in range(2)))
         if context.settled():
             break
     return context
+
+
+def _steady(once: list[dict[str, str]], again: list[dict[str, str]]) -> list[dict[str, str | None]]:
+    """What was noted down, twice; None for what is another each time (how long it took)."""
+    names = [{*a, *b} for a, b in zip(once, again, strict=True)]
+    return [
+        {name: a.get(name) if a.get(name) == b.get(name) else None for name in sorted(every)}
+        for every, a, b in zip(names, once, again, strict=True)
+    ]
 
 
 def _empty(model: nn.Module) -> nn.Module:

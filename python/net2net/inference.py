@@ -48,7 +48,7 @@ class Inference(Context):
         self.runs: list[Run] = []  # in eval mode, and in train mode if that could be walked too
         self._left: dict[str, Left] = {}
         # What it notes down in what modules hold, if it does, in each of its modes (echo.tallied).
-        self.tallies: list[dict[str, str]] = []
+        self.tallies: list[dict[str, str | None]] = []  # None: it is another each time
         # The numbers in what train mode does beside what eval mode does; None: it does something else (echo.py).
         self.left_out: list[Any] | None = None
         # What was decided by what was not joined at that time: pairs of ids, and what `crossing` was asked.

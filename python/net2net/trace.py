@@ -29,6 +29,7 @@ from net2net.running import Inputs, as_written, call, check_seal, computed, is_l
 from net2net.shadows import compact
 from net2net.skeleton import in_mode, memory, named_tensors
 from net2net.trail import Trail
+from net2net.views import Geometry
 
 #: The reason for units that are the network's outputs: their number is part of the function, so they are not "skipped".
 OUTPUT = "its units are the network's outputs"
@@ -379,18 +380,10 @@ def walk(model: nn.Module, inputs: Inputs, context: Context, training: bool) -> 
     except Exception as error:
         where, suspects = context.mark(error)
         raise TraceError(f"{type(error).__name__}{where}: {error}", suspects) from error
-    after = dict(named_tensors(model))
-    # (Other memory may have been put in the place of the same tensor's.)
-    now = memory(model)
-    moved = {k for k, t in before.items() if after.get(k) is not t or now[k] != at[k]}
-    context.reassigned |= moved
-    anew = {f"{m}.{k}" if m else k for m, module in model.named_modules() for k in made_before_each_run(module)}
-    found = ((k, t) for k, t in after.items() if k in moved or k in context.touched or k not in before)
-    changed = {k: t for k, t in found if k not in anew}
-    changed = {k: t for k, t in changed.items() if context.left(k, t, at[k][1] if k in at else None)}
     returned, left = list(leaves(out)), list(kept(model, context.caches.dicts()))
-    context.handed_on = [t for t in changed.values() if t in run.derived]
-    context.handed_on += [t for t in left if t in run.derived and not context.is_parameter(t)]
+    changed = _changed(model, before, at, context)
+    given_on = [*changed, *(t for t in left if not context.is_parameter(t))]
+    context.handed_on = [t for t in given_on if t in run.derived]
     for t in returned:
         if isinstance(t, Tensor):
             context.returned(t, OUTPUT)
@@ -404,3 +397,22 @@ def walk(model: nn.Module, inputs: Inputs, context: Context, training: bool) -> 
         run.trail.complete = False
     context.finished(model.training)
     return run.trail
+
+
+def _changed(
+    model: nn.Module, before: dict[str, Tensor], at: dict[str, tuple[int, Geometry]], context: Context
+) -> list[Tensor]:
+    """What a forward left in the place of other values, in the model's parameters, buffers and plain attributes: the
+    context is told of it.
+
+    Args:
+        before: what was there.
+        at: where in memory that was.
+    """
+    after, now = dict(named_tensors(model)), memory(model)
+    # (Other memory may have been put in the place of the same tensor's.)
+    moved = {k for k, t in before.items() if after.get(k) is not t or now[k] != at[k]}
+    context.reassigned |= moved
+    anew = {f"{m}.{k}" if m else k for m, module in model.named_modules() for k in made_before_each_run(module)}
+    found = ((k, t) for k, t in after.items() if k in moved or k in context.touched or k not in before)
+    return [t for k, t in found if k not in anew and context.left(k, t, at[k][1] if k in at else None)]

@@ -220,7 +220,8 @@ def _miscounted(student: nn.Module, example_inputs: Inputs, inference: Inference
         return TraceError(f"the student is run again, and fails: {error}", [])
     for theirs, its in zip(inference.tallies or [{} for _ in mine], mine, strict=True):
         for name in {**theirs, **its}:
-            if (other := its.get(name)) != (number := theirs.get(name)):
+            other, number = its.get(name), theirs.get(name, "")
+            if number is not None and other != number:
                 near = {m for m, _ in student.named_modules() if name.startswith(f"{m}." if m else "")}
                 axes = [axis.ids() for (t, _), axis in inference.units.axes.items() if t.startswith(max(near, key=len))]
                 return TraceError(f"the student changes {name} to {other}, and its teacher to {number}", axes)
