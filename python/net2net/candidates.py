@@ -41,20 +41,6 @@ def candidates(
     that have not helped yet, only those that `counts` says count for the failure."""
     if stated := _stated(error):
         seen = [*seen, stated]
-    trials = _likeliest_first(module, name, error, seen, given, context, helped, counts)
-    yield from itertools.islice(_distinct(trials), _TRIES)
-
-
-def _likeliest_first(
-    module: nn.Module,
-    name: str,
-    error: Exception,
-    seen: list[Any],
-    given: list[tuple[int, int]],
-    context: Student,
-    helped: set[tuple[type, str]],
-    counts: Callable[[nn.Module, Change], bool],
-) -> Iterator[list[Edit]]:
     held = _free(module, context)
     order = _ages(seen, given, held)
     found: list[_Found] = []
@@ -123,13 +109,16 @@ def _ages(seen: list[Any], given: list[tuple[int, int]], held: dict[str, Any]) -
 _Found = tuple[bool, int, str, Any]
 
 
-def _distinct(trials: Iterable[list[Edit]]) -> Iterator[list[Edit]]:
+def first_of(trials: Iterable[list[Edit]]) -> Iterator[list[Edit]]:
+    """As many as are tried for one failure, none twice."""
     seen: set[str] = set()
     for trial in trials:
         key = repr([change for _, change in trial])
         if key not in seen:
             seen.add(key)
             yield trial
+        if len(seen) == _TRIES:
+            return
 
 
 def _one_by_one(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from net2net import snapshots
-from net2net.candidates import candidates
+from net2net.candidates import candidates, first_of
 from net2net.changes import Change, Changes, Edit, children, of_users, put_in, take_back
 from net2net.context import TraceError
 from net2net.hashes import digest
@@ -181,7 +181,7 @@ class _Attempt:
 
         before = {(change.module, change.name) for _, change in start.made}
         how = start.error, start.operations, given, self.context, self.known.helped, counts
-        for trial in candidates(self.module, self.name, *how):
+        for trial in first_of(candidates(self.module, self.name, *how)):
             again = any((change.module, change.name) in before for _, change in trial)
             if not again and (helped(trial) or any(counts(owner, change) for owner, change in trial)):
                 yield trial
