@@ -25,7 +25,7 @@ from net2net.kept_numbers import passed_on, shared
 from net2net.layout import Segment, Shares, layouts
 from net2net.plan_parts import Inventory, Skipped
 from net2net.running import Inputs, sealed
-from net2net.skeleton import skeleton
+from net2net.skeleton import check_model, skeleton
 from net2net.student import Laid, Layouts, Student
 from net2net.tallies import changed, notes
 from net2net.trace import walk
@@ -137,6 +137,7 @@ def _settle(
 ) -> _Settled:
     """Chooses maps, and runs the student's own forward on what comes of them. The groups that this fails on are
     replicated as a whole instead, and if it fails again, not at all."""
+    check_model(model)
     with sealed(model):
         try:
             return _settle_by(infer(model, example_inputs), model, example_inputs, choose)
