@@ -480,7 +480,7 @@ class Context(ABC):
         one to read. Returns whether it is another value than before.
 
         Args:
-            before: how lay in memory what was there before; None: nothing was.
+            before: how what was there before lay in memory; None: there was nothing.
         """
         known, its_own = self.shadows.get(t), any(owner == name for owner, _ in self.parameters.owners(t))
         seen: tuple[Any, ...] = ()
