@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "host.h"
 #include "kernels.h"
 
 namespace py = pybind11;
@@ -137,6 +138,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("FOLD_LANES") = n2n::kFoldLanes;
   m.attr("MOMENTS_THREADS") = n2n::kMomentsThreads;
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  n2n::bind_describe(m);
   m.def("gather_scale", &gather_scale, unlocked);
   m.def("identity", &identity, unlocked);
   m.def("channel_moments", &channel_moments, unlocked);

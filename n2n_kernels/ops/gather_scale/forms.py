@@ -3,7 +3,6 @@
 Calls on one plan come with tensors of the same strides again and again, so a whole call's worth is kept under them.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from n2n_kernels.described import STRIDES, described
 from n2n_kernels.layout import Layout, layout_of, memory_format, reach
 from n2n_kernels.ops.gather_scale.request import Kind
-
-Strides = tuple[int, ...]
+from n2n_kernels.ops.gather_scale.sources import Sources
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +23,7 @@ class Form:
     kind: Kind
     source: Layout  # as the kernels read it: of a contiguous copy, where `copied`
     target: Layout
-    strides: Strides  # of a student tensor that is made like the teacher's
+    like: Tensor  # without memory; a student tensor that is made like the teacher's is empty_like this one
     bytes: int  # from the teacher's first element to past its last; 0 if it is empty
     copied: bool  # the kernels cannot read it as it lies: its kernel dimensions do not fold, or its address is odd
 
@@ -34,7 +33,7 @@ class Forms:
     """The forms of all tensors of a call."""
 
     each: list[Form]
-    strides: list[Strides]
+    like: list[Tensor]
     bytes: np.ndarray  # int64 [tensors]
     copied: list[int]  # positions
 
@@ -42,41 +41,34 @@ class Forms:
 class KnownForms:
     """The forms that a plan has met. Threads may share it."""
 
-    def __init__(self, kinds: list[Kind]) -> None:
-        self._kinds = kinds
+    def __init__(self, kinds: list[Kind], device: torch.device) -> None:
+        self._kinds, self._device = kinds, device
         self._calls: dict[object, Forms] = {}
         self._forms: dict[object, Form] = {}
 
-    def of(self, srcs: list[Tensor], out: list[Tensor] | None, odd: Sequence[int]) -> Forms:
-        """For tensors that fit the plan.
-
-        Args:
-            srcs: the teacher's.
-            out: tensors to write to; None: they are made like the teacher's.
-            odd: the positions of sources at addresses that are not multiples of their dtype.
-        """
-        from_ = tuple(map(Tensor.stride, srcs))
-        to = tuple(map(Tensor.stride, out)) if out is not None else (None,) * len(srcs)
-        key = from_, to, tuple(odd)
+    def of(self, sources: Sources, out: list[Tensor] | None) -> Forms:
+        """For tensors that fit the plan; `out`: those to write to; None: they are made like the teacher's."""
+        to = None if out is None else described(out)[:, STRIDES].tobytes()
+        key = sources.strides, to, tuple(sources.odd)
         known = self._calls.get(key)
         if known is None:
-            every_odd = set(odd)
-            each = []
-            for i, (kind, strides, out_strides) in enumerate(zip(self._kinds, from_, to, strict=True)):
-                form_key = kind, strides, out_strides, i in every_odd
-                form = self._forms.get(form_key)
-                if form is None:
-                    made = _form(kind, srcs[i], None if out is None else out[i], i in every_odd)
-                    form = self._forms.setdefault(form_key, made)
-                each.append(form)
+            odd = set(sources.odd)
+            each = [self._form(i, src, None if out is None else out[i], i in odd)
+                    for i, src in enumerate(sources.tensors)]  # fmt: skip
             bytes_ = np.array([form.bytes for form in each], dtype=np.int64)
             copied = [i for i, form in enumerate(each) if form.copied]
             # Another thread may have been faster: what is prepared for forms goes by the object.
-            known = self._calls.setdefault(key, Forms(each, [form.strides for form in each], bytes_, copied))
+            known = self._calls.setdefault(key, Forms(each, [form.like for form in each], bytes_, copied))
         return known
 
+    def _form(self, i: int, src: Tensor, out: Tensor | None, odd: bool) -> Form:
+        kind = self._kinds[i]
+        key = kind, src.stride(), None if out is None else out.stride(), odd
+        form = self._forms.get(key)
+        return form or self._forms.setdefault(key, _form(kind, src, out, odd, self._device))
 
-def _form(kind: Kind, src: Tensor, out: Tensor | None, odd: bool) -> Form:
+
+def _form(kind: Kind, src: Tensor, out: Tensor | None, odd: bool, device: torch.device) -> Form:
     imagined = partial(torch.empty, device="meta")
     source = None if odd else layout_of(src)
     copied = source is None
@@ -85,10 +77,18 @@ def _form(kind: Kind, src: Tensor, out: Tensor | None, odd: bool) -> Form:
         kind,
         source or _layout(imagined(kind.shape)),
         _layout(student if out is None else out),
-        student.stride(),
+        _without_memory(kind.dtype, student, device),
         reach(src) * kind.dtype.itemsize,
         copied,
     )
+
+
+def _without_memory(dtype: torch.dtype, t: Tensor, device: torch.device) -> Tensor:
+    """With the shape and strides of `t`. Of what an empty tensor can be made from, this takes the least time."""
+    with torch.inference_mode(False):
+        made = torch.empty_strided(t.shape, t.stride(), dtype=dtype, device=device)
+    made.untyped_storage().resize_(0)
+    return made
 
 
 def _layout(t: Tensor) -> Layout:

@@ -74,13 +74,9 @@ class GatherScalePlan:
         self._module = implementation("gather_scale", backend, device)
         self._lock = threading.Lock()
         self._prepared: dict[Forms, tuple[list[Prepared], Arena]] = {}
-        self._forms = KnownForms(kinds)
+        self._forms = KnownForms(kinds, device)
         self._largest_sigma: Tensor | None = None
         self._expected = Expected(kinds, device)
-        # Of what makes an empty tensor, this takes the least time: less than half of what torch.empty does.
-        dtypes = {kind.dtype for kind in kinds}
-        makers = {dtype: torch.empty(0, dtype=dtype, device=device).new_empty_strided for dtype in dtypes}
-        self._students = [(makers[kind.dtype], kind.student_shape) for kind in kinds]
 
     def __deepcopy__(self, memo: dict[int, object]) -> "GatherScalePlan":
         return self  # nothing that a caller sees of it ever changes
@@ -188,17 +184,16 @@ class GatherScalePlan:
         requests.check_seed(seed)
         sigma = self._sigma(noise_std, sources.tensors)
         targets = None if out is None else self._checked_targets(checks.tensor_list("out", out), sources)
-        forms = self._forms.of(sources.tensors, targets, sources.odd)
-        self._expected.check_reach(sources, forms)
+        forms = self._forms.of(sources, targets)
+        self._expected.check_reach(sources, forms.bytes)
         if targets is None:
-            students = zip(self._students, forms.strides, strict=True)
-            targets = [make(shape, strides) for (make, shape), strides in students]
+            targets = list(map(torch.empty_like, forms.like))
         else:
             checks.check_disjoint("out", targets, "srcs", sources.tensors)
         return BoundGatherScale(self, sources, targets, forms, sigma, seed)
 
     def _checked_targets(self, out: list[Tensor], sources: Sources) -> list[Tensor]:
-        requests.check_targets(sources.tensors, [shape for _, shape in self._students], out)
+        requests.check_targets(sources.tensors, [kind.student_shape for kind in self._kinds], out)
         for i, target in enumerate(out):
             checks.check_memory(f"out[{i}]", target)
         checks.check_writable("out", out)

@@ -54,10 +54,10 @@ def run(plan: GatherScalePlan, src: Tensor, begin: int, end: int, noise_std: Dev
         item = Item(src, out, kind, 0.0 if sigma is None else float(sigma[0]), plan._ids[0], begin, end)
         reference.run_item(item, plan._noise, seed)
         return out
-    forms = plan._forms.of([src], None, sources.odd)
+    forms = plan._forms.of(sources, None)
     if forms.copied:
         raise ValueError(f"src (at the address {src.data_ptr():#x}) must be at a multiple of its dtype's size")
-    plan._expected.check_reach(sources, forms)
+    plan._expected.check_reach(sources, forms.bytes)
     prepared = plan._prepare(forms)[0]
     task = prepared.tasks.copy()
     task[0, Column.SRC] = src.data_ptr()

@@ -1,18 +1,17 @@
 """The tensors that a plan is given, held against what it was made for.
 
-There may be a thousand of them, and to look at one takes as long as to grow it. So they are compared column by column,
-in loops that are not Python's, and one by one only where something is wrong.
+There may be a thousand of them, and to look at one takes as long as to grow it. So they are compared as a table, and one
+by one only where something is wrong.
 """
 
 from dataclasses import dataclass
-from operator import attrgetter
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from n2n_kernels.described import STRIDES, WHAT, Field, described
 from n2n_kernels.ops import checks
-from n2n_kernels.ops.gather_scale.forms import Forms
 from n2n_kernels.ops.gather_scale.request import Kind
 
 
@@ -22,8 +21,18 @@ class Sources:
 
     tensors: list[Tensor]
     storages: list[torch.UntypedStorage]
-    addresses: np.ndarray  # int64 [tensors]
+    table: np.ndarray  # of `described`
     odd: list[int]  # positions of those at addresses that are not multiples of their dtype
+
+    @property
+    def addresses(self) -> np.ndarray:
+        """int64 [tensors]"""
+        return self.table[:, Field.ADDRESS]
+
+    @property
+    def strides(self) -> bytes:
+        """Equal for lists that lie in memory alike."""
+        return self.table[:, STRIDES].tobytes()
 
 
 class Expected:
@@ -31,35 +40,49 @@ class Expected:
 
     def __init__(self, kinds: list[Kind], device: torch.device) -> None:
         self._kinds, self._device = kinds, device
-        self._columns = {
-            "dtype": [kind.dtype for kind in kinds],
-            "shape": [kind.shape for kind in kinds],
-            # Whether a tensor is on the CPU takes half of the time that its device does.
-            **({"is_cpu": [True] * len(kinds)} if device.type == "cpu" else {"device": [device] * len(kinds)}),
-        }
+        examples = {dtype: torch.empty(0, dtype=dtype, device=device) for dtype in {kind.dtype for kind in kinds}}
+        rows = dict(zip(examples, described(list(examples.values())), strict=True))
+        self._table = np.zeros((len(kinds), Field.WORDS), dtype=np.int64)
+        for row, kind in zip(self._table, kinds, strict=True):
+            row[WHAT] = rows[kind.dtype][WHAT]
+            row[Field.DIM] = len(kind.shape)
+            row[Field.SHAPE : Field.SHAPE + len(kind.shape)] = kind.shape
         self._itemsizes = np.array([kind.dtype.itemsize for kind in kinds], dtype=np.int64)
 
     def check(self, srcs: list[Tensor]) -> Sources:
         checks.check_length("srcs", srcs, len(self._kinds), "the plan")
-        if any(list(map(attrgetter(what), srcs)) != column for what, column in self._columns.items()):
-            for i, (src, kind) in enumerate(zip(srcs, self._kinds, strict=True)):
-                if src.shape != kind.shape or src.dtype != kind.dtype or src.device != self._device:
-                    raise ValueError(
-                        f"srcs[{i}] ({src.dtype}, shape {tuple(src.shape)}, on {src.device}) is not what the plan was "
-                        f"made for ({kind.dtype}, shape {tuple(kind.shape)}, on {self._device})"
-                    )
         checks.check_types("srcs", srcs)
+        try:
+            table = described(srcs)
+        except RuntimeError:  # one of them is not strided
+            self._check_each(srcs)
+            raise
+        if not np.array_equal(table[:, WHAT], self._table[:, WHAT]):
+            self._check_each(srcs)
         if any(map(Tensor.is_neg, srcs)):
             for i, src in enumerate(srcs):
                 checks.check_memory(f"srcs[{i}]", src)
-        addresses = np.fromiter(map(Tensor.data_ptr, srcs), np.int64, len(srcs))
-        odd = np.flatnonzero(addresses % self._itemsizes).tolist()
-        return Sources(srcs, list(map(Tensor.untyped_storage, srcs)), addresses, odd)
+        odd = np.flatnonzero(table[:, Field.ADDRESS] % self._itemsizes).tolist()
+        return Sources(srcs, list(map(Tensor.untyped_storage, srcs)), table, odd)
 
-    def check_reach(self, sources: Sources, forms: Forms) -> None:
-        """A storage may have been freed, or be shorter than it was when its tensor was made."""
+    def _check_each(self, srcs: list[Tensor]) -> None:
+        for i, (src, kind) in enumerate(zip(srcs, self._kinds, strict=True)):
+            if src.shape != kind.shape or src.dtype != kind.dtype or src.device != self._device:
+                raise ValueError(
+                    f"srcs[{i}] ({src.dtype}, shape {tuple(src.shape)}, on {src.device}) is not what the plan was "
+                    f"made for ({kind.dtype}, shape {tuple(kind.shape)}, on {self._device})"
+                )
+            if src.layout != torch.strided:
+                raise TypeError(f"srcs[{i}].layout (={src.layout}) must be torch.strided")
+
+    def check_reach(self, sources: Sources, reaches: np.ndarray) -> None:
+        """A storage may have been freed, or be shorter than it was when its tensor was made.
+
+        Args:
+            reaches: int64 [tensors]: the bytes from a tensor's first element to past its last.
+        """
         n = len(sources.tensors)
         begins = np.fromiter(map(Tensor.storage_offset, sources.tensors), np.int64, n) * self._itemsizes
         there = np.fromiter(map(torch.UntypedStorage.nbytes, sources.storages), np.int64, n)
-        for i in np.flatnonzero((begins + forms.bytes > there) & (forms.bytes > 0)).tolist():
+        for i in np.flatnonzero((begins + reaches > there) & (reaches > 0)).tolist():
             checks.check_memory(f"srcs[{i}]", sources.tensors[i])
