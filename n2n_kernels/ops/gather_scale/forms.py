@@ -23,7 +23,7 @@ class Form:
     kind: Kind
     source: Layout  # as the kernels read it: of a contiguous copy, where `copied`
     target: Layout
-    like: Tensor  # without memory; a student tensor that is made like the teacher's is empty_like this one
+    like: Tensor | None  # without memory; a student tensor is made as empty_like this one, if it is to be made
     bytes: int  # from the teacher's first element to past its last; 0 if it is empty
     copied: bool  # the kernels cannot read it as it lies: its kernel dimensions do not fold, or its address is odd
 
@@ -33,7 +33,7 @@ class Forms:
     """The forms of all tensors of a call."""
 
     each: list[Form]
-    like: list[Tensor]
+    like: list[Tensor | None]
     bytes: np.ndarray  # int64 [tensors]
     copied: list[int]  # positions
 
@@ -48,24 +48,25 @@ class KnownForms:
 
     def of(self, sources: Sources, out: list[Tensor] | None) -> Forms:
         """For tensors that fit the plan; `out`: those to write to; None: they are made like the teacher's."""
-        to = None if out is None else described(out)[:, STRIDES].tobytes()
-        key = sources.strides, to, tuple(sources.odd)
+        from_, to = sources.strides, None if out is None else described(out)[:, STRIDES]
+        key = from_.tobytes(), None if to is None else to.tobytes(), tuple(sources.odd)
         known = self._calls.get(key)
         if known is None:
-            odd = set(sources.odd)
-            each = [self._form(i, src, None if out is None else out[i], i in odd)
-                    for i, src in enumerate(sources.tensors)]  # fmt: skip
+            odd = np.zeros(len(self._kinds), dtype=bool)
+            odd[sources.odd] = True
+            targets = [None] * len(odd) if to is None else map(tuple, to.tolist())
+            keys = zip(self._kinds, map(tuple, from_.tolist()), targets, odd.tolist(), strict=True)
+            each = [self._forms.get(key) or self._made(key, i, sources, out) for i, key in enumerate(keys)]
             bytes_ = np.array([form.bytes for form in each], dtype=np.int64)
             copied = [i for i, form in enumerate(each) if form.copied]
             # Another thread may have been faster: what is prepared for forms goes by the object.
             known = self._calls.setdefault(key, Forms(each, [form.like for form in each], bytes_, copied))
         return known
 
-    def _form(self, i: int, src: Tensor, out: Tensor | None, odd: bool) -> Form:
-        kind = self._kinds[i]
-        key = kind, src.stride(), None if out is None else out.stride(), odd
-        form = self._forms.get(key)
-        return form or self._forms.setdefault(key, _form(kind, src, out, odd, self._device))
+    def _made(self, key: object, i: int, sources: Sources, out: list[Tensor] | None) -> Form:
+        target = None if out is None else out[i]
+        form = _form(self._kinds[i], sources.tensors[i], target, i in sources.odd, self._device)
+        return self._forms.setdefault(key, form)
 
 
 def _form(kind: Kind, src: Tensor, out: Tensor | None, odd: bool, device: torch.device) -> Form:
@@ -77,7 +78,7 @@ def _form(kind: Kind, src: Tensor, out: Tensor | None, odd: bool, device: torch.
         kind,
         source or _layout(imagined(kind.shape)),
         _layout(student if out is None else out),
-        _without_memory(kind.dtype, student, device),
+        _without_memory(kind.dtype, student, device) if out is None else None,
         reach(src) * kind.dtype.itemsize,
         copied,
     )

@@ -30,9 +30,9 @@ class Sources:
         return self.table[:, Field.ADDRESS]
 
     @property
-    def strides(self) -> bytes:
-        """Equal for lists that lie in memory alike."""
-        return self.table[:, STRIDES].tobytes()
+    def strides(self) -> np.ndarray:
+        """int64 [tensors, dimensions], filled up with 0"""
+        return self.table[:, STRIDES]
 
 
 class Expected:
@@ -40,14 +40,14 @@ class Expected:
 
     def __init__(self, kinds: list[Kind], device: torch.device) -> None:
         self._kinds, self._device = kinds, device
-        examples = {dtype: torch.empty(0, dtype=dtype, device=device) for dtype in {kind.dtype for kind in kinds}}
-        rows = dict(zip(examples, described(list(examples.values())), strict=True))
-        self._table = np.zeros((len(kinds), Field.WORDS), dtype=np.int64)
-        for row, kind in zip(self._table, kinds, strict=True):
-            row[WHAT] = rows[kind.dtype][WHAT]
+        number = {kind: n for n, kind in enumerate(dict.fromkeys(kinds))}
+        numbers = np.fromiter(map(number.__getitem__, kinds), np.int64, len(kinds))
+        table = described([torch.empty(0, dtype=kind.dtype, device=device) for kind in number])
+        for row, kind in zip(table, number, strict=True):
             row[Field.DIM] = len(kind.shape)
             row[Field.SHAPE : Field.SHAPE + len(kind.shape)] = kind.shape
-        self._itemsizes = np.array([kind.dtype.itemsize for kind in kinds], dtype=np.int64)
+        self._what = table[numbers, WHAT]
+        self._itemsizes = np.array([kind.dtype.itemsize for kind in number], dtype=np.int64)[numbers]
 
     def check(self, srcs: list[Tensor]) -> Sources:
         checks.check_length("srcs", srcs, len(self._kinds), "the plan")
@@ -57,7 +57,7 @@ class Expected:
         except RuntimeError:  # one of them is not strided
             self._check_each(srcs)
             raise
-        if not np.array_equal(table[:, WHAT], self._table[:, WHAT]):
+        if not np.array_equal(table[:, WHAT], self._what):
             self._check_each(srcs)
         if any(map(Tensor.is_neg, srcs)):
             for i, src in enumerate(srcs):
