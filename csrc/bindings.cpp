@@ -139,6 +139,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("MOMENTS_THREADS") = n2n::kMomentsThreads;
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
   n2n::bind_describe(m);
+  n2n::bind_copy_values(m);
   m.def("gather_scale", &gather_scale, unlocked);
   m.def("identity", &identity, unlocked);
   m.def("channel_moments", &channel_moments, unlocked);

@@ -6,5 +6,6 @@
 namespace n2n {
 
 void bind_describe(pybind11::module_& m);
+void bind_copy_values(pybind11::module_& m);
 
 }  // namespace n2n

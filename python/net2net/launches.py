@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -35,11 +36,12 @@ class Law(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """A launch, where in it a tensor of a name and dtype is, and which axis behind the second one of each tensor grows
-    (0: none)."""
+    (0: none). `plain`: the kernels take all of its tensors as they are."""
 
     launch: GatherScalePlan
     places: dict[tuple[str, torch.dtype], int]
     late: list[int]
+    plain: bool
 
     def serves(self, device: torch.device, wanted: list[tuple[str, torch.dtype]]) -> bool:
         return self.launch.device == device and all(w in self.places for w in wanted)
@@ -72,13 +74,14 @@ class Launches:
         Raises:
             ValueError, TypeError: if tensors are on several devices, or sparse.
         """
-        dtypes = [t.dtype for t in tensors]
+        dtypes = list(map(attrgetter("dtype"), tensors))
         device = tensors[0].device
-        for entry, t in zip(entries, tensors, strict=True):
-            if t.device != device:
-                raise ValueError(f"{entry.name} is on {t.device}, but {entries[0].name} on {device}")
-            if t.layout is not torch.strided:
-                raise TypeError(f"{entry.name} has the layout {t.layout}, which cannot be grown")
+        if {*map(attrgetter("device", "layout"), tensors)} != {(device, torch.strided)}:
+            for entry, t in zip(entries, tensors, strict=True):
+                if t.device != device:
+                    raise ValueError(f"{entry.name} is on {t.device}, but {entries[0].name} on {device}")
+                if t.layout is not torch.strided:
+                    raise TypeError(f"{entry.name} has the layout {t.layout}, which cannot be grown")
         key = device, tuple(entries), tuple(dtypes)
         with self._lock:
             if key not in self._prepared:
@@ -96,18 +99,21 @@ class Launches:
                         flattened(tensors, late), out_maps, in_maps, out_scales=out_scales, in_scales=in_scales,
                         noise=noise, tensor_ids=ids,
                     )  # fmt: skip
-                self._prepared[key] = Prepared(launch, {w: i for i, w in enumerate(wanted)}, list(late))
+                plain = not any(late) and all(map(Tensor.dim, tensors))
+                self._prepared[key] = Prepared(launch, {w: i for i, w in enumerate(wanted)}, list(late), plain)
             return self._prepared[key]
 
 
 def run(prepared: Prepared, tensors: Sequence[Tensor], noise_std: Tensor | float = 0.0, seed: int = 0) -> list[Tensor]:
     """The grown tensors. On the meta device there is nothing to launch."""
     launch = prepared.launch
-    flat = flattened(tensors, prepared.late)
+    flat = list(tensors) if prepared.plain else flattened(tensors, prepared.late)
     if launch.device.type == "meta":
         grown = launch.bind(flat, noise_std=noise_std, seed=seed).out
     else:
         grown = launch(flat, noise_std=noise_std, seed=seed)
+    if prepared.plain:
+        return grown
     return [
         new if old.dim() and not late else _as(old, late, new)
         for old, late, new in zip(tensors, prepared.late, grown, strict=True)

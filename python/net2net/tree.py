@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from n2n_kernels import native
+
 #: What `copy.deepcopy` returns as it is.
 _SHARED = frozenset({type(None), bool, int, float, complex, str, bytes, FunctionType})
 
@@ -68,12 +70,13 @@ class _Copier:
         self._histories_known = False
         self._kept: list[Any] = memo.setdefault(id(memo), [])  # where copy.deepcopy keeps alive what it has an id of
         self._storages: dict[int, Any] = memo.setdefault("torch", {})  # where torch keeps those that tensors share
-        self._copiers: dict[type, Callable[[Any], Any]] = {
-            dict: self._dict,
-            list: self._list,
-            tuple: self._tuple,
-            set: self._set,
-            Tensor: self._tensor,
+        # No bound methods: with these, it and all that it has copied would be freed by the garbage collector alone.
+        self._copiers: dict[type, Callable[[_Copier, Any], Any]] = {
+            dict: _Copier._dict,
+            list: _Copier._list,
+            tuple: _Copier._tuple,
+            set: _Copier._set,
+            Tensor: _Copier._tensor,
         }
 
     def copy(self, x: Any) -> Any:
@@ -85,8 +88,8 @@ class _Copier:
             return known
         copier = self._copiers.get(kind)
         if copier is None:
-            copier = self._copiers[kind] = self._module if _is_usual_module(kind) else self._other
-        return copier(x)
+            copier = self._copiers[kind] = _Copier._module if _is_usual_module(kind) else _Copier._other
+        return copier(self, x)
 
     def _remember(self, x: Any, y: Any) -> None:
         self._memo[id(x)] = y
@@ -106,18 +109,12 @@ class _Copier:
             return self._other(x)
         # Its own dict, or a copy of it, which is no copy of what is in it.
         new = x.__getstate__() if _HAS_STATE else x.__dict__.copy()
-        memo, shared, empty = self._memo, _SHARED, _CONTAINERS
         y = type(x).__new__(type(x))
         self._remember(x, y)
-        for name, value in new.items():  # none is added or removed meanwhile
-            kind = type(value)
-            if kind in empty and not value:  # a module has more than a dozen, for its hooks
-                new[name] = memo.setdefault(id(value), kind())
-            elif kind not in shared and not (kind is tuple and shared.issuperset(map(type, value))):
-                new[name] = self.copy(value)
+        _copy_values(new, new, self._memo, _SHARED, self.copy)
         if type(x).__setstate__ is nn.Module.__setstate__:
-            # That would add what modules of older versions of torch lack.
-            y.__dict__ = new
+            # That would add what modules of older versions of torch lack. (And theirs looks for parameters first.)
+            object.__setattr__(y, "__dict__", new)
         else:
             y.__setstate__(new)
         return y
@@ -125,11 +122,7 @@ class _Copier:
     def _dict(self, x: dict[Any, Any]) -> dict[Any, Any]:
         y: dict[Any, Any] = {}
         self._remember(x, y)
-        memo = self._memo
-        for key, value in x.items():
-            new_key = key if type(key) is str else self.copy(key)
-            known = memo.get(id(value), _MISSING)
-            y[new_key] = self.copy(value) if known is _MISSING else known
+        _copy_values(x, y, self._memo, _SHARED, self.copy)
         return y
 
     def _list(self, x: list[Any]) -> list[Any]:
@@ -171,6 +164,29 @@ class _Copier:
         self._storages[storage._cdata] = y.untyped_storage()
         self._remember(x, y)
         return y
+
+
+def _in_python(
+    source: dict[Any, Any],
+    target: dict[Any, Any],
+    memo: dict[Any, Any],
+    shared: frozenset[type],
+    copy: Callable[[Any], Any],
+) -> None:
+    """Copies what is in `source` to `target`, which may be the same; what is empty, without asking `copy`."""
+    for key, value in source.items():
+        kind = type(value)
+        if kind in _CONTAINERS and not value:  # a module has more than a dozen, for its hooks
+            new = memo.setdefault(id(value), kind())
+        elif kind in shared or (kind is tuple and shared.issuperset(map(type, value))):
+            new = value
+        else:
+            new = copy(value)
+        target[key if type(key) is str else copy(key)] = new
+
+
+#: The native module's does the same in a fraction of the time.
+_copy_values = _in_python if native.missing is not None else native.module().copy_values
 
 
 def _is_usual_module(kind: type) -> bool:

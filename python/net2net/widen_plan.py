@@ -111,6 +111,8 @@ class WidenPlan(GrowthPlan):
             if content not in tables:
                 tables[content] = AxisTables(torch.from_numpy(axis.index), torch.from_numpy(axis.share))
             self._tables[key] = tables[content]
+        self._noisy = frozenset(filter(self._is_noisy, self.shapes))
+        self._crossing = frozenset(filter(self._is_crossing, self.shapes))
 
     def student_shape(self, name: str) -> tuple[int, ...]:
         shape = list(self.shapes[name])
@@ -170,23 +172,25 @@ class WidenPlan(GrowthPlan):
         ]
 
     def _noise_of(self, name: str) -> float:
-        return self.noise_scale if self._noisy(name) else 0.0
+        return self.noise_scale if name in self._noisy else 0.0
 
     def _crossing_noise_of(self, name: str) -> float:
-        return self.noise_scale if self._crossing(name) else 0.0
+        return self.noise_scale if name in self._crossing else 0.0
 
     def _noise_stds(self, names: list[str], tensors: list[Tensor]) -> Tensor | float:
         """Absolute noise: `noise_scale` times the standard deviation of each noisy tensor, which stays on the
         device."""
-        noisy = [i for i, name in enumerate(names) if self._noisy(name)]
-        if not noisy or self.noise_scale == 0 or tensors[0].is_meta:
+        if self.noise == "none" or self.noise_scale == 0 or tensors[0].is_meta:
+            return 0.0
+        noisy = [i for i, name in enumerate(names) if name in self._noisy]
+        if not noisy:
             return 0.0
         device = tensors[0].device
         stds = torch.zeros(len(tensors), dtype=torch.float64, device=device)
         stds[torch.tensor(noisy, device=device)] = _stds([tensors[i] for i in noisy]) * self.noise_scale
         return stds
 
-    def _noisy(self, name: str) -> bool:
+    def _is_noisy(self, name: str) -> bool:
         """The paper's noise goes on the incoming weights of replicas, cancelling noise on their outgoing weights."""
         if self.noise == "none" or len(self.shapes[name]) < 2 or name in self.multipliers:
             return False
@@ -194,7 +198,7 @@ class WidenPlan(GrowthPlan):
         axis = self.axes.get((name, 0 if by_row else 1))
         return axis is not None and (by_row or axis.split)
 
-    def _crossing(self, name: str) -> bool:
+    def _is_crossing(self, name: str) -> bool:
         """Whether its outgoing weights are along its first axis, and none along its second."""
         if self.noise != "cancelling" or len(self.shapes[name]) < 2 or name in self._standardised:
             return False
