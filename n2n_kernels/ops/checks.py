@@ -45,7 +45,7 @@ def integer_list(name: str, given: Iterable[int]) -> list[int]:
     if isinstance(given, Tensor | str) or not isinstance(given, Iterable):
         raise TypeError(f"{name} (={type(given).__name__}) must be a list of integers")
     integers = list(given)
-    if set(map(type, integers)) == {int} and -(2**63) <= min(integers) and max(integers) < 2**63:
+    if set(map(type, integers)) == {int} and min(integers) >= -(2**63) and max(integers) < 2**63:
         return integers
     for i, value in enumerate(integers):
         check_integer(f"{name}[{i}]", value)

@@ -33,7 +33,7 @@ class Forms:
     """The forms of all tensors of a call."""
 
     each: list[Form]
-    like: list[Tensor | None]
+    like: list[Tensor]  # none if there are tensors to write to
     bytes: np.ndarray  # int64 [tensors]
     copied: list[int]  # positions
 
@@ -58,9 +58,10 @@ class KnownForms:
             keys = zip(self._kinds, map(tuple, from_.tolist()), targets, odd.tolist(), strict=True)
             each = [self._forms.get(key) or self._made(key, i, sources, out) for i, key in enumerate(keys)]
             bytes_ = np.array([form.bytes for form in each], dtype=np.int64)
+            like = [form.like for form in each if form.like is not None]
             copied = [i for i, form in enumerate(each) if form.copied]
             # Another thread may have been faster: what is prepared for forms goes by the object.
-            known = self._calls.setdefault(key, Forms(each, [form.like for form in each], bytes_, copied))
+            known = self._calls.setdefault(key, Forms(each, like, bytes_, copied))
         return known
 
     def _made(self, key: object, i: int, sources: Sources, out: list[Tensor] | None) -> Form:

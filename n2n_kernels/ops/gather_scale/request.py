@@ -309,7 +309,7 @@ def check_seed(seed: int) -> None:
 
 def check_tensor_ids(tensor_ids: Sequence[int], count: int) -> None:
     checks.check_length("tensor_ids", tensor_ids, count, "srcs")
-    if count and 0 <= min(tensor_ids) and max(tensor_ids) < 2**32:
+    if count and min(tensor_ids) >= 0 and max(tensor_ids) < 2**32:
         return
     for i, tid in enumerate(tensor_ids):
         if not 0 <= tid < 2**32:

@@ -1,7 +1,7 @@
 """The tensors that a plan is given, held against what it was made for.
 
-There may be a thousand of them, and to look at one takes as long as to grow it. So they are compared as a table, and one
-by one only where something is wrong.
+There may be a thousand of them, and to look at one takes as long as to grow it. So they are compared as a table, and
+one by one only where something is wrong.
 """
 
 from dataclasses import dataclass
