@@ -8,7 +8,7 @@ namespace n2n {
 namespace {
 
 // What is larger than this is not in a cache afterwards anyway, so it is stored past them.
-constexpr i64 kStreamFrom = i64{32} << 20;
+constexpr i64 kStreamFrom = i64{8} << 20;
 
 // Tiles that are stored past the caches before the thread waits for them to have arrived.
 constexpr i64 kTilesAtOnce = 16;

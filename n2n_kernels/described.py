@@ -29,8 +29,9 @@ class Field(IntEnum):
     WORDS = STRIDES + DIMS
 
 
-#: The part of a row that says what a tensor is, and the one that says how it lies in memory.
+#: The part of a row that says what a tensor is, its shape, and how it lies in memory.
 WHAT = slice(Field.DEVICE, Field.STRIDES)
+SHAPE = slice(Field.SHAPE, Field.STRIDES)
 STRIDES = slice(Field.STRIDES, Field.WORDS)
 
 

@@ -65,9 +65,3 @@ def reach(t: Tensor) -> int:
     if t.is_contiguous() or t.numel() == 0:
         return t.numel()
     return 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
-
-
-def byte_range(t: Tensor) -> tuple[int, int]:
-    """First byte of `t` and the one past its last; equal if it is empty."""
-    begin = t.data_ptr()
-    return begin, begin + reach(t) * t.itemsize

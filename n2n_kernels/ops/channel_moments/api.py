@@ -13,6 +13,7 @@ from n2n_kernels.ops import checks
 from n2n_kernels.ops.channel_moments.channels import channels, run_of
 from n2n_kernels.ops.channel_moments.order import chunk_of
 from n2n_kernels.ops.channel_moments.tasks import chunks_per_block
+from n2n_kernels.ops.memory import Memory, check_memory
 
 
 def channel_moments(x: Tensor, *, dim: int = 1, backend: str | None = None) -> tuple[Tensor, Tensor]:
@@ -89,7 +90,7 @@ def moments_in_parts(
         ValueError, TypeError: naming the argument and its value.
     """
     checks.check_tensor("t", t, dims=range(65))
-    checks.check_memory("t", t)
+    check_memory("t", t)
     checks.check_integer("part_bytes", part_bytes)
     if t.device.type != "cpu" or t.numel() == 0 or part_bytes < 1:
         raise ValueError(f"t ({tuple(t.shape)}, on {t.device}) must be on the CPU and not empty, in parts of bytes")
@@ -110,7 +111,7 @@ LIBRARY.define("tensor_moments(Tensor[] tensors, str? backend) -> (Tensor, Tenso
 @torch.library.impl(LIBRARY, "channel_moments", "CompositeExplicitAutograd")
 def _channel_moments(x: Tensor, dim: int, backend: str | None) -> tuple[Tensor, Tensor]:
     _check(x, dim)
-    checks.check_memory("x", x)
+    check_memory("x", x)
     mean, var = implementation("channel_moments", backend, x.device).run(channels(x, dim))
     return mean, var
 
@@ -118,8 +119,7 @@ def _channel_moments(x: Tensor, dim: int, backend: str | None) -> tuple[Tensor, 
 @torch.library.impl(LIBRARY, "tensor_moments", "CompositeExplicitAutograd")
 def _tensor_moments(tensors: list[Tensor], backend: str | None) -> tuple[Tensor, Tensor]:
     _check_tensors(tensors)
-    for i, t in enumerate(tensors):
-        checks.check_memory(f"tensors[{i}]", t)
+    Memory(tensors).check("tensors")
     if not tensors:
         return torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.float64)
     kernel = implementation("channel_moments", backend, tensors[0].device)

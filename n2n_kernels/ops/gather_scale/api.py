@@ -12,6 +12,7 @@ from n2n_kernels.ops import checks
 from n2n_kernels.ops.gather_scale import request as requests
 from n2n_kernels.ops.gather_scale.plan import GatherScalePlan
 from n2n_kernels.ops.gather_scale.request import Axis, Call, as_call, as_stds, as_tensor_ids
+from n2n_kernels.ops.memory import Memory
 
 
 def gather_scale(
@@ -109,8 +110,9 @@ def _run(arguments: tuple[Any, ...], out: list[Tensor] | None) -> list[Tensor]:
     if out is None:
         return plan(srcs, noise_std=noise_std, seed=seed)
     bound = plan.bind(srcs, out, noise_std=noise_std, seed=seed)
+    memory = Memory(out)
     for name, axis in zip(Call._fields[1:], call[1:], strict=True):
-        checks.check_disjoint("out", out, name, axis)
+        memory.check_disjoint("out", name, axis)
     return bound.run()
 
 

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from n2n_kernels.ops import checks
 from n2n_kernels.ops.gather_scale.forms import Forms
 from n2n_kernels.ops.gather_scale.request import Kind
-from n2n_kernels.ops.gather_scale.sources import Sources
 from n2n_kernels.ops.gather_scale.tasks import Column, Launch
+from n2n_kernels.ops.memory import Memory, mark_written
 from n2n_kernels.table import upload
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class BoundGatherScale:
     def __init__(
         self,
         plan: GatherScalePlan,
-        sources: Sources,
+        sources: Memory,
         out: list[Tensor],
         forms: Forms,
         sigma: np.ndarray | Tensor | None,
@@ -127,7 +126,7 @@ class BoundGatherScale:
         """Reads the sources as they are now and writes `out`, which it returns. One launch per dtype on the current
         stream: nothing is allocated or uploaded, so it may be captured into a CUDA graph, which must not outlive this
         object. (Sources that the kernels cannot read in place are first copied, by one launch each.)"""
-        checks.mark_written(self.out)
+        mark_written(self.out)
         return self.first_run()
 
     def first_run(self) -> list[Tensor]:

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from n2n_kernels.described import STRIDES, described
-from n2n_kernels.layout import Layout, layout_of, memory_format, reach
+from n2n_kernels.layout import Layout, layout_of, memory_format
 from n2n_kernels.ops.gather_scale.request import Kind
-from n2n_kernels.ops.gather_scale.sources import Sources
+from n2n_kernels.ops.memory import Memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +23,6 @@ class Form:
     source: Layout  # as the kernels read it: of a contiguous copy, where `copied`
     target: Layout
     like: Tensor | None  # without memory; a student tensor is made as empty_like this one, if it is to be made
-    bytes: int  # from the teacher's first element to past its last; 0 if it is empty
     copied: bool  # the kernels cannot read it as it lies: its kernel dimensions do not fold, or its address is odd
 
 
@@ -34,7 +32,6 @@ class Forms:
 
     each: list[Form]
     like: list[Tensor]  # none if there are tensors to write to
-    bytes: np.ndarray  # int64 [tensors]
     copied: list[int]  # positions
 
 
@@ -46,9 +43,9 @@ class KnownForms:
         self._calls: dict[object, Forms] = {}
         self._forms: dict[object, Form] = {}
 
-    def of(self, sources: Sources, out: list[Tensor] | None) -> Forms:
+    def of(self, sources: Memory, out: Memory | None) -> Forms:
         """For tensors that fit the plan; `out`: those to write to; None: they are made like the teacher's."""
-        from_, to = sources.strides, None if out is None else described(out)[:, STRIDES]
+        from_, to = sources.strides, None if out is None else out.strides
         key = from_.tobytes(), None if to is None else to.tobytes(), tuple(sources.odd)
         known = self._calls.get(key)
         if known is None:
@@ -57,15 +54,14 @@ class KnownForms:
             targets = [None] * len(odd) if to is None else map(tuple, to.tolist())
             keys = zip(self._kinds, map(tuple, from_.tolist()), targets, odd.tolist(), strict=True)
             each = [self._forms.get(key) or self._made(key, i, sources, out) for i, key in enumerate(keys)]
-            bytes_ = np.array([form.bytes for form in each], dtype=np.int64)
             like = [form.like for form in each if form.like is not None]
             copied = [i for i, form in enumerate(each) if form.copied]
             # Another thread may have been faster: what is prepared for forms goes by the object.
-            known = self._calls.setdefault(key, Forms(each, like, bytes_, copied))
+            known = self._calls.setdefault(key, Forms(each, like, copied))
         return known
 
-    def _made(self, key: object, i: int, sources: Sources, out: list[Tensor] | None) -> Form:
-        target = None if out is None else out[i]
+    def _made(self, key: object, i: int, sources: Memory, out: Memory | None) -> Form:
+        target = None if out is None else out.tensors[i]
         form = _form(self._kinds[i], sources.tensors[i], target, i in sources.odd, self._device)
         return self._forms.setdefault(key, form)
 
@@ -80,7 +76,6 @@ def _form(kind: Kind, src: Tensor, out: Tensor | None, odd: bool, device: torch.
         source or _layout(imagined(kind.shape)),
         _layout(student if out is None else out),
         _without_memory(kind.dtype, student, device) if out is None else None,
-        reach(src) * kind.dtype.itemsize,
         copied,
     )
 

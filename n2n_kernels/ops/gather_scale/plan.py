@@ -17,8 +17,9 @@ from n2n_kernels.ops.gather_scale import rows
 from n2n_kernels.ops.gather_scale.bound import BoundGatherScale, Prepared
 from n2n_kernels.ops.gather_scale.forms import Forms, KnownForms
 from n2n_kernels.ops.gather_scale.request import Axis, Kind
-from n2n_kernels.ops.gather_scale.sources import Expected, Sources
+from n2n_kernels.ops.gather_scale.sources import Expected
 from n2n_kernels.ops.gather_scale.tasks import POINTERS, launches
+from n2n_kernels.ops.memory import Memory
 from n2n_kernels.table import Arena, upload
 
 #: Outputs of more bytes than this pass the caches by: half of the last-level cache of a large GPU, and of a processor.
@@ -183,21 +184,18 @@ class GatherScalePlan:
         checks.check_integer("seed", seed)
         requests.check_seed(seed)
         sigma = self._sigma(noise_std, sources.tensors)
-        targets = None if out is None else self._checked_targets(checks.tensor_list("out", out), sources)
+        targets = None if out is None else self._checked_targets(checks.tensor_list("out", out), sources.tensors)
         forms = self._forms.of(sources, targets)
-        self._expected.check_reach(sources, forms.bytes)
-        if targets is None:
-            targets = list(map(torch.empty_like, forms.like))
-        else:
-            checks.check_disjoint("out", targets, "srcs", sources.tensors)
-        return BoundGatherScale(self, sources, targets, forms, sigma, seed)
+        made = list(map(torch.empty_like, forms.like)) if targets is None else targets.tensors
+        return BoundGatherScale(self, sources, made, forms, sigma, seed)
 
-    def _checked_targets(self, out: list[Tensor], sources: Sources) -> list[Tensor]:
-        requests.check_targets(sources.tensors, [kind.student_shape for kind in self._kinds], out)
-        for i, target in enumerate(out):
-            checks.check_memory(f"out[{i}]", target)
-        checks.check_writable("out", out)
-        return out
+    def _checked_targets(self, out: list[Tensor], srcs: list[Tensor]) -> Memory:
+        requests.check_targets(srcs, [kind.student_shape for kind in self._kinds], out)
+        memory = Memory(out)
+        memory.check("out")
+        memory.check_writable("out")
+        memory.check_disjoint("out", "srcs", srcs)
+        return memory
 
     def _sigma(self, noise_std: Deviations, srcs: list[Tensor]) -> np.ndarray | Tensor | None:
         """The factor on the integer noise, float64 [n], on the host or on the device; None where all are zero."""

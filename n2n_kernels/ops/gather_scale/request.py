@@ -5,10 +5,9 @@ tensor's shape, dtype, maps and scales alone is found once per `Kind`.
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 from n2n_kernels import dtypes, rng
 from n2n_kernels.layout import memory_format
 from n2n_kernels.ops import checks
+from n2n_kernels.ops.memory import check_types
 
 NOISES = {"replicas": 1, "cancelling": 2}  # n2n::Noise, and the (first) stream of the noise's counter
 
@@ -145,7 +145,7 @@ class Kind:
 def kinds(call: Call) -> list[Kind]:
     """The kind of each tensor, after all that can be checked of them; values are read from maps and scales."""
     alike = check(call)
-    checks.check_types("srcs", call.srcs)
+    check_types("srcs", call.srcs)
     values = _Values()
     known: dict[int, Kind] = {}
     for i in dict.fromkeys(alike):
@@ -225,17 +225,6 @@ class _Values:
         return self._scales[key]
 
 
-def _alike(call: Call) -> list[int]:
-    srcs, *axes = call
-    columns = [map(attrgetter(what), srcs) for what in ("shape", "dtype", "layout", "device")]
-    columns += [map(id, axis) for axis in axes]
-    first: dict[Hashable, int] = {}
-    try:
-        return [first.setdefault(key, i) for i, key in enumerate(zip(*columns, strict=True))]
-    except TypeError:  # a symbolic size, while torch.compile traces, has no hash
-        return list(range(len(srcs)))
-
-
 def _student_shape(src: Tensor, out_map: Tensor | None, in_map: Tensor | None) -> torch.Size:
     shape = list(src.shape)
     if out_map is not None:
@@ -266,7 +255,7 @@ def check(call: Call) -> list[int]:
     """
     for name, given in zip(Call._fields[1:], call[1:], strict=True):
         checks.check_length(name, given, len(call.srcs), "srcs")
-    alike = _alike(call)
+    alike = checks.alike(call.srcs, *(map(id, axis) for axis in call[1:]))
     for i in dict.fromkeys(alike):
         src, (om, im, so, si) = call.srcs[i], (axis[i] for axis in call[1:])
         checks.check_tensor(f"srcs[{i}]", src, dims=range(1, 6))

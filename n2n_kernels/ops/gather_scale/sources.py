@@ -1,38 +1,13 @@
-"""The tensors that a plan is given, held against what it was made for.
-
-There may be a thousand of them, and to look at one takes as long as to grow it. So they are compared as a table, and
-one by one only where something is wrong.
-"""
-
-from dataclasses import dataclass
+"""The tensors that a plan is given, held against what it was made for."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from n2n_kernels.described import STRIDES, WHAT, Field, described
+from n2n_kernels.described import WHAT, Field, described
 from n2n_kernels.ops import checks
 from n2n_kernels.ops.gather_scale.request import Kind
-
-
-@dataclass(frozen=True, eq=False)
-class Sources:
-    """The tensors to read, and their memory as it is now: they may be given other memory later."""
-
-    tensors: list[Tensor]
-    storages: list[torch.UntypedStorage]
-    table: np.ndarray  # of `described`
-    odd: list[int]  # positions of those at addresses that are not multiples of their dtype
-
-    @property
-    def addresses(self) -> np.ndarray:
-        """int64 [tensors]"""
-        return self.table[:, Field.ADDRESS]
-
-    @property
-    def strides(self) -> np.ndarray:
-        """int64 [tensors, dimensions], filled up with 0"""
-        return self.table[:, STRIDES]
+from n2n_kernels.ops.memory import Memory, check_types
 
 
 class Expected:
@@ -49,21 +24,19 @@ class Expected:
         self._what = table[numbers, WHAT]
         self._itemsizes = np.array([kind.dtype.itemsize for kind in number], dtype=np.int64)[numbers]
 
-    def check(self, srcs: list[Tensor]) -> Sources:
+    def check(self, srcs: list[Tensor]) -> Memory:
         checks.check_length("srcs", srcs, len(self._kinds), "the plan")
-        checks.check_types("srcs", srcs)
+        check_types("srcs", srcs)
         try:
-            table = described(srcs)
+            memory = Memory(srcs)
         except RuntimeError:  # one of them is not strided
             self._check_each(srcs)
             raise
-        if not np.array_equal(table[:, WHAT], self._what):
+        if not np.array_equal(memory.table[:, WHAT], self._what):
             self._check_each(srcs)
-        if any(map(Tensor.is_neg, srcs)):
-            for i, src in enumerate(srcs):
-                checks.check_memory(f"srcs[{i}]", src)
-        odd = np.flatnonzero(table[:, Field.ADDRESS] % self._itemsizes).tolist()
-        return Sources(srcs, list(map(Tensor.untyped_storage, srcs)), table, odd)
+        memory.itemsizes = self._itemsizes
+        memory.check("srcs")
+        return memory
 
     def _check_each(self, srcs: list[Tensor]) -> None:
         for i, (src, kind) in enumerate(zip(srcs, self._kinds, strict=True)):
@@ -74,15 +47,3 @@ class Expected:
                 )
             if src.layout != torch.strided:
                 raise TypeError(f"srcs[{i}].layout (={src.layout}) must be torch.strided")
-
-    def check_reach(self, sources: Sources, reaches: np.ndarray) -> None:
-        """A storage may have been freed, or be shorter than it was when its tensor was made.
-
-        Args:
-            reaches: int64 [tensors]: the bytes from a tensor's first element to past its last.
-        """
-        n = len(sources.tensors)
-        begins = np.fromiter(map(Tensor.storage_offset, sources.tensors), np.int64, n) * self._itemsizes
-        there = np.fromiter(map(torch.UntypedStorage.nbytes, sources.storages), np.int64, n)
-        for i in np.flatnonzero((begins + reaches > there) & (reaches > 0)).tolist():
-            checks.check_memory(f"srcs[{i}]", sources.tensors[i])

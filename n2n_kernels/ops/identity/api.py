@@ -8,6 +8,7 @@ from torch import Tensor
 from n2n_kernels.backends import check_name, implementation
 from n2n_kernels.library import LIBRARY
 from n2n_kernels.ops import checks
+from n2n_kernels.ops.memory import Memory, mark_written
 
 
 def identity_(
@@ -33,9 +34,7 @@ def identity_(
         ValueError, TypeError: naming the argument and its value, before anything is written.
     """
     targets = checks.tensor_list("tensors", tensors)
-    per_tensor = list(groups) if isinstance(groups, Iterable) else [groups] * len(targets)
-    for i, g in enumerate(per_tensor):
-        checks.check_integer(f"groups[{i}]", g)
+    per_tensor = checks.integer_list("groups", groups if isinstance(groups, Iterable) else [groups] * len(targets))
     check_name(backend)
     with torch.no_grad():
         torch.ops.n2n.identity_.default(targets, per_tensor, backend)
@@ -48,20 +47,21 @@ LIBRARY.define("identity_(Tensor(a!)[] tensors, int[] groups, str? backend) -> (
 @torch.library.impl(LIBRARY, "identity_", "CompositeExplicitAutograd")
 def _identity(tensors: list[Tensor], groups: list[int], backend: str | None) -> None:
     _check(tensors, groups)
-    for i, t in enumerate(tensors):
-        checks.check_memory(f"tensors[{i}]", t)
     if not tensors:
         return
-    checks.check_writable("tensors", tensors)
+    memory = Memory(tensors)
+    memory.check("tensors")
+    memory.check_writable("tensors")
     kernel = implementation("identity", backend, tensors[0].device)
-    checks.mark_written(tensors)
+    mark_written(tensors)
     kernel.run(tensors, groups)
 
 
 def _check(tensors: list[Tensor], groups: list[int]) -> None:
     """Everything that can be told from numbers, dtypes, shapes and devices, so for fake tensors too."""
     checks.check_length("groups", groups, len(tensors), "tensors")
-    for i, t in enumerate(tensors):
+    for i in dict.fromkeys(checks.alike(tensors, groups)):
+        t = tensors[i]
         checks.check_tensor(f"tensors[{i}]", t, dims=range(2, 6))
         if groups[i] < 1 or t.shape[0] % groups[i]:
             raise ValueError(f"groups[{i}] (={groups[i]}) must divide the {t.shape[0]} output channels of tensors[{i}]")

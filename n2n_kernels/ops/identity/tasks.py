@@ -3,6 +3,7 @@
 import functools
 import math
 from enum import IntEnum, auto
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -83,17 +84,16 @@ def _walk(shape: tuple[int, ...], strides: tuple[int, ...], groups: int) -> tupl
 def pack(tensors: list[Tensor], groups: list[int], device: torch.device) -> Table:
     """The table for tensors of one dtype, none of them empty."""
     size = tensors[0].element_size()
-    rows, tiles, first_tile = [], [], 0
-    for t, g in zip(tensors, groups, strict=True):
-        walk = _walk(t.shape, t.stride(), g)
-        elements, dense = walk[:2]
-        dst = t.data_ptr()
-        lead = dst % VECTOR_BYTES // size if dense else 0
-        rows.append((dst, lead, first_tile, *walk))
-        tiles.append(-(-(elements + lead) // (TILE_BYTES // size)))
-        first_tile += tiles[-1]
-    tasks = np.array(rows, dtype=np.int64)
-    tile_task = np.repeat(np.arange(len(rows), dtype=np.int32), tiles)
+    known: dict[tuple[torch.Size, tuple[int, ...], int], int] = {}
+    keys = zip(map(attrgetter("shape"), tensors), map(Tensor.stride, tensors), groups, strict=True)
+    numbers = [known.setdefault(key, len(known)) for key in keys]
+    walks = np.array([(0,) * Column.ELEMENTS + _walk(*key) for key in known], dtype=np.int64)
+    tasks = walks[numbers]
+    tasks[:, Column.DST] = dst = np.fromiter(map(Tensor.data_ptr, tensors), np.int64, len(tensors))
+    tasks[:, Column.LEAD] = lead = np.where(tasks[:, Column.DENSE], dst % VECTOR_BYTES // size, 0)
+    tiles = -(-(tasks[:, Column.ELEMENTS] + lead) // (TILE_BYTES // size))
+    tasks[:, Column.FIRST_TILE] = np.cumsum(tiles) - tiles
+    tile_task = np.repeat(np.arange(len(tasks), dtype=np.int32), tiles)
     host = torch.from_numpy(np.concatenate([tasks.reshape(-1).view(np.uint8), tile_task.view(np.uint8)]))
     # From memory that is not pinned a copy has read its source when it returns, so there is nothing to wait for.
-    return Table(host.to(device, non_blocking=True), len(rows), first_tile)
+    return Table(host.to(device, non_blocking=True), len(tasks), len(tile_task))

@@ -1,0 +1,158 @@
+"""The memory that tensors lie in: whether it is there, and whether two of them write to it.
+
+There may be a thousand tensors, and to look at one takes as long as to grow it. So they are looked at as a table, and
+one by one only where something is wrong.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from operator import attrgetter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from n2n_kernels.described import DIMS, SHAPE, STRIDES, Field, described
+from n2n_kernels.layout import layout_of, reach
+
+#: What has memory of its own. (A torch.nn.Buffer is made as a Tensor.)
+_PLAIN: frozenset[type] = frozenset({Tensor, torch.nn.Parameter})
+
+
+class Memory:
+    """The memory of strided tensors as it is now: they may be given other memory later.
+
+    Attributes:
+        tensors: those that it is of.
+        table: what `described` says of them.
+    """
+
+    def __init__(self, tensors: list[Tensor], table: np.ndarray | None = None) -> None:
+        self.tensors = tensors
+        self.table = described(tensors) if table is None else table
+
+    @property
+    def addresses(self) -> np.ndarray:
+        """int64 [tensors]"""
+        return self.table[:, Field.ADDRESS]
+
+    @property
+    def strides(self) -> np.ndarray:
+        """int64 [tensors, DIMS], filled up with 0"""
+        return self.table[:, STRIDES]
+
+    @cached_property
+    def storages(self) -> list[torch.UntypedStorage]:
+        """As long as this is there, so is the memory."""
+        return list(map(Tensor.untyped_storage, self.tensors))
+
+    @cached_property
+    def itemsizes(self) -> np.ndarray:
+        """int64 [tensors]"""
+        return np.fromiter(map(attrgetter("itemsize"), self.tensors), np.int64, len(self.tensors))
+
+    @cached_property
+    def bytes(self) -> np.ndarray:
+        """int64 [tensors]: from the first element to past the last; 0 for a tensor without elements."""
+        shape, dims = self.table[:, SHAPE], self.table[:, Field.DIM]
+        elements = 1 + ((shape - 1) * self.strides).sum(1)  # a dimension that is not there has stride 0
+        elements[((shape == 0) & (np.arange(DIMS) < dims[:, None])).any(1)] = 0
+        for i in np.flatnonzero(dims > DIMS).tolist():
+            elements[i] = reach(self.tensors[i])
+        return elements * self.itemsizes
+
+    @cached_property
+    def odd(self) -> list[int]:
+        """The positions of tensors at addresses that are not multiples of their dtype, such as views of a file."""
+        return np.flatnonzero(self.addresses % self.itemsizes).tolist()
+
+    def check(self, name: str) -> None:
+        """`check_memory` of each tensor of `name`."""
+        check_types(name, self.tensors)
+        n = len(self.tensors)
+        there = np.fromiter(map(torch.UntypedStorage.nbytes, self.storages), np.int64, n)
+        begins = np.fromiter(map(Tensor.storage_offset, self.tensors), np.int64, n) * self.itemsizes
+        wrong = (begins + self.bytes > there) & (self.bytes > 0)
+        if wrong.any() or any(map(Tensor.is_neg, self.tensors)):
+            for i, t in enumerate(self.tensors):
+                check_memory(f"{name}[{i}]", t)
+
+    def check_writable(self, name: str) -> None:
+        """Each tensor must have an aligned, canonical layout without overlaps in itself or with another one."""
+        for i in self.odd:
+            address = int(self.addresses[i])
+            raise ValueError(f"{name}[{i}] lies at an address (={address:#x}) that is not a multiple of its dtype")
+        if not all(map(Tensor.is_contiguous, self.tensors)):
+            for i, t in enumerate(self.tensors):
+                if not t.is_contiguous():
+                    _check_gaps(f"{name}[{i}]", t)
+        self.check_disjoint(name, name, self.tensors)
+
+    def check_disjoint(self, name: str, other_name: str, others: Sequence[Tensor | None]) -> None:
+        """No tensor of `name` may reach into the bytes between the first and the last of one of `others` (of another
+        one, where the lists are the same)."""
+        mine = np.flatnonzero(self.bytes)
+        mine = mine[np.argsort(self.addresses[mine], kind="stable")]
+        begins = self.addresses[mine]
+        ends = begins + self.bytes[mine]
+        if (overlaps := np.flatnonzero(ends[:-1] > begins[1:])).size:
+            i = int(overlaps[0])
+            raise ValueError(f"{name}[{mine[i]}] overlaps {name}[{mine[i + 1]}]")
+        there = [j for j, t in enumerate(others) if t is not None]
+        if others is self.tensors or not mine.size or not there:
+            return
+        other = Memory([others[j] for j in there])  # type: ignore[misc]
+        # What does not overlap is ordered by its ends as by its beginnings.
+        before = np.searchsorted(begins, other.addresses + other.bytes) - 1
+        if (overlaps := np.flatnonzero((other.bytes > 0) & (before >= 0) & (ends[before] > other.addresses))).size:
+            j = int(overlaps[0])
+            raise ValueError(f"{name}[{mine[before[j]]}] overlaps {other_name}[{there[j]}]")
+
+
+def check_types(name: str, tensors: Sequence[Tensor]) -> None:
+    if not _PLAIN.issuperset(map(type, tensors)):
+        for i, t in enumerate(tensors):
+            check_type(f"{name}[{i}]", t)
+
+
+def check_type(name: str, t: Tensor) -> None:
+    """`t` must not be of a subclass, which stands for something else than what is in its memory."""
+    if type(t) not in _PLAIN:
+        raise TypeError(
+            f"{name} (={type(t).__name__}) is a tensor subclass, which the kernels cannot read; pass its data"
+        )
+
+
+def check_memory(name: str, t: Tensor) -> None:
+    """`t` must have memory of its own that a kernel can read, as far as its shape and strides reach."""
+    check_type(name, t)
+    if t.is_neg():
+        raise ValueError(f"{name} is a view that stands for the negative of what is in memory; pass resolve_neg()")
+    if t.is_meta or not (elements := reach(t)):
+        return
+    there, needed = t.untyped_storage().nbytes(), (t.storage_offset() + elements) * t.itemsize
+    if there == 0:
+        raise ValueError(f"{name} (shape {tuple(t.shape)}) has no memory: its storage was freed")
+    if there < needed:
+        raise ValueError(
+            f"{name} (shape {tuple(t.shape)}) needs a storage of {needed} bytes, but its own was shortened to {there}"
+        )
+
+
+def _check_gaps(name: str, t: Tensor) -> None:
+    """`t`, which is not contiguous, must have a canonical layout without overlaps in itself."""
+    if layout_of(t) is None:
+        raise ValueError(f"{name} has kernel dimensions that are not dense (strides {t.stride()})")
+    last = 0  # the last element that the dimensions of smaller strides reach
+    for stride, n in sorted((s, n) for n, s in zip(t.shape, t.stride(), strict=True) if n > 1):
+        if t.numel() and stride <= last:
+            raise ValueError(f"{name} overlaps itself (shape {tuple(t.shape)}, strides {t.stride()})")
+        last += (n - 1) * stride
+
+
+def mark_written(tensors: Iterable[Tensor]) -> None:
+    """Tells autograd that `tensors` are about to change, so that a backward pass that saved one of them raises.
+
+    In-place ops of torch do this in a kernel of the dispatcher that operators of a library do not get by themselves.
+    """
+    torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
