@@ -1,14 +1,16 @@
 #include <algorithm>
+#include <cstring>
 
 #include "dispatch.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "simd.h"
 
 namespace n2n {
 namespace {
 
 // What is larger than this is not in a cache afterwards anyway, so it is stored past them.
-constexpr i64 kStreamFrom = i64{8} << 20;
+constexpr i64 kStreamFrom = i64{32} << 20;
 
 // Tiles that are stored past the caches before the thread waits for them to have arrived.
 constexpr i64 kTilesAtOnce = 16;
@@ -20,11 +22,27 @@ struct Ones {
   i64 next, end;
 };
 
+// What the compiler knows to be zeros it makes a memset of, which takes a third longer than a loop of wide stores does
+// (glibc's, for 16 KB that are in no cache).
+#if defined(__GNUC__)
+#define N2N_HIDE(value) asm("" : "+r"(value))
+#else
+#define N2N_HIDE(value) static_cast<void>(value)
+#endif
+
+N2N_SIMD void zero(unsigned char* to, std::size_t bytes) {
+  u64 nothing = 0;
+  N2N_HIDE(nothing);
+  const std::size_t words = bytes / sizeof(u64);
+  for (std::size_t i = 0; i < words; ++i) std::memcpy(to + i * sizeof(u64), &nothing, sizeof(u64));
+  std::memset(to + words * sizeof(u64), 0, bytes % sizeof(u64));
+}
+
 // Elements [begin, end) of a dense tensor, with plain stores: zeros first, while the tile stays in the first cache.
 template <class S>
 void fill(const IdentityTask& t, i64 begin, i64 end, Ones ones) {
   S* const dst = reinterpret_cast<S*>(t.dst);
-  memset(static_cast<void*>(dst + begin), 0, static_cast<std::size_t>(end - begin) * sizeof(S));
+  zero(reinterpret_cast<unsigned char*>(dst + begin), static_cast<std::size_t>(end - begin) * sizeof(S));
   for (; ones.next < ones.end; ++ones.next) dst[position_of_one(t, ones.next)] = one_or_zero<S>(true);
 }
 

@@ -66,6 +66,17 @@ class Memory:
         """The positions of tensors at addresses that are not multiples of their dtype, such as views of a file."""
         return np.flatnonzero(self.addresses % self.itemsizes).tolist()
 
+    def kinds(self, *more: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Which tensors are alike in all but their addresses, and in these columns of numbers; they have no more than
+        DIMS dimensions.
+
+        Returns:
+            int64 [kinds]: the first tensor of each; and int64 [tensors]: each one's kind.
+        """
+        rows = np.column_stack([self.table[:, Field.ADDRESS + 1 :], *(np.array(m, dtype=np.int64) for m in more)])
+        _, first, number = np.unique(rows.view(f"V{rows.shape[1] * 8}"), return_index=True, return_inverse=True)
+        return first, number.reshape(-1)
+
     def check(self, name: str) -> None:
         """`check_memory` of each tensor of `name`."""
         check_types(name, self.tensors)
@@ -155,4 +166,7 @@ def mark_written(tensors: Iterable[Tensor]) -> None:
 
     In-place ops of torch do this in a kernel of the dispatcher that operators of a library do not get by themselves.
     """
-    torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
+    given = list(tensors)
+    if any(map(Tensor.is_inference, given)):
+        given = [t for t in given if not t.is_inference()]
+    torch.autograd.graph.increment_version(given)

@@ -8,7 +8,8 @@ from torch import Tensor
 from n2n_kernels.backends import check_name, implementation
 from n2n_kernels.library import LIBRARY
 from n2n_kernels.ops import checks
-from n2n_kernels.ops.memory import Memory, mark_written
+from n2n_kernels.ops.identity.tasks import Call
+from n2n_kernels.ops.memory import Memory, check_types, mark_written
 
 
 def identity_(
@@ -46,21 +47,28 @@ LIBRARY.define("identity_(Tensor(a!)[] tensors, int[] groups, str? backend) -> (
 
 @torch.library.impl(LIBRARY, "identity_", "CompositeExplicitAutograd")
 def _identity(tensors: list[Tensor], groups: list[int], backend: str | None) -> None:
-    _check(tensors, groups)
+    checks.check_length("groups", groups, len(tensors), "tensors")
     if not tensors:
         return
-    memory = Memory(tensors)
+    check_types("tensors", tensors)
+    try:
+        memory = Memory(tensors)
+    except RuntimeError:  # one of them is not strided
+        _check(tensors, groups, range(len(tensors)))
+        raise
+    first, number = memory.kinds(groups)
+    _check(tensors, groups, sorted(first.tolist()))
     memory.check("tensors")
     memory.check_writable("tensors")
     kernel = implementation("identity", backend, tensors[0].device)
     mark_written(tensors)
-    kernel.run(tensors, groups)
+    kernel.run(Call(memory, groups, first, number))
 
 
-def _check(tensors: list[Tensor], groups: list[int]) -> None:
+def _check(tensors: list[Tensor], groups: list[int], which: Iterable[int]) -> None:
     """Everything that can be told from numbers, dtypes, shapes and devices, so for fake tensors too."""
     checks.check_length("groups", groups, len(tensors), "tensors")
-    for i in dict.fromkeys(checks.alike(tensors, groups)):
+    for i in which:
         t = tensors[i]
         checks.check_tensor(f"tensors[{i}]", t, dims=range(2, 6))
         if groups[i] < 1 or t.shape[0] % groups[i]:
@@ -71,4 +79,4 @@ def _check(tensors: list[Tensor], groups: list[int]) -> None:
 
 @torch.library.register_fake("n2n::identity_", lib=LIBRARY)
 def _(tensors: list[Tensor], groups: list[int], backend: str | None) -> None:
-    _check(tensors, groups)
+    _check(tensors, groups, range(len(tensors)))

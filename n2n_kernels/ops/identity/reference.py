@@ -1,11 +1,12 @@
 """identity_ in plain torch."""
 
 import torch
-from torch import Tensor
+
+from n2n_kernels.ops.identity.tasks import Call
 
 
-def run(tensors: list[Tensor], groups: list[int]) -> None:
-    for t, g in zip(tensors, groups, strict=True):
+def run(call: Call) -> None:
+    for t, g in zip(call.memory.tensors, call.groups, strict=True):
         per_group = t.shape[0] // g
         t.zero_()
         if t.numel() == 0:

@@ -2,15 +2,17 @@
 
 import functools
 import math
+from collections.abc import Iterator
 from enum import IntEnum, auto
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from n2n_kernels.described import Field
 from n2n_kernels.layout import fold
+from n2n_kernels.ops.memory import Memory
 from n2n_kernels.table import VECTOR_BYTES
 
 #: Bytes of output per tile; `n2n::kIdentityTileBytes`.
@@ -35,6 +37,15 @@ class Column(IntEnum):
     INNER_STEP = auto()
     INNER = auto()
     ONES = auto()
+
+
+class Call(NamedTuple):
+    """The tensors to fill; the first one of each kind of them, and each one's kind (as of `Memory.kinds`)."""
+
+    memory: Memory
+    groups: list[int]
+    first: np.ndarray
+    number: np.ndarray
 
 
 class Table(NamedTuple):
@@ -81,16 +92,27 @@ def _walk(shape: tuple[int, ...], strides: tuple[int, ...], groups: int) -> tupl
     )  # fmt: skip
 
 
-def pack(tensors: list[Tensor], groups: list[int], device: torch.device) -> Table:
-    """The table for tensors of one dtype, none of them empty."""
-    size = tensors[0].element_size()
-    known: dict[tuple[torch.Size, tuple[int, ...], int], int] = {}
-    keys = zip(map(attrgetter("shape"), tensors), map(Tensor.stride, tensors), groups, strict=True)
-    numbers = [known.setdefault(key, len(known)) for key in keys]
-    walks = np.array([(0,) * Column.ELEMENTS + _walk(*key) for key in known], dtype=np.int64)
-    tasks = walks[numbers]
-    tasks[:, Column.DST] = dst = np.fromiter(map(Tensor.data_ptr, tensors), np.int64, len(tensors))
-    tasks[:, Column.LEAD] = lead = np.where(tasks[:, Column.DENSE], dst % VECTOR_BYTES // size, 0)
+def tables(call: Call) -> Iterator[tuple[torch.dtype, Table]]:
+    """One for each dtype of which there are elements to write."""
+    memory, groups, first, number = call
+    walks = []
+    for i in first.tolist():
+        t = memory.tensors[i]
+        walks.append((0,) * Column.ELEMENTS + _walk(t.shape, t.stride(), groups[i]))
+    tasks = np.array(walks, dtype=np.int64)[number]
+    tasks[:, Column.DST] = memory.addresses
+    dtypes = memory.table[:, Field.DTYPE]
+    for dtype in dict.fromkeys(dtypes[first].tolist()):
+        mine = np.flatnonzero((dtypes == dtype) & (tasks[:, Column.ELEMENTS] > 0))
+        if mine.size:
+            t = memory.tensors[mine[0]]
+            yield t.dtype, _table(tasks[mine], t.itemsize, t.device)
+
+
+def _table(tasks: np.ndarray, size: int, device: torch.device) -> Table:
+    """Of tasks for elements of one size, to which only where they begin is added."""
+    lead = np.where(tasks[:, Column.DENSE], tasks[:, Column.DST] % VECTOR_BYTES // size, 0)
+    tasks[:, Column.LEAD] = lead
     tiles = -(-(tasks[:, Column.ELEMENTS] + lead) // (TILE_BYTES // size))
     tasks[:, Column.FIRST_TILE] = np.cumsum(tiles) - tiles
     tile_task = np.repeat(np.arange(len(tasks), dtype=np.int32), tiles)

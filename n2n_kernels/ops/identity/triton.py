@@ -3,10 +3,9 @@
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from n2n_kernels import dtypes, native
-from n2n_kernels.ops.identity.tasks import TILE_BYTES, Column, pack
+from n2n_kernels.ops.identity.tasks import TILE_BYTES, Call, Column, tables
 from n2n_kernels.table import VECTOR_BYTES
 
 DST, LEAD, FIRST_TILE = (tl.constexpr(int(c)) for c in (Column.DST, Column.LEAD, Column.FIRST_TILE))
@@ -85,13 +84,9 @@ def identity_kernel(
             tl.store(dst + tl.where(dense, e, offset), value, mask=(e >= 0) & (e < elements))
 
 
-def run(tensors: list[Tensor], groups: list[int]) -> None:
-    for dtype in {t.dtype: None for t in tensors}:
-        mine = [(t, g) for t, g in zip(tensors, groups, strict=True) if t.dtype == dtype and t.numel()]
-        if not mine:
-            continue
-        device = mine[0][0].device
-        table = pack([t for t, _ in mine], [g for _, g in mine], device)
+def run(call: Call) -> None:
+    device = call.memory.tensors[0].device
+    for dtype, table in tables(call):
         with native.launching_on(device):
             identity_kernel[(table.tiles,)](
                 table.buffer[: table.tasks_bytes].view(torch.int64),
