@@ -8,6 +8,7 @@
 
 #include "host.h"
 #include "kernels.h"
+#include "simd.h"
 
 namespace py = pybind11;
 
@@ -21,11 +22,15 @@ using n2n::i64;
 #define N2N_ON_CUDA(call) throw std::runtime_error("n2n_kernels was built without CUDA")
 #endif
 
+// What identity_ writes on a CPU, if it is more, is in no cache afterwards anyway.
+constexpr i64 kStreamFrom = i64{32} << 20;
+
 // Where a kernel runs. `kBlocks` is the CUDA kernel's code, thread by thread on the CPU, for tests.
 enum class Target : int { kCpu = 0, kCuda = 1, kBlocks = 2 };
 
 void gather_scale(int target, int dtype, i64 tasks, i64 tiles, i64 count, n2n::u64 seed, int noise, i64 stage_bytes,
                   i64 output_bytes, bool streaming, int threads, i64 stream) {
+  const auto on = static_cast<Target>(target);
   const n2n::GatherScaleArgs args{reinterpret_cast<const n2n::Task*>(tasks),
                                   reinterpret_cast<const n2n::Tile*>(tiles),
                                   count,
@@ -33,9 +38,9 @@ void gather_scale(int target, int dtype, i64 tasks, i64 tiles, i64 count, n2n::u
                                   static_cast<n2n::Noise>(noise),
                                   stage_bytes,
                                   output_bytes,
-                                  streaming};
+                                  streaming && (on != Target::kCpu || n2n::streaming_pays(threads))};
   const auto type = static_cast<n2n::DType>(dtype);
-  switch (static_cast<Target>(target)) {
+  switch (on) {
     case Target::kCpu: return n2n::gather_scale_cpu(type, args, threads);
     case Target::kCuda: N2N_ON_CUDA(return n2n::gather_scale_cuda(type, args, reinterpret_cast<void*>(stream)));
     case Target::kBlocks: return n2n::gather_scale_blocks(type, args);
@@ -49,7 +54,8 @@ void identity(bool cuda, int dtype, i64 tasks, i64 tile_task, i64 tiles, int thr
   if (cuda) {
     N2N_ON_CUDA(n2n::identity_cuda(type, args, reinterpret_cast<void*>(stream)));
   } else {
-    n2n::identity_cpu(type, args, threads);
+    const bool large = tiles * n2n::kIdentityTileBytes >= kStreamFrom;
+    n2n::identity_cpu(type, args, large && n2n::streaming_pays(threads), threads);
   }
 }
 

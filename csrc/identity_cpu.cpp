@@ -9,9 +9,6 @@
 namespace n2n {
 namespace {
 
-// What is larger than this is not in a cache afterwards anyway, so it is stored past them.
-constexpr i64 kStreamFrom = i64{32} << 20;
-
 // Tiles that are stored past the caches before the thread waits for them to have arrived.
 constexpr i64 kTilesAtOnce = 16;
 
@@ -33,9 +30,10 @@ struct Ones {
 N2N_SIMD void zero(unsigned char* to, std::size_t bytes) {
   u64 nothing = 0;
   N2N_HIDE(nothing);
-  const std::size_t words = bytes / sizeof(u64);
-  for (std::size_t i = 0; i < words; ++i) std::memcpy(to + i * sizeof(u64), &nothing, sizeof(u64));
-  std::memset(to + words * sizeof(u64), 0, bytes % sizeof(u64));
+  u64 line[16];
+  for (u64& word : line) word = nothing;
+  for (; bytes >= sizeof line; bytes -= sizeof line, to += sizeof line) std::memcpy(to, line, sizeof line);
+  std::memset(to, 0, bytes);
 }
 
 // Elements [begin, end) of a dense tensor, with plain stores: zeros first, while the tile stays in the first cache.
@@ -83,30 +81,29 @@ void scatter(const IdentityTask& t, i64 begin, i64 end, Ones ones) {
 }
 
 template <class S>
-void run_tile(const IdentityTask& t, i64 tile, bool past_caches) {
+void run_tile(const IdentityTask& t, i64 tile, bool streaming) {
   const i64 slot = IdentityTile<S>::begin(t, tile);
   const i64 begin = std::max<i64>(slot, 0), end = std::min<i64>(slot + IdentityTile<S>::kSlots, t.elements);
   const Ones ones{ones_before(t, begin), ones_before(t, end)};
   if (!t.dense) return scatter<S>(t, begin, end, ones);
   const bool whole = end - begin == IdentityTile<S>::kSlots;
-  return past_caches && whole ? stream<S>(t, begin, end, ones) : fill<S>(t, begin, end, ones);
+  return streaming && whole ? stream<S>(t, begin, end, ones) : fill<S>(t, begin, end, ones);
 }
 
 }  // namespace
 
-void identity_cpu(DType dtype, const IdentityArgs& args, int threads) {
+void identity_cpu(DType dtype, const IdentityArgs& args, bool streaming, int threads) {
   const i64 bytes = args.tiles * kIdentityTileBytes;
-  const bool past_caches = bytes >= kStreamFrom;
   threads = static_cast<int>(std::min<i64>(threads, bytes / kBytesPerThread));
   dispatch(dtype, [&](auto type) {
     using S = typename decltype(type)::storage;
-    const i64 at_once = past_caches ? kTilesAtOnce : 1;
+    const i64 at_once = streaming ? kTilesAtOnce : 1;
     parallel_for((args.tiles + at_once - 1) / at_once, bytes, threads, [&](i64 group) {
       const i64 end = std::min((group + 1) * at_once, args.tiles);
       for (i64 tile = group * at_once; tile < end; ++tile) {
-        run_tile<S>(args.tasks[args.tile_task[tile]], tile, past_caches);
+        run_tile<S>(args.tasks[args.tile_task[tile]], tile, streaming);
       }
-      if (past_caches) finish_streaming();
+      if (streaming) finish_streaming();
     });
   });
 }

@@ -9,7 +9,7 @@ namespace n2n {
 
 void gather_scale_cpu(DType dtype, const GatherScaleArgs& args, int threads);
 void gather_scale_blocks(DType dtype, const GatherScaleArgs& args);  // the CUDA kernel's code, on the CPU, for tests
-void identity_cpu(DType dtype, const IdentityArgs& args, int threads);
+void identity_cpu(DType dtype, const IdentityArgs& args, bool streaming, int threads);
 void channel_moments_cpu(DType dtype, const MomentsArgs& args, int threads);
 void tensor_moments_cpu(DType dtype, const TensorMomentsArgs& args, int threads);
 void finish_moments_cpu(const FinishArgs& args);

@@ -129,7 +129,7 @@ i64 fuzz_identity(DType dtype) {
       IdentityTask moved = c.task;
       moved.first_tile = -tile;
       const i32 first = 0;
-      identity_cpu(dtype, {&moved, &first, 1}, 1);
+      identity_cpu(dtype, {&moved, &first, 1}, flip(), 1);
       for (i64 e = 0; e < dst.size; ++e) {
         if (is_poison(dst[e])) continue;
         ++writes[static_cast<std::size_t>(e)];
@@ -142,7 +142,7 @@ i64 fuzz_identity(DType dtype) {
     tile_task.insert(tile_task.end(), static_cast<std::size_t>(c.tiles()), static_cast<i32>(tasks.size() - 1));
     elements += c.task.elements;
   }
-  identity_cpu(dtype, {tasks.data(), tile_task.data(), static_cast<i64>(tile_task.size())},
+  identity_cpu(dtype, {tasks.data(), tile_task.data(), static_cast<i64>(tile_task.size())}, flip(),
                static_cast<int>(pick(1, 3)));
   for (auto& c : cases) c->check("launched together");
   return elements;
@@ -165,7 +165,7 @@ i64 stream_identity(DType dtype) {
   task.outer_step = task.elements + kVectorBytes, task.inner_step = columns + 1, task.inner = task.ones = channels;
   const i64 tiles = (task.elements + task.lead + kIdentityTile<S> - 1) / kIdentityTile<S>;
   const std::vector<i32> tile_task(static_cast<std::size_t>(tiles), 0);
-  identity_cpu(dtype, {&task, tile_task.data(), tiles}, 2);
+  identity_cpu(dtype, {&task, tile_task.data(), tiles}, true, 2);
   // The ones; and with zeros in their places, nothing but zeros: each byte is what the element before has there.
   for (i64 one = 0; one < channels; ++one) {
     S& element = dst[offset + one * (columns + 1)];
