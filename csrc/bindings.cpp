@@ -8,6 +8,7 @@
 
 #include "host.h"
 #include "kernels.h"
+#include "parallel.h"
 #include "simd.h"
 
 namespace py = pybind11;
@@ -143,6 +144,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("LANES") = n2n::kLanes;
   m.attr("FOLD_LANES") = n2n::kFoldLanes;
   m.attr("MOMENTS_THREADS") = n2n::kMomentsThreads;
+  m.def("share_threads", [](i64 team) { n2n::shared_team = reinterpret_cast<n2n::Team>(team); },
+        "The address of GOMP_parallel in the runtime whose threads loops shall run on; 0 for threads of their own.");
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
   n2n::bind_describe(m);
   n2n::bind_copy_values(m);

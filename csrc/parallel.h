@@ -1,5 +1,6 @@
-// A parallel loop over tiles for the CPU backend. Threads of our own rather than OpenMP's: torch brings its own copy of
-// that runtime, and two in one process fight over the cores.
+// A parallel loop over tiles for the CPU backend, on torch's threads where Python has found them. A copy of OpenMP's
+// runtime of our own would fight with torch's over the cores, and a thread that is started for each loop may wait for
+// milliseconds until it has a core (2.6 on a virtual machine that shares its cores), while torch's are awake.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +12,13 @@
 #include "common.h"
 
 namespace n2n {
+
+// Runs a function with this argument on so many threads, the calling one included, and returns when all are done: what
+// OpenMP's runtimes of GNU, LLVM and Intel call GOMP_parallel. (The last argument is for hints, of which 0 is none.)
+using Team = void (*)(void (*function)(void*), void* argument, unsigned threads, unsigned hints);
+
+// Torch's; null for threads that are started for each loop.
+inline std::atomic<Team> shared_team{nullptr};
 
 // Calls body(worker, tile) for each tile in [0, tiles), in no particular order, on up to `threads` threads, this one
 // included. Each thread makes one `worker` with make_worker(), for what it keeps from tile to tile. `bytes` is what all
@@ -30,6 +38,11 @@ void parallel_for(i64 tiles, i64 bytes, int threads, const MakeWorker& make_work
       for (i64 tile = begin; tile < end; ++tile) body(worker, tile);
     }
   };
+  if (const Team team = shared_team.load(); team && useful > 1) {
+    const auto start = [](void* mine) { (*static_cast<decltype(work)*>(mine))(); };
+    team(start, const_cast<void*>(static_cast<const void*>(&work)), static_cast<unsigned>(useful), 0);
+    return;
+  }
   std::vector<std::thread> others;
   others.reserve(static_cast<std::size_t>(useful - 1));
   // A machine that is out of threads still gets the work done, on those that started.

@@ -66,16 +66,22 @@ class Memory:
         """The positions of tensors at addresses that are not multiples of their dtype, such as views of a file."""
         return np.flatnonzero(self.addresses % self.itemsizes).tolist()
 
-    def kinds(self, *more: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Which tensors are alike in all but their addresses, and in these columns of numbers; they have no more than
-        DIMS dimensions.
+    def kinds(self, more: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Which tensors are alike in all but their addresses, and in one more number each; they have no more than DIMS
+        dimensions.
 
         Returns:
-            int64 [kinds]: the first tensor of each; and int64 [tensors]: each one's kind.
+            The first tensor of each kind, in order, and each tensor's kind.
         """
-        rows = np.column_stack([self.table[:, Field.ADDRESS + 1 :], *(np.array(m, dtype=np.int64) for m in more)])
-        _, first, number = np.unique(rows.view(f"V{rows.shape[1] * 8}"), return_index=True, return_inverse=True)
-        return first, number.reshape(-1)
+        rows = self.table[:, Field.ADDRESS + 1 :].tobytes()
+        step = len(rows) // len(more)
+        known: dict[tuple[bytes, int], int] = {}
+        keys = zip((rows[at : at + step] for at in range(0, len(rows), step)), more, strict=True)
+        numbers = [known.setdefault(key, len(known)) for key in keys]
+        first: dict[int, int] = {}
+        for i, number in enumerate(numbers):
+            first.setdefault(number, i)
+        return list(first.values()), numbers
 
     def check(self, name: str) -> None:
         """`check_memory` of each tensor of `name`."""

@@ -57,7 +57,7 @@ def _identity(tensors: list[Tensor], groups: list[int], backend: str | None) -> 
         _check(tensors, groups, range(len(tensors)))
         raise
     first, number = memory.kinds(groups)
-    _check(tensors, groups, sorted(first.tolist()))
+    _check(tensors, groups, first)
     memory.check("tensors")
     memory.check_writable("tensors")
     kernel = implementation("identity", backend, tensors[0].device)

@@ -44,8 +44,8 @@ class Call(NamedTuple):
 
     memory: Memory
     groups: list[int]
-    first: np.ndarray
-    number: np.ndarray
+    first: list[int]
+    number: list[int]
 
 
 class Table(NamedTuple):
@@ -96,13 +96,13 @@ def tables(call: Call) -> Iterator[tuple[torch.dtype, Table]]:
     """One for each dtype of which there are elements to write."""
     memory, groups, first, number = call
     walks = []
-    for i in first.tolist():
+    for i in first:
         t = memory.tensors[i]
         walks.append((0,) * Column.ELEMENTS + _walk(t.shape, t.stride(), groups[i]))
     tasks = np.array(walks, dtype=np.int64)[number]
     tasks[:, Column.DST] = memory.addresses
     dtypes = memory.table[:, Field.DTYPE]
-    for dtype in dict.fromkeys(dtypes[first].tolist()):
+    for dtype in {int(dtypes[i]): None for i in first}:
         mine = np.flatnonzero((dtypes == dtype) & (tasks[:, Column.ELEMENTS] > 0))
         if mine.size:
             t = memory.tensors[mine[0]]
