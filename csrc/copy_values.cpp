@@ -37,7 +37,12 @@ py::object empty_like(const py::handle value) {
   return py::reinterpret_steal<py::object>(made);
 }
 
-py::object known_or(const py::dict& memo, const py::handle value, const py::object& copy, py::object empty) {
+// `alone`: nothing else can refer to it, so that it need not be remembered if it is empty.
+py::object copied(const py::handle value, bool alone, const py::dict& memo, const py::frozenset& shared,
+                  const py::object& copy) {
+  py::object empty = empty_like(value);
+  if (empty && alone) return empty;
+  if (!empty && is_shared(shared, value)) return py::reinterpret_borrow<py::object>(value);
   const auto id = py::reinterpret_steal<py::object>(PyLong_FromVoidPtr(value.ptr()));
   if (!id) throw py::error_already_set();
   if (PyObject* const known = PyDict_GetItemWithError(memo.ptr(), id.ptr())) {
@@ -49,22 +54,18 @@ py::object known_or(const py::dict& memo, const py::handle value, const py::obje
   return empty;
 }
 
+// `copy` copies what is not shared and not in the memo.
 void copy_values(const py::dict& from, const py::dict& to, const py::dict& memo, const py::frozenset& shared,
                  const py::object& copy) {
-  // What nothing but the original, its copy `from` and this loop refer to need not be remembered.
+  // To what is not shared refer the original, its copy `from` and this loop.
   const Py_ssize_t alone = from.is(to) ? 3 : 2;
   const std::size_t count = from.size();
   Py_ssize_t at = 0;
   PyObject *next_key, *next_value;
   while (PyDict_Next(from.ptr(), &at, &next_key, &next_value)) {
     const auto key = py::reinterpret_borrow<py::object>(next_key), value = py::reinterpret_borrow<py::object>(next_value);
-    py::object made = empty_like(value);
-    if (!made && is_shared(shared, value)) {
-      made = value;
-    } else if (!made || Py_REFCNT(value.ptr()) > alone) {
-      made = known_or(memo, value, copy, std::move(made));
-    }
-    const py::object new_key = PyUnicode_CheckExact(key.ptr()) ? key : copy(key);
+    const py::object made = copied(value, Py_REFCNT(value.ptr()) <= alone, memo, shared, copy);
+    const py::object new_key = PyUnicode_CheckExact(key.ptr()) ? key : copied(key, false, memo, shared, copy);
     if (from.is(to) && made.is(value)) continue;
     if (PyDict_SetItem(to.ptr(), new_key.ptr(), made.ptr()) < 0) throw py::error_already_set();
     if (from.size() != count) throw std::runtime_error("dictionary changed size during its copy");

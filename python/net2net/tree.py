@@ -84,8 +84,11 @@ class _Copier:
         if kind in _SHARED:
             return x
         known = self._memo.get(id(x), _MISSING)
-        if known is not _MISSING:
-            return known
+        return self._new(x) if known is _MISSING else known
+
+    def _new(self, x: Any) -> Any:
+        """Of what is neither shared nor copied yet."""
+        kind = type(x)
         copier = self._copiers.get(kind)
         if copier is None:
             copier = self._copiers[kind] = _Copier._module if _is_usual_module(kind) else _Copier._other
@@ -111,7 +114,7 @@ class _Copier:
         new = x.__getstate__() if _HAS_STATE else x.__dict__.copy()
         y = type(x).__new__(type(x))
         self._remember(x, y)
-        _copy_values(new, new, self._memo, _SHARED, self.copy)
+        _copy_values(new, new, self._memo, _SHARED, self._new)
         if type(x).__setstate__ is nn.Module.__setstate__:
             # That would add what modules of older versions of torch lack. (And theirs looks for parameters first.)
             object.__setattr__(y, "__dict__", new)
@@ -122,7 +125,7 @@ class _Copier:
     def _dict(self, x: dict[Any, Any]) -> dict[Any, Any]:
         y: dict[Any, Any] = {}
         self._remember(x, y)
-        _copy_values(x, y, self._memo, _SHARED, self.copy)
+        _copy_values(x, y, self._memo, _SHARED, self._new)
         return y
 
     def _list(self, x: list[Any]) -> list[Any]:
@@ -173,16 +176,24 @@ def _in_python(
     shared: frozenset[type],
     copy: Callable[[Any], Any],
 ) -> None:
-    """Copies what is in `source` to `target`, which may be the same; what is empty, without asking `copy`."""
+    """Copies what is in `source` to `target`, which may be the same; `copy` is for what is neither empty nor shared,
+    and not in the memo."""
+
+    def copied(x: Any) -> Any:
+        kind = type(x)
+        if kind in shared or (kind is tuple and shared.issuperset(map(type, x))):
+            return x
+        known = memo.get(id(x), _MISSING)
+        if known is not _MISSING:
+            return known
+        if kind in _CONTAINERS and not x:  # a module has more than a dozen, for its hooks
+            empty = memo[id(x)] = kind()
+            return empty
+        return copy(x)
+
     for key, value in source.items():
-        kind = type(value)
-        if kind in _CONTAINERS and not value:  # a module has more than a dozen, for its hooks
-            new = memo.setdefault(id(value), kind())
-        elif kind in shared or (kind is tuple and shared.issuperset(map(type, value))):
-            new = value
-        else:
-            new = copy(value)
-        target[key if type(key) is str else copy(key)] = new
+        new = copied(value)
+        target[key if type(key) is str else copied(key)] = new
 
 
 #: The native module's does the same in a fraction of the time.
