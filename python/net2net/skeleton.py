@@ -64,15 +64,17 @@ class Tensors:
         return Tensors(by_name, aliases, parameters)
 
 
-def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _walk(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """`named_modules(remove_duplicate=False)` in its order, with the dot that follows a name. (Torch's own goes through
     a generator per level for each module.)"""
+    found = []
     stack = [("", model)]
     while stack:
-        prefix, module = stack.pop()
-        yield prefix, module
-        children = [(f"{prefix}{name}.", child) for name, child in module._modules.items() if child is not None]
-        stack += reversed(children)
+        prefix, module = entry = stack.pop()
+        found.append(entry)
+        if children := module._modules:
+            stack += [(f"{prefix}{name}.", child) for name, child in reversed(children.items()) if child is not None]
+    return found
 
 
 def each_module(model: nn.Module) -> Iterator[nn.Module]:
@@ -98,12 +100,12 @@ def _members(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[tuple[str,
             return parameters, list(model.named_buffers(remove_duplicate=False))
     parameters, buffers = {}, []
     for prefix, module in _walk(model):
-        for name, p in module._parameters.items():
-            if p is not None:
-                parameters[prefix + name] = p
-        for name, b in module._buffers.items():
-            if b is not None:
-                buffers.append((prefix + name, b))
+        if own := module._parameters:
+            for name, p in own.items():
+                if p is not None:
+                    parameters[prefix + name] = p
+        if held := module._buffers:
+            buffers += [(prefix + name, b) for name, b in held.items() if b is not None]
     return parameters, buffers
 
 
