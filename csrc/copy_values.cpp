@@ -37,11 +37,8 @@ py::object empty_like(const py::handle value) {
   return py::reinterpret_steal<py::object>(made);
 }
 
-// `alone`: nothing else can refer to it, so that it need not be remembered if it is empty.
-py::object copied(const py::handle value, bool alone, const py::dict& memo, const py::frozenset& shared,
-                  const py::object& copy) {
+py::object copied(const py::handle value, const py::dict& memo, const py::frozenset& shared, const py::object& copy) {
   py::object empty = empty_like(value);
-  if (empty && alone) return empty;
   if (!empty && is_shared(shared, value)) return py::reinterpret_borrow<py::object>(value);
   const auto id = py::reinterpret_steal<py::object>(PyLong_FromVoidPtr(value.ptr()));
   if (!id) throw py::error_already_set();
@@ -50,23 +47,24 @@ py::object copied(const py::handle value, bool alone, const py::dict& memo, cons
   }
   if (PyErr_Occurred()) throw py::error_already_set();
   if (!empty) return copy(value);
+  // However few refer to it: a hook's handle finds the dicts that it is in by weak references.
   if (PyDict_SetItem(memo.ptr(), id.ptr(), empty.ptr()) < 0) throw py::error_already_set();
   return empty;
 }
 
-// `copy` copies what is not shared and not in the memo.
+// `copy` copies what is not shared and not in the memo. Where the dicts are one, keys stay.
 void copy_values(const py::dict& from, const py::dict& to, const py::dict& memo, const py::frozenset& shared,
                  const py::object& copy) {
-  // To what is not shared refer the original, its copy `from` and this loop.
-  const Py_ssize_t alone = from.is(to) ? 3 : 2;
+  const bool in_place = from.is(to);
   const std::size_t count = from.size();
   Py_ssize_t at = 0;
   PyObject *next_key, *next_value;
   while (PyDict_Next(from.ptr(), &at, &next_key, &next_value)) {
     const auto key = py::reinterpret_borrow<py::object>(next_key), value = py::reinterpret_borrow<py::object>(next_value);
-    const py::object made = copied(value, Py_REFCNT(value.ptr()) <= alone, memo, shared, copy);
-    const py::object new_key = PyUnicode_CheckExact(key.ptr()) ? key : copied(key, false, memo, shared, copy);
-    if (from.is(to) && made.is(value)) continue;
+    const py::object made = copied(value, memo, shared, copy);
+    if (in_place && made.is(value)) continue;
+    const bool keep = in_place || PyUnicode_CheckExact(key.ptr());
+    const py::object new_key = keep ? key : copied(key, memo, shared, copy);
     if (PyDict_SetItem(to.ptr(), new_key.ptr(), made.ptr()) < 0) throw py::error_already_set();
     if (from.size() != count) throw std::runtime_error("dictionary changed size during its copy");
   }

@@ -1,11 +1,15 @@
 """What tensors are, as rows of a table."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import n2n_kernels as nk
 from n2n_kernels import described as module
@@ -132,3 +136,47 @@ def test_students_are_of_the_mode_that_they_are_made_in() -> None:
     (grown,) = plan([w])
     assert not grown.is_inference()
     grown.requires_grad_().sum().backward()
+
+
+class Looking(TorchDispatchMode):
+    """Looks at the values of all that operations are given, as a search for NaN does."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, Tensor) and x.numel():
+                x.view(-1)[0].item()
+        return func(*args, **(kwargs or {}))
+
+
+def test_modes_see_no_tensor_without_memory() -> None:
+    w, g = torch.randn(4, 3), torch.tensor([0, 1, 2, 3, 1])
+    plan = nk.GatherScalePlan([w], [g], None)
+    with Looking():
+        (grown,) = plan([w])
+    assert torch.equal(grown, w[g])
+
+
+def test_outputs_without_memory_are_no_crash() -> None:
+    """Where torch makes fake tensors, or looks for what is written to, of all that is no operator."""
+    w, g = torch.randn(4, 3), torch.tensor([0, 1, 2, 3, 1])
+    plan = nk.GatherScalePlan([w], [g], None)
+    for _ in range(2):
+        with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(RuntimeError, match="operators only"):
+            plan([w])
+    with pytest.raises((RuntimeError, ValueError), match=r"no memory|operators only"):
+        torch.func.functionalize(lambda x: plan([x])[0])(w)
+    zeros = torch._efficientzerotensor(4, 3)
+    with pytest.raises(ValueError, match=r"srcs\[0\] \(shape \(4, 3\)\) has no memory"):
+        plan([zeros])
+    with pytest.raises(ValueError, match=r"out\[0\] \(shape \(5, 3\)\) has no memory"):
+        plan([w], [torch._efficientzerotensor(5, 3)])
+    with torch.device("meta"):
+        assert torch.equal(plan.rows(w, 1, 3), w[1:3])
+
+
+def test_what_cannot_be_read_in_place_is_bound_too() -> None:
+    odd = torch.frombuffer(bytearray(b"\1" * 49), dtype=torch.float32, offset=1).view(4, 3)
+    before, g = odd.clone(), torch.tensor([0, 1, 2, 3, 1])
+    bound = nk.GatherScalePlan([odd], [g], None).bind([odd])
+    odd.data = torch.zeros(2)
+    assert torch.equal(bound.run()[0], before[g])

@@ -193,6 +193,14 @@ def hooks() -> nn.Module:
     model[2].register_state_dict_post_hook(_hook)
     model.removed = model[1].register_forward_hook(_hook)
     model.removed.remove()
+    model.prehook = model[2][1].register_forward_pre_hook(_hook)  # the other hooks' dicts are empty
+    model.prehook.remove()
+    return model
+
+
+def own_dicts() -> nn.Module:
+    model = hooks()
+    model.dicts = [model.__dict__, model[0].__dict__]
     return model
 
 
@@ -221,6 +229,7 @@ TREES: dict[str, Callable[[], Any]] = {
     "attributes": attributes,
     "sharing": sharing,
     "hooks": hooks,
+    "own dicts": own_dicts,
     "tensors": tensors,
     "an own deepcopy": lambda: with_(own=OwnDeepcopy(3, 3)),
     "of one module": marked,
@@ -337,3 +346,22 @@ def test_keys_are_copied_and_equal_objects_are_told_apart() -> None:
     assert copied.again[0] is copied.by_key[copied.again[1]] is not one
     assert copied.by_key[None] is copied.again[2]
     assert copied.by_key[3] is not copied.again[0]
+
+
+def test_copies_of_copies() -> None:
+    """A handle finds its dicts, empty ones too, by weak references."""
+    model = hooks()
+    first, expected = deepcopy(model, {}), copy.deepcopy(model)
+    copied = deepcopy(first, {})
+    assert graph(copied) == graph(copy.deepcopy(expected))
+    for handle, module in ((copied.handle, copied[0]), (copied.removed, copied[1])):
+        assert handle.hooks_dict_ref() is module._forward_hooks
+    assert copied.prehook.hooks_dict_ref() is copied[2][1]._forward_pre_hooks
+
+
+def test_keys_of_a_modules_own_dict_stay() -> None:
+    model = base()
+    model.__dict__[model[0]] = [1]
+    copied = deepcopy(model, {})
+    assert copied.__dict__[model[0]] == [1]
+    assert copied.__dict__[model[0]] is not model.__dict__[model[0]]

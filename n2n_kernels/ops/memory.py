@@ -5,7 +5,6 @@ one by one only where something is wrong.
 """
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from operator import attrgetter
 
 import numpy as np
@@ -25,11 +24,24 @@ class Memory:
     Attributes:
         tensors: those that it is of.
         table: what `described` says of them.
+        storages: as long as these are there, so is the memory.
+        itemsizes: int64 [tensors]
+        bytes: int64 [tensors]: from the first element to past the last; 0 for a tensor without elements.
     """
 
-    def __init__(self, tensors: list[Tensor], table: np.ndarray | None = None) -> None:
+    # No cached_property, which has one lock for all objects until Python 3.12: a process that is forked while another
+    # thread holds it would wait for ever.
+    def __init__(self, tensors: list[Tensor]) -> None:
         self.tensors = tensors
-        self.table = described(tensors) if table is None else table
+        self.table = described(tensors)
+        self.storages = list(map(Tensor.untyped_storage, tensors))
+        self.itemsizes = np.fromiter(map(attrgetter("itemsize"), tensors), np.int64, len(tensors))
+        shape, dims = self.table[:, SHAPE], self.table[:, Field.DIM]
+        elements = 1 + ((shape - 1) * self.strides).sum(1)  # a dimension that is not there has stride 0
+        elements[((shape == 0) & (np.arange(DIMS) < dims[:, None])).any(1)] = 0
+        for i in np.flatnonzero(dims > DIMS).tolist():
+            elements[i] = reach(tensors[i])
+        self.bytes = elements * self.itemsizes
 
     @property
     def addresses(self) -> np.ndarray:
@@ -41,27 +53,7 @@ class Memory:
         """int64 [tensors, DIMS], filled up with 0"""
         return self.table[:, STRIDES]
 
-    @cached_property
-    def storages(self) -> list[torch.UntypedStorage]:
-        """As long as this is there, so is the memory."""
-        return list(map(Tensor.untyped_storage, self.tensors))
-
-    @cached_property
-    def itemsizes(self) -> np.ndarray:
-        """int64 [tensors]"""
-        return np.fromiter(map(attrgetter("itemsize"), self.tensors), np.int64, len(self.tensors))
-
-    @cached_property
-    def bytes(self) -> np.ndarray:
-        """int64 [tensors]: from the first element to past the last; 0 for a tensor without elements."""
-        shape, dims = self.table[:, SHAPE], self.table[:, Field.DIM]
-        elements = 1 + ((shape - 1) * self.strides).sum(1)  # a dimension that is not there has stride 0
-        elements[((shape == 0) & (np.arange(DIMS) < dims[:, None])).any(1)] = 0
-        for i in np.flatnonzero(dims > DIMS).tolist():
-            elements[i] = reach(self.tensors[i])
-        return elements * self.itemsizes
-
-    @cached_property
+    @property
     def odd(self) -> list[int]:
         """The positions of tensors at addresses that are not multiples of their dtype, such as views of a file."""
         return np.flatnonzero(self.addresses % self.itemsizes).tolist()
@@ -89,7 +81,7 @@ class Memory:
         n = len(self.tensors)
         there = np.fromiter(map(torch.UntypedStorage.nbytes, self.storages), np.int64, n)
         begins = np.fromiter(map(Tensor.storage_offset, self.tensors), np.int64, n) * self.itemsizes
-        wrong = (begins + self.bytes > there) & (self.bytes > 0)
+        wrong = ((begins + self.bytes > there) | (self.addresses == 0)) & (self.bytes > 0)
         if wrong.any() or any(map(Tensor.is_neg, self.tensors)):
             for i, t in enumerate(self.tensors):
                 check_memory(f"{name}[{i}]", t)
@@ -154,6 +146,8 @@ def check_memory(name: str, t: Tensor) -> None:
         raise ValueError(
             f"{name} (shape {tuple(t.shape)}) needs a storage of {needed} bytes, but its own was shortened to {there}"
         )
+    if t.data_ptr() == 0:
+        raise ValueError(f"{name} (shape {tuple(t.shape)}) has no memory: it stands for zeros, or torch.func wraps it")
 
 
 def _check_gaps(name: str, t: Tensor) -> None:

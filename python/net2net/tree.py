@@ -176,8 +176,8 @@ def _in_python(
     shared: frozenset[type],
     copy: Callable[[Any], Any],
 ) -> None:
-    """Copies what is in `source` to `target`, which may be the same; `copy` is for what is neither empty nor shared,
-    and not in the memo."""
+    """Copies what is in `source` to `target`, which may be the same (then keys stay); `copy` is for what is neither
+    empty nor shared, and not in the memo."""
 
     def copied(x: Any) -> Any:
         kind = type(x)
@@ -193,7 +193,7 @@ def _in_python(
 
     for key, value in source.items():
         new = copied(value)
-        target[key if type(key) is str else copied(key)] = new
+        target[key if source is target or type(key) is str else copied(key)] = new
 
 
 #: The native module's does the same in a fraction of the time.

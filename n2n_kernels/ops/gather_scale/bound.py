@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from n2n_kernels.ops.gather_scale.plan import GatherScalePlan
 
 
+NO_MEMORY = (
+    "a plan makes tensors with memory, and torch would make others: fake tensors and functionalization know operators "
+    "only, such as n2n_kernels.gather_scale"
+)
+
+
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """A launch whose tables are on the device."""
@@ -83,13 +89,15 @@ class BoundGatherScale:
 
     def _build(self, forms: Forms) -> None:
         plan, device = self._plan, self._plan.device
+        to = np.fromiter(map(Tensor.data_ptr, self.out), np.int64, len(self.out))
+        if device.type != "meta" and any(self.out[i].numel() for i in np.flatnonzero(to == 0).tolist()):
+            raise RuntimeError(NO_MEMORY)
         from_ = self._sources.addresses.copy()
         for i in forms.copied:  # `run` fills the copies
             src = self._sources.tensors[i]
             copy = torch.empty(src.shape, dtype=src.dtype, device=device)
-            self._copies.append((copy, src))
+            self._copies.append((copy, src.detach()))  # which keeps the memory, whatever becomes of `src`
             from_[i] = copy.data_ptr()
-        to = np.fromiter(map(Tensor.data_ptr, self.out), np.int64, len(self.out))
         sigmas = self._sigma
         if isinstance(sigmas, np.ndarray):
             sigmas = upload(sigmas, device).view(torch.float64)

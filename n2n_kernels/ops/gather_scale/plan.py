@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from n2n_kernels import rng
 from n2n_kernels.backends import choose, implementation
 from n2n_kernels.ops import checks
 from n2n_kernels.ops.gather_scale import request as requests
 from n2n_kernels.ops.gather_scale import rows
-from n2n_kernels.ops.gather_scale.bound import BoundGatherScale, Prepared
+from n2n_kernels.ops.gather_scale.bound import NO_MEMORY, BoundGatherScale, Prepared
 from n2n_kernels.ops.gather_scale.forms import Forms, KnownForms
 from n2n_kernels.ops.gather_scale.request import Axis, Kind
 from n2n_kernels.ops.gather_scale.sources import Expected
@@ -180,13 +181,15 @@ class GatherScalePlan:
     def _bind(
         self, srcs: Sequence[Tensor], out: Sequence[Tensor] | None, noise_std: Deviations, seed: int
     ) -> BoundGatherScale:
+        if is_in_torch_dispatch_mode() and type(torch.empty(0, device=self._device)) is not Tensor:
+            raise RuntimeError(NO_MEMORY)
         sources = self._expected.check(checks.tensor_list("srcs", srcs))
         checks.check_integer("seed", seed)
         requests.check_seed(seed)
         sigma = self._sigma(noise_std, sources.tensors)
         targets = None if out is None else self._checked_targets(checks.tensor_list("out", out), sources.tensors)
         forms = self._forms.of(sources, targets)
-        made = list(map(torch.empty_like, forms.like)) if targets is None else targets.tensors
+        made = _students(forms) if targets is None else targets.tensors
         return BoundGatherScale(self, sources, made, forms, sigma, seed)
 
     def _checked_targets(self, out: list[Tensor], srcs: list[Tensor]) -> Memory:
@@ -237,3 +240,11 @@ class GatherScalePlan:
     def _buffers(self) -> list[Tensor]:
         """What the addresses in prepared tasks lead to."""
         return [buffer for _, arena in list(self._prepared.values()) for buffer in arena.buffers()]
+
+
+def _students(forms: Forms) -> list[Tensor]:
+    """Uninitialised."""
+    if not is_in_torch_dispatch_mode():
+        return list(map(torch.empty_like, forms.like))
+    # A mode may look at the values of what it is given, and these have none.
+    return [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in forms.like]

@@ -47,7 +47,7 @@ def run(plan: GatherScalePlan, src: Tensor, begin: int, end: int, noise_std: Dev
     # Where there are no columns, kernels take tiles of elements.
     elements = kind.student_shape[1:].numel() == 1
     first = begin // TILE * TILE if elements and plan.backend == "cpu" else begin
-    out = torch.empty((end - first, *kind.student_shape[1:]), dtype=kind.dtype)
+    out = torch.empty((end - first, *kind.student_shape[1:]), dtype=kind.dtype, device="cpu")
     if out.numel() == 0:
         return out
     if plan.backend == "reference":

@@ -22,7 +22,6 @@ class Expected:
             row[Field.DIM] = len(kind.shape)
             row[Field.SHAPE : Field.SHAPE + len(kind.shape)] = kind.shape
         self._what = table[numbers, WHAT]
-        self._itemsizes = np.array([kind.dtype.itemsize for kind in number], dtype=np.int64)[numbers]
 
     def check(self, srcs: list[Tensor]) -> Memory:
         checks.check_length("srcs", srcs, len(self._kinds), "the plan")
@@ -34,7 +33,6 @@ class Expected:
             raise
         if not np.array_equal(memory.table[:, WHAT], self._what):
             self._check_each(srcs)
-        memory.itemsizes = self._itemsizes
         memory.check("srcs")
         return memory
 
