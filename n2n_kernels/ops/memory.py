@@ -29,8 +29,6 @@ class Memory:
         bytes: int64 [tensors]: from the first element to past the last; 0 for a tensor without elements.
     """
 
-    # No cached_property, which has one lock for all objects until Python 3.12: a process that is forked while another
-    # thread holds it would wait for ever.
     def __init__(self, tensors: list[Tensor]) -> None:
         self.tensors = tensors
         self.table = described(tensors)

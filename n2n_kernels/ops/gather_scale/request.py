@@ -7,7 +7,6 @@ tensor's shape, dtype, maps and scales alone is found once per `Kind`.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from n2n_kernels import dtypes, rng
 from n2n_kernels.layout import memory_format
+from n2n_kernels.lazy import lazy
 from n2n_kernels.ops import checks
 from n2n_kernels.ops.memory import check_types
 
@@ -71,41 +71,41 @@ class AxisMap:
 
     index: np.ndarray  # int64 [n'], student -> teacher
 
-    @cached_property
+    @lazy
     def prefix(self) -> int:
         """So many first entries are 0, 1, 2, ..."""
         other = np.flatnonzero(self.index != np.arange(len(self.index)))
         return int(other[0]) if other.size else len(self.index)
 
-    @cached_property
+    @lazy
     def by_unit(self) -> np.ndarray:
         """int64 [n']: the student's indices, sorted by the unit that they copy, the earlier replica first."""
         return np.argsort(self.index, kind="stable")
 
-    @cached_property
+    @lazy
     def begins(self) -> np.ndarray:
         """int64 [n + 1]: where each unit's replicas begin in `by_unit`."""
         return np.concatenate([[0], np.cumsum(np.bincount(self.index))])
 
-    @cached_property
+    @lazy
     def order(self) -> np.ndarray:
         """int64 [n']: how many of the unit's replicas come before."""
         order = np.empty(len(self.index), dtype=np.int64)
         order[self.by_unit] = np.arange(len(self.index)) - self.begins[self.index[self.by_unit]]
         return order
 
-    @cached_property
+    @lazy
     def replicas(self) -> np.ndarray:
         """int64 [n']: how many replicas the entry's unit has."""
         return np.bincount(self.index)[self.index]
 
-    @cached_property
+    @lazy
     def next(self) -> np.ndarray:
         """int64 [n']: the next replica of the same unit, cyclically; itself where there is only one."""
         following = self.begins[self.index] + (self.order + 1) % self.replicas
         return self.by_unit[following]
 
-    @cached_property
+    @lazy
     def roles(self) -> np.ndarray:
         """int64 [n']: `n2n::Role`: 0 alone, 1 and 2 the first and the last of two, 3 one of more."""
         return np.where(self.replicas == 1, 0, np.where(self.replicas == 2, 1 + self.order, 3))

@@ -8,13 +8,13 @@ device: the table lists these rows alone, and the student's address is such that
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from n2n_kernels.backends import choose
+from n2n_kernels.lazy import lazy
 from n2n_kernels.ops.gather_scale import reference, request
 from n2n_kernels.ops.gather_scale.bound import BoundGatherScale, Item, Part
 from n2n_kernels.ops.gather_scale.plan import GatherScalePlan
@@ -34,17 +34,17 @@ class RowRange(AxisMap):
     end: int
     earlier: np.ndarray  # int64 [n']: how many of the unit's replicas come before, in the whole student
 
-    @cached_property
+    @lazy
     def by_unit(self) -> np.ndarray:
         """int64 [end - begin]: the range's rows, sorted by the unit that they copy."""
         return np.argsort(self.index[self.begin : self.end], kind="stable") + self.begin
 
-    @cached_property
+    @lazy
     def begins(self) -> np.ndarray:
         """int64 [n + 1]: where each unit's replicas begin in `by_unit`."""
         return np.concatenate([[0], np.cumsum(np.bincount(self.index[self.begin : self.end]))])
 
-    @cached_property
+    @lazy
     def order(self) -> np.ndarray:
         return self.earlier
 
