@@ -365,3 +365,15 @@ def test_keys_of_a_modules_own_dict_stay() -> None:
     copied = deepcopy(model, {})
     assert copied.__dict__[model[0]] == [1]
     assert copied.__dict__[model[0]] is not model.__dict__[model[0]]
+
+
+class Unhashable(nn.Module, list):  # type: ignore[misc]
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_names_that_are_no_texts_and_modules_without_a_hash() -> None:
+    for name, module in ((3, nn.Linear(2, 2)), ("own", Unhashable())):
+        model = base()
+        model._modules[name] = module
+        model.holder = Plain(last=[model[0].weight])  # goes through copy.deepcopy
+        assert graph(deepcopy(model, {})) == graph(copy.deepcopy(model))

@@ -100,7 +100,14 @@ class _Copier:
 
     def _other(self, x: Any) -> Any:
         if not self._histories_known and isinstance(self._root, nn.Module):
-            for module in self._root.modules():
+            seen: set[int] = set()
+            stack: list[Any] = [self._root]
+            while stack:  # not `modules()`, which wants names that are texts, and modules that have a hash
+                module = stack.pop()
+                if not isinstance(module, nn.Module) or id(module) in seen:
+                    continue
+                seen.add(id(module))
+                stack += vars(module).get("_modules", {}).values()
                 for value in vars(module).values():
                     if isinstance(value, Tensor) and not value.is_leaf:
                         self._memo.setdefault(id(value), value.detach().clone())
