@@ -38,7 +38,8 @@ class GatherScalePlan:
     in `BoundGatherScale.run` (launch).
 
     A plan may be used from several threads at once, and its launches go to the current stream. It serves one device:
-    make one for each.
+    make one for each. It is no operator: what records operators (`make_fx`) does not see its launches, and fake tensors
+    and functionalization are refused; `gather_scale` is for these.
 
     Args:
         srcs, out_maps, in_maps, out_scales, in_scales, tensor_ids, backend: as for `gather_scale`. Of `srcs` only
@@ -131,7 +132,8 @@ class GatherScalePlan:
         """The plan with tensors: everything but the launch. It allocates, where `out` is None, and uploads the table.
 
         The table holds the tensors' addresses as they are now, and the result keeps that memory alive. A tensor that is
-        given other memory later (`t.data = ...`, `module.to()`) has to be bound again.
+        given other memory later (`t.data = ...`, `module.to()`) has to be bound again; so has one whose storage itself
+        is resized, which frees that memory.
 
         Args:
             srcs: tensors of the shapes and dtypes that the plan was made for, on its device, in any layout.
