@@ -29,11 +29,13 @@ class Memory:
         bytes: int64 [tensors]: from the first element to past the last; 0 for a tensor without elements.
     """
 
-    def __init__(self, tensors: list[Tensor]) -> None:
+    def __init__(self, tensors: list[Tensor], itemsizes: np.ndarray | None = None) -> None:
         self.tensors = tensors
         self.table = described(tensors)
         self.storages = list(map(Tensor.untyped_storage, tensors))
-        self.itemsizes = np.fromiter(map(attrgetter("itemsize"), tensors), np.int64, len(tensors))
+        if itemsizes is None:
+            itemsizes = np.fromiter(map(attrgetter("itemsize"), tensors), np.int64, len(tensors))
+        self.itemsizes = itemsizes
         shape, dims = self.table[:, SHAPE], self.table[:, Field.DIM]
         elements = 1 + ((shape - 1) * self.strides).sum(1)  # a dimension that is not there has stride 0
         elements[((shape == 0) & (np.arange(DIMS) < dims[:, None])).any(1)] = 0

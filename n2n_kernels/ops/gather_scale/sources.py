@@ -22,12 +22,13 @@ class Expected:
             row[Field.DIM] = len(kind.shape)
             row[Field.SHAPE : Field.SHAPE + len(kind.shape)] = kind.shape
         self._what = table[numbers, WHAT]
+        self._itemsizes = np.array([kind.dtype.itemsize for kind in number], dtype=np.int64)[numbers]
 
     def check(self, srcs: list[Tensor]) -> Memory:
         checks.check_length("srcs", srcs, len(self._kinds), "the plan")
         check_types("srcs", srcs)
         try:
-            memory = Memory(srcs)
+            memory = Memory(srcs, self._itemsizes)
         except RuntimeError:  # one of them is not strided
             self._check_each(srcs)
             raise
