@@ -2,12 +2,15 @@
 // cache, by loops that the compiler vectorises, and then copied to each place where they belong.
 #include <memory>
 
+#include "cancelling_rows.h"
 #include "dispatch.h"
 #include "gather_scale.h"
 #include "kernels.h"
 #include "pages.h"
 #include "parallel.h"
+#include "runs.h"
 #include "simd.h"
+#include "words.h"
 
 namespace n2n {
 namespace {
@@ -39,34 +42,6 @@ N2N_SIMD bool scale_piece(S* out, const S* in, const typename Scalar<S>::compute
   return nan != 0;
 }
 
-// The words of indices 4 * block and on, four per block; `out` has room for a multiple of kBlocks blocks.
-constexpr i64 kBlocks = 16;
-N2N_SIMD void make_words(u32* out, NoiseKey key, u64 block, i64 blocks) {
-  for (i64 b = 0; b < blocks; b += kBlocks) {
-    u32 word[4][kBlocks];
-    for (i64 l = 0; l < kBlocks; ++l) {
-      const Philox p = words_of(key, block + static_cast<u64>(b + l));
-      for (int q = 0; q < 4; ++q) word[q][l] = p.word[q];
-    }
-    for (i64 l = 0; l < kBlocks; ++l) {
-      for (int q = 0; q < 4; ++q) out[4 * (b + l) + q] = word[q][l];
-    }
-  }
-}
-
-// Words of consecutive indices.
-struct Words {
-  std::vector<u32> buffer;
-  const u32* at = nullptr;
-
-  void make(const NoiseKey& key, i64 index, i64 n) {
-    const i64 first = index / 4, blocks = (index + n + 3) / 4 - first;
-    buffer.resize(static_cast<std::size_t>((blocks + kBlocks - 1) / kBlocks * kBlocks * 4));
-    make_words(buffer.data(), key, static_cast<u64>(first), blocks);
-    at = buffer.data() + index % 4;
-  }
-};
-
 template <class S>
 N2N_SIMD bool replica_piece(S* out, const S* in, const typename Scalar<S>::compute* scale,
                               typename Scalar<S>::compute c_out, const u32* words,
@@ -84,49 +59,6 @@ N2N_SIMD bool replica_piece(S* out, const S* in, const typename Scalar<S>::compu
   return nan != 0;
 }
 
-// What cancelling noise has to know of an element of a row: which half of which word its replica takes, and the next.
-enum Flag : u32 { kNoisy = 1, kSecondHalf = 2, kNextSecondHalf = 4 };
-
-template <class S>
-N2N_SIMD bool cancelling_piece(S* out, const S* in, const typename Scalar<S>::compute* scale,
-                                 typename Scalar<S>::compute c_out, const u32* words, const u32* next_words,
-                                 const u32* flags, typename Scalar<S>::compute sigma, i64 n) {
-  using C = typename Scalar<S>::compute;
-  int nan = 0;
-  for (i64 e = 0; e < n; ++e) {
-    const i32 z = half_noise_from_word(words[e], flags[e] & kSecondHalf) -
-                  half_noise_from_word(next_words[e], flags[e] & kNextSecondHalf);
-    const C w = Scalar<S>::load(in[e]);
-    const C share = w * scale[e] * c_out;
-    const C noisy = share + static_cast<C>(z) * sigma;
-    const C x = (flags[e] & kNoisy) && w - w == C(0) ? noisy : share;
-    nan |= !(x == x);
-    out[e] = Scalar<S>::store(x);
-  }
-  return nan != 0;
-}
-
-// Copies runs of K elements, run `from[i]` of the source to run i of the target; K is known to the compiler if not 0.
-template <int K, class T>
-void copy_runs(T* to, const T* from, const i32* runs, i64 count, i64 k) {
-  const i64 n = K ? K : k;
-  for (i64 i = 0; i < count; ++i) std::memcpy(to + i * n, from + runs[i] * n, static_cast<std::size_t>(n) * sizeof(T));
-}
-
-template <class T>
-void copy_runs(T* to, const T* from, const i32* runs, i64 count, i64 k) {
-  switch (k) {
-    case 1: return copy_runs<1>(to, from, runs, count, k);
-    case 3: return copy_runs<3>(to, from, runs, count, k);
-    case 5: return copy_runs<5>(to, from, runs, count, k);
-    case 7: return copy_runs<7>(to, from, runs, count, k);
-    case 9: return copy_runs<9>(to, from, runs, count, k);
-    case 25: return copy_runs<25>(to, from, runs, count, k);
-    case 49: return copy_runs<49>(to, from, runs, count, k);
-    default: return copy_runs<0>(to, from, runs, count, k);
-  }
-}
-
 // Elements [begin, end) of a row of the student, gathered from a row of the teacher's extents (a weight's or its noise's).
 // Returns where they are: in `buffer`, or in the row itself where the map is the identity.
 template <class T>
@@ -139,7 +71,7 @@ const T* gather_piece(const Task& t, const T* row, i64 begin, i64 end, T* buffer
     const i64 outer = e / inner, within = e - outer * inner;
     if (t.k_outer) {
       const i64 n = std::min(inner - within, end - e);
-      copy_runs<1>(to, row + outer * t.src_I, map + within, n, 1);
+      gather_runs(to, row + outer * t.src_I, map + within, 1, n, 1);
       e += n, to += n;
     } else if (within != 0 || end - e < inner) {
       const i64 n = std::min(inner - within, end - e);
@@ -147,7 +79,7 @@ const T* gather_piece(const Task& t, const T* row, i64 begin, i64 end, T* buffer
       e += n, to += n;
     } else {
       const i64 runs = (end - e) / inner;
-      copy_runs(to, row, map + outer, runs, inner);
+      gather_runs(to, row, map + outer, inner, runs, inner);
       e += runs * inner, to += runs * inner;
     }
   }
@@ -168,22 +100,23 @@ class Worker {
     const Task& t = args_.tasks[tile.task];
     const auto element = Element<S>::template of<N>(t, args_.seed);
     if (!t.rows) return elements(element, tile);
-    const i64 begin = tile.column, end = std::min(begin + t.tile_columns, t.I * t.K);
-    const bool whole = end - begin == t.I * t.K;
+    const bool perturbed = N == Noise::kCancelling && element.noisy && t.in_next;
+    const bool replicas = N == Noise::kReplicas && element.noisy && t.out_seen;
+    i64 begin = tile.column, end = std::min(begin + t.tile_columns, t.I * t.K);
+    if (perturbed || (replicas && t.k_outer)) {
+      // A unit's columns lie anywhere in a row, so the row's first tile makes all of it.
+      if (tile.column != 0) return;
+      end = t.I * t.K;
+    }
     prepare(element, tile, begin, end);
     for (i64 row = tile.first; row < std::min(tile.first + t.tile_rows, t.src_O); ++row) {
       const i32 self = static_cast<i32>(row);
       const i32* outputs = t.row_begin ? &reinterpret_cast<const i32*>(t.row_list)[table<i32>(t.row_begin, row)] : &self;
       const i64 count = t.row_begin ? table<i32>(t.row_begin, row + 1) - table<i32>(t.row_begin, row) : 1;
-      if (N == Noise::kCancelling && element.noisy && t.in_next) {
-        // A unit's last replica needs the others, which another tile may have.
-        if (whole) {
-          cancelling_rows(element, row, outputs, count);
-        } else {
-          one_by_one(element, begin, end, outputs, count);
-        }
+      if (perturbed) {
+        cancelling_rows(element, row, outputs, count);
       } else {
-        rows(element, row, begin, end, outputs, count, whole);
+        rows(element, row, begin, end, outputs, count);
       }
     }
   }
@@ -209,22 +142,7 @@ class Worker {
     if (element.plain) return;
     scale_.resize(static_cast<std::size_t>(end - begin));
     spread(t, begin, end, scale_.data(), [&](i64 i) { return element.scale_in(i); });
-    if (N != Noise::kCancelling || !element.noisy || !t.in_next) return;
-    flags_.resize(scale_.size());
-    stream_.assign(static_cast<std::size_t>(t.I), 0);
-    next_stream_.assign(static_cast<std::size_t>(t.I), 0);
-    streams_ = 1;
-    for (i64 i = 0; i < t.I; ++i) {
-      const auto at = static_cast<std::size_t>(i);
-      stream_[at] = table<i32>(t.in_order, i) / 2;
-      next_stream_[at] = table<i32>(t.in_order, table<i32>(t.in_next, i)) / 2;
-      streams_ = std::max(streams_, stream_[at] + 1);
-    }
-    spread(t, begin, end, flags_.data(), [&](i64 i) {
-      const i32 order = table<i32>(t.in_order, i), next = table<i32>(t.in_order, table<i32>(t.in_next, i));
-      return (table<i32>(t.in_role, i) == kAlone ? 0u : kNoisy) | ((order & 1) ? kSecondHalf : 0u) |
-             ((next & 1) ? kNextSecondHalf : 0u);
-    });
+    if (N == Noise::kCancelling && element.noisy && t.in_next) cancelling_.prepare(element);
   }
 
   // A value per column becomes a value per element of the row.
@@ -247,9 +165,12 @@ class Worker {
     for (i64 e = 0; e < n; ++e) out[e] = finish<S>(in[e], Scalar<S>::load(in[e]) * scale[e] * c_out);
   }
 
-  void rows(const Element<S>& element, i64 row, i64 begin, i64 end, const i32* outputs, i64 count, bool whole) {
+  void rows(const Element<S>& element, i64 row, i64 begin, i64 end, const i32* outputs, i64 count) {
     const Task& t = element.t;
     const S* const source = reinterpret_cast<const S*>(t.src) + row * t.src_stride_o;
+    const auto is_noisy = [&](i64 o) {
+      return N == Noise::kReplicas && element.noisy && t.out_seen && table<i32>(t.out_seen, o);
+    };
     const bool same = !t.out_scale;  // for every replica that has no noise
     for (i64 at = begin; at < end; at += kPiece) {
       const i64 n = std::min(kPiece, end - at);
@@ -257,130 +178,84 @@ class Worker {
       const S* made = element.plain ? in : nullptr;
       for (i64 r = 0; r < count; ++r) {
         const i64 o = outputs[r];
-        if (N == Noise::kReplicas && element.noisy && t.out_seen && table<i32>(t.out_seen, o)) {
-          if (t.k_outer && !whole) {
-            one_by_one(element, at, at + n, &outputs[r], 1);
-          } else {
-            replica(element, in, at, n, o);
-            put(target(t, o, at), noisy_, n, end - begin);
-          }
-          continue;
+        if (is_noisy(o)) continue;
+        if (!made || !same) {
+          scaled(element, in, at - begin, n, o, made_);
+          made = made_;
         }
-        if (!made || !same) made = scaled(element, in, at - begin, n, o);
         put(target(t, o, at), made, n, end - begin);
       }
     }
+    for (i64 r = 0; r < count; ++r) {
+      if (is_noisy(outputs[r])) replica(element, source, begin, end, outputs[r]);
+    }
   }
 
-  const S* scaled(const Element<S>& element, const S* in, i64 at, i64 n, i64 o) {
+  void scaled(const Element<S>& element, const S* in, i64 at, i64 n, i64 o, S* out) const {
     const Task& t = element.t;
     const C c_out = t.out_scale ? table<C>(t.out_scale, o) : C(1);
     const C* const scale = scale_.data() + at;
-    if (scale_piece<S>(made_, in, scale, c_out, t.out_scale != 0, n)) with_care(made_, in, scale, c_out, n);
-    return made_;
+    if (scale_piece<S>(out, in, scale, c_out, t.out_scale != 0, n)) with_care(out, in, scale, c_out, n);
   }
 
-  void replica(const Element<S>& element, const S* in, i64 at, i64 n, i64 o) {
+  // Elements [begin, end) of row o, which has noise; if the kernel is outermost in memory, all of the row.
+  void replica(const Element<S>& element, const S* source, i64 begin, i64 end, i64 o) {
     const Task& t = element.t;
     const C c_out = t.out_scale ? table<C>(t.out_scale, o) : C(1);
-    const u32* words;
-    if (t.k_outer) {
-      // The noise is counted in the contiguous order.
-      if (at == 0) words_.make(element.key, o * t.I * t.K, t.I * t.K);
-      ordered_.resize(kPiece);
-      for (i64 e = 0; e < n; ++e) {
-        const i64 k = (at + e) / t.I, i = (at + e) % t.I;
-        ordered_[static_cast<std::size_t>(e)] = words_.at[i * t.K + k];
+    const i64 first = o * t.I * t.K;  // the noise is counted in the contiguous order
+    const u32* const row_words = t.k_outer ? words_.make(element.key, first, t.I * t.K) : nullptr;
+    u32 ordered[kPiece];
+    i64 k = 0, i = 0;
+    for (i64 at = begin; at < end; at += kPiece) {
+      const i64 n = std::min(kPiece, end - at);
+      const u32* words = ordered;
+      if (t.k_outer) {
+        for (i64 e = 0; e < n; ++e) {
+          ordered[e] = row_words[i * t.K + k];
+          if (++i == t.I) i = 0, ++k;
+        }
+      } else {
+        words = words_.make(element.key, first + at, n);
       }
-      words = ordered_.data();
-    } else {
-      words_.make(element.key, o * t.I * t.K + at, n);
-      words = words_.at;
-    }
-    const C* const scale = scale_.data() + at - column_;
-    if (!replica_piece<S>(noisy_, in, scale, c_out, words, element.sigma, n)) return;
-    for (i64 e = 0; e < n; ++e) {
-      const C w = Scalar<S>::load(in[e]), share = w * scale[e] * c_out;
-      noisy_[e] = is_finite(w) ? element.on_replica(in[e], share, words[e]) : finish<S>(in[e], share);
+      const S* const in = gather_piece(t, source, at, at + n, gathered_);
+      const C* const scale = scale_.data() + at - begin;
+      if (replica_piece<S>(made_, in, scale, c_out, words, element.sigma, n)) {
+        for (i64 e = 0; e < n; ++e) {
+          const C w = Scalar<S>::load(in[e]), share = w * scale[e] * c_out;
+          made_[e] = is_finite(w) ? element.on_replica(in[e], share, words[e]) : finish<S>(in[e], share);
+        }
+      }
+      put(target(t, o, at), made_, n, end - begin);
     }
   }
 
-  // Whole rows with cancelling noise: first every element as if it were not its unit's last replica, then those.
+  // Whole rows with cancelling noise: everyone's share first, and then what differs from row to row.
   void cancelling_rows(const Element<S>& element, i64 row, const i32* outputs, i64 count) {
     const Task& t = element.t;
-    const i64 length = t.I * t.K, teacher_length = t.src_I * t.K;
-    const auto size = static_cast<std::size_t>(length);
-    whole_in_.resize(size), whole_out_.resize(size), wa_.resize(size), wb_.resize(size);
+    const i64 length = t.I * t.K;
     const S* const source = reinterpret_cast<const S*>(t.src) + row * t.src_stride_o;
-    const S* const in = gather_piece(t, source, 0, length, whole_in_.data());
-    if (stream_words_.size() < static_cast<std::size_t>(streams_)) {
-      stream_words_.resize(static_cast<std::size_t>(streams_));
-    }
+    whole_.resize(static_cast<std::size_t>(length));
     for (i64 r = 0; r < count; ++r) {
       const i64 o = outputs[r];
-      const C c_out = t.out_scale ? table<C>(t.out_scale, o) : C(1);
-      for (i32 m = 0; m < streams_; ++m) {
-        NoiseKey key = element.key;
-        key.stream += static_cast<u32>(m);
-        stream_words_[static_cast<std::size_t>(m)].make(key, o * teacher_length, teacher_length);
+      if (r == 0 || t.out_scale) {
+        for (i64 at = 0; at < length; at += kPiece) {
+          const i64 n = std::min(kPiece, length - at);
+          scaled(element, gather_piece(t, source, at, at + n, gathered_), at, n, o, whole_.data() + at);
+        }
       }
-      gather_words(t, stream_, wa_.data());
-      gather_words(t, next_stream_, wb_.data());
-      S* const out = whole_out_.data();
-      if (cancelling_piece<S>(out, in, scale_.data(), c_out, wa_.data(), wb_.data(), flags_.data(), element.sigma,
-                              length)) {
-        one_by_one(element, 0, length, &outputs[r], 1);
-        continue;
+      if (cancelling_.perturb(element, whole_.data(), source, o)) {
+        put(target(t, o, 0), whole_.data(), length, length);
+      } else {
+        one_by_one(element, o, length);
       }
-      for (i64 i = 0; i < t.I; ++i) last_replica(element, in, out, o, i);
-      put(target(t, o, 0), out, length, length);
     }
   }
 
-  void gather_words(const Task& t, const std::vector<i32>& streams, u32* to) const {
-    if (!t.k_outer && streams_ == 1) {
-      gather_piece(t, stream_words_[0].at, 0, t.I * t.K, to);
-      return;
-    }
-    const i64 step = t.k_outer ? t.I : 1;
-    for (i64 i = 0; i < t.I; ++i) {
-      const i64 unit = t.in_map ? table<i32>(t.in_map, i) : i;
-      const u32* from = stream_words_[static_cast<std::size_t>(streams[static_cast<std::size_t>(i)])].at + unit * t.K;
-      u32* at = to + (t.k_outer ? i : i * t.K);
-      for (i64 k = 0; k < t.K; ++k) at[k * step] = from[k];
-    }
-  }
-
-  void last_replica(const Element<S>& element, const S* in, S* out, i64 o, i64 i) {
+  // A row by definition.
+  void one_by_one(const Element<S>& element, i64 o, i64 length) const {
     const Task& t = element.t;
-    const i64 first = table<i32>(t.in_next, i);
-    if (first >= i) return;
-    const i64 step = t.k_outer ? t.I : 1, per_column = t.k_outer ? 1 : t.K;
-    others_.assign(static_cast<std::size_t>(t.K), C(0));
-    C* const others = others_.data();
-    for (i64 j = first; j != i; j = table<i32>(t.in_next, j)) {
-      const S* const other = out + j * per_column;
-      for (i64 k = 0; k < t.K; ++k) others[k] = others[k] + Scalar<S>::load(other[k * step]);
-    }
-    const C total = table<C>(t.in_total, i), c_out = t.out_scale ? table<C>(t.out_scale, o) : C(1);
-    for (i64 k = 0; k < t.K; ++k) {
-      const i64 e = i * per_column + k * step;
-      const C w = Scalar<S>::load(in[e]);
-      if (is_finite(w)) out[e] = finish<S>(in[e], w * total * c_out - others[k]);
-    }
-  }
-
-  // The definition, for what the loops above do not do.
-  void one_by_one(const Element<S>& element, i64 begin, i64 end, const i32* outputs, i64 count) const {
-    const Task& t = element.t;
-    for (i64 r = 0; r < count; ++r) {
-      for (i64 e = begin; e < end; ++e) {
-        const i64 inner = t.k_outer ? t.I : t.K;
-        const u32 outer = static_cast<u32>(e / inner), within = static_cast<u32>(e % inner);
-        const Cursor c = t.k_outer ? Cursor{outputs[r], within, outer} : Cursor{outputs[r], outer, within};
-        *target(t, outputs[r], e) = element.template compute<N>(c);
-      }
-    }
+    Cursor c{o, 0, 0};
+    for (i64 e = 0; e < length; ++e, c.step(t)) *target(t, o, e) = element.template compute<N>(c);
   }
 
   void elements(const Element<S>& element, const Tile& tile) const {
@@ -397,7 +272,7 @@ class Worker {
     const S* const src = reinterpret_cast<const S*>(t.src);
     S* const dst = reinterpret_cast<S*>(t.dst);
     if (element.plain && t.out_map && t.src_stride_o == 1 && t.dst_stride_o == 1) {
-      return copy_runs<1>(dst + begin, src, reinterpret_cast<const i32*>(t.out_map) + begin, end - begin, 1);
+      return gather_runs(dst + begin, src, reinterpret_cast<const i32*>(t.out_map) + begin, 1, end - begin, 1);
     }
     for (i64 o = begin; o < end; ++o) {
       const S s = src[element.teacher_row(o) * t.src_stride_o];
@@ -407,17 +282,12 @@ class Worker {
 
   const GatherScaleArgs& args_;
   i32 task_ = -1, column_ = -1;
-  i32 streams_ = 1;
-  std::vector<C> scale_;                         // of each element of the tile's columns
-  std::vector<u32> flags_, ordered_, wa_, wb_;   // likewise, for noise
-  std::vector<i32> stream_, next_stream_;        // of each column
-  std::vector<Words> stream_words_;
-  std::vector<S> whole_in_, whole_out_;
-  std::vector<C> others_;
+  std::vector<C> scale_;  // of each element of the tile's columns
+  std::vector<S> whole_;  // a row
+  CancellingRows<S> cancelling_;
   Words words_;
   alignas(64) S gathered_[kPiece];
   alignas(64) S made_[kPiece];
-  alignas(64) S noisy_[kPiece];
 };
 
 // Before outputs are first written: those of dense rows, which are one piece of memory.

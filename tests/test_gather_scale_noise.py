@@ -12,6 +12,7 @@ from kernel_cases import (
     assert_same_bits,
     dyadic_split,
     embed,
+    place,
     random_weights,
     shuffled_map,
     uniform_split,
@@ -224,6 +225,42 @@ def test_cancelling_noise_with_an_output_scale(backend: str, device: torch.devic
     )[0].cpu()  # fmt: skip
     torch.testing.assert_close(u[:, 0] + u[:, 2], w[g_out, 0] * c_out, rtol=1e-15, atol=1e-16)
     assert_same_bits(u[:, 1], w[g_out, 1] * c_out.double())
+
+
+# Rows of any length
+
+
+@pytest.mark.parametrize("shape", [(2, 300, 3, 3), (2, 5000, 2, 2)], ids=["long", "longer than a stage"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("noise", NOISES)
+def test_noise_of_long_rows(
+    backend: str, device: torch.device, noise: str, layout: str, shape: tuple[int, ...]
+) -> None:
+    """Of rows that are made piece by piece, and of several replicas of the same row or of the same column."""
+    if backend == "triton" and device.type == "cpu" and shape[1] > 1000:
+        pytest.skip("Triton's interpreter takes twenty seconds")
+    w = random_weights(shape, torch.float32, 0)
+    g_out, g_in = torch.tensor([0, 1, 0, 0]), shuffled_map(shape[1], 2 * shape[1], 1)
+    assert g_in.bincount().max() > 3
+    call = {"in_scales": [dyadic_split(g_in)], "noise_std": 0.1, "noise": noise, "seed": 2}
+    expected = nk.gather_scale([w], [g_out], [g_in], **call, backend="reference")[0]
+    got = nk.gather_scale([place(w, layout, device)], [g_out], [g_in], **call, backend=backend)[0]
+    assert_same_bits(got.contiguous(), expected)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning:triton")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("noise", NOISES)
+def test_noise_beside_weights_that_are_not_finite(
+    backend: str, device: torch.device, noise: str, dtype: torch.dtype
+) -> None:
+    """In rows that have them, everything else has the noise that it would have."""
+    w = random_weights((3, 12, 3), dtype, 0)
+    w[0, 5, 1], w[2, 0, 0], w[2, 11, 2] = math.inf, -math.inf, math.nan
+    g_out, g_in = torch.tensor([0, 1, 2, 0, 2]), torch.arange(12).repeat(3)
+    call = {"in_scales": [uniform_split(g_in)], "noise_std": 0.1, "noise": noise, "seed": 2}
+    expected = nk.gather_scale([w], [g_out], [g_in], **call, backend="reference")[0]
+    assert_same_bits(nk.gather_scale([w.to(device)], [g_out], [g_in], **call, backend=backend)[0], expected)
 
 
 # What it depends on

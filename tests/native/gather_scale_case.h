@@ -41,7 +41,7 @@ struct Tensor {
     if (large && flip()) teacher[1] = student[1] = pick(1, 300);
     for (int d = 0; d < 2; ++d) {
       if (flip()) continue;
-      student[d] = teacher[d] + pick(0, 6);
+      student[d] = teacher[d] + pick(0, d == 1 && flip() ? teacher[d] : 6);
       for (i64 u = 0; u < student[d]; ++u) map[d].push_back(u < teacher[d] ? u : pick(0, teacher[d] - 1));
       if (flip()) std::shuffle(map[d].begin(), map[d].end(), rng);
       index[d].assign(map[d].begin(), map[d].end());
