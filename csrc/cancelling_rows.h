@@ -174,8 +174,8 @@ class CancellingRows {
     const i32* const starts = listing.starts.data() + first;
     const i64 blocks = round_to_blocks((starts[n - 1] + k_ + 3) / 4);
     if (static_cast<i64>(raw_.size()) < 4 * blocks) raw_.resize(static_cast<std::size_t>(4 * blocks));
-    make_listed_words(raw_.data(), key, static_cast<u64>(row),
-                      listing.offsets.data() + listing.begins[static_cast<std::size_t>(first / at_once_)], blocks);
+    make_words(raw_.data(), key, static_cast<u64>(row),
+               listing.offsets.data() + listing.begins[static_cast<std::size_t>(first / at_once_)], blocks);
     u32* const to = words_[stream % 2].data();
     gather_runs(to, raw_.data(), starts, 1, n, k_);
     return to;

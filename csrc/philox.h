@@ -11,6 +11,10 @@ namespace n2n {
 // Seven rounds are the fewest that pass the whole BigCrush battery (the paper's table 2).
 constexpr int kPhiloxRounds = 7;
 
+// What the counter is multiplied by, and what is added to the key after each round.
+constexpr u32 kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
+constexpr u32 kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
+
 struct Philox {
   u32 word[4];
 };
@@ -18,14 +22,14 @@ struct Philox {
 template <int Rounds>
 N2N_HD Philox philox4x32(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, u32 k1) {
   for (int r = 0; r < Rounds; ++r) {
-    const u64 p0 = u64{0xD2511F53u} * c0;
-    const u64 p1 = u64{0xCD9E8D57u} * c2;
+    const u64 p0 = u64{kPhiloxM0} * c0;
+    const u64 p1 = u64{kPhiloxM1} * c2;
     c0 = static_cast<u32>(p1 >> 32) ^ c1 ^ k0;
     c1 = static_cast<u32>(p1);
     c2 = static_cast<u32>(p0 >> 32) ^ c3 ^ k1;
     c3 = static_cast<u32>(p0);
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
+    k0 += kPhiloxW0;
+    k1 += kPhiloxW1;
   }
   return Philox{{c0, c1, c2, c3}};
 }

@@ -6,6 +6,7 @@
 #include "fuzz.h"
 #include "noise_once_more.h"
 #include "philox.h"
+#include "words.h"
 
 namespace n2n::tests {
 
@@ -51,6 +52,30 @@ i64 check_noise() {
     }
   }
   return 20000;
+}
+
+// However they are made: block by block, and with each of the CPU backend's loops.
+i64 check_words() {
+  constexpr i64 kMost = 3 * kBlocks;
+  for (i64 n = 0; n < 2000; ++n) {
+    const NoiseKey key{static_cast<u32>(rng()), static_cast<u32>(rng()), static_cast<u32>(rng()), static_cast<u32>(rng())};
+    const u64 first = flip() ? (u64{1} << 32) - static_cast<u64>(pick(0, 40)) : rng() >> pick(3, 62);
+    const i64 blocks = pick(1, 3) * kBlocks;
+    Exactly<i32> offsets(kMost);
+    for (i64 b = 0; b < kMost; ++b) offsets[b] = static_cast<i32>(pick(0, (i64{1} << 31) - 1));
+    const i32* const listed = flip() ? &offsets[0] : nullptr;
+    const auto check = [&](const char* what, const auto& make) {
+      Exactly<u32> words(4 * blocks);
+      make(&words[0], key, first, listed, blocks);
+      for (i64 b = 0; b < blocks; ++b) {
+        const Philox p = words_of(key, first + static_cast<u64>(listed ? listed[b] : b));
+        for (int q = 0; q < 4; ++q) require(words[4 * b + q] == p.word[q], "many words at once, ", what);
+      }
+    };
+    check("as they are made here", make_words);
+    check("on any processor", make_words_anywhere);
+  }
+  return 2000;
 }
 
 template i64 check_format<bf16>();

@@ -22,5 +22,6 @@ template <class S>
 i64 check_format();
 
 i64 check_noise();
+i64 check_words();
 
 }  // namespace n2n::tests
