@@ -234,32 +234,66 @@ class Worker {
     const Task& t = element.t;
     const i64 length = t.I * t.K;
     const S* const source = reinterpret_cast<const S*>(t.src) + row * t.src_stride_o;
-    whole_.resize(static_cast<std::size_t>(length));
     for (i64 r = 0; r < count; ++r) {
       const i64 o = outputs[r];
-      if (r == 0 || t.out_scale) {
-        for (i64 at = 0; at < length; at += kPiece) {
-          const i64 n = std::min(kPiece, length - at);
-          scaled(element, gather_piece(t, source, at, at + n, gathered_), at, n, o, whole_.data() + at);
-        }
-      }
-      if (cancelling_.perturb(element, whole_.data(), source, o)) {
-        put(target(t, o, 0), whole_.data(), length, length);
+      if (r == 0 || t.out_scale) shares(element, source, o);
+      if (cancelling_.perturb(element, row_.data(), source, o)) {
+        put(target(t, o, 0), row_.data(), length, length);
       } else {
-        one_by_one(element, o, length);
+        one_by_one(element, o);
       }
     }
   }
 
-  // A row by definition.
-  void one_by_one(const Element<S>& element, i64 o, i64 length) const {
-    const Task& t = element.t;
-    Cursor c{o, 0, 0};
-    for (i64 e = 0; e < length; ++e, c.step(t)) *target(t, o, e) = element.template compute<N>(c);
+  // The same for rows that are not dense: they are made as if they were, by the tile that they begin in.
+  void scattered_rows(const Tile& tile) {
+    Task t = args_.tasks[tile.task];
+    t.k_outer = 0;
+    const auto element = Element<S>::template of<N>(t, args_.seed);
+    const i64 length = t.I * t.K;
+    prepare(element, tile, 0, length);
+    source_.resize(static_cast<std::size_t>(t.src_I * t.K));
+    const i64 begin = tile.first * kTile, end = std::min(begin + kTile, t.O * length);
+    for (i64 o = (begin + length - 1) / length; o * length < end; ++o) {
+      const S* const from = reinterpret_cast<const S*>(t.src) + element.teacher_row(o) * t.src_stride_o;
+      S* at = source_.data();
+      for (i64 i = 0; i < t.src_I; ++i) {
+        for (i64 k = 0; k < t.K; ++k) *at++ = from[i * t.src_stride_i + k * t.src_stride_k];
+      }
+      shares(element, source_.data(), o);
+      if (!cancelling_.perturb(element, row_.data(), source_.data(), o)) {
+        one_by_one(element, o);
+        continue;
+      }
+      S* const to = reinterpret_cast<S*>(t.dst) + o * t.dst_stride_o;
+      const S* made = row_.data();
+      for (i64 i = 0; i < t.I; ++i) {
+        for (i64 k = 0; k < t.K; ++k) to[i * t.dst_stride_i + k * t.dst_stride_k] = *made++;
+      }
+    }
   }
 
-  void elements(const Element<S>& element, const Tile& tile) const {
+  // Row `o` without noise, into `row_`, of the teacher's dense row.
+  void shares(const Element<S>& element, const S* source, i64 o) {
+    const i64 length = element.t.I * element.t.K;
+    row_.resize(static_cast<std::size_t>(length));
+    for (i64 at = 0; at < length; at += kPiece) {
+      const i64 n = std::min(kPiece, length - at);
+      scaled(element, gather_piece(element.t, source, at, at + n, gathered_), at, n, o, row_.data() + at);
+    }
+  }
+
+  // A row by definition.
+  void one_by_one(const Element<S>& element, i64 o) const {
+    Cursor c{o, 0, 0};
+    for (i64 e = 0; e < element.t.I * element.t.K; ++e, c.step(element.t)) {
+      *element.destination(c) = element.template compute<N>(c);
+    }
+  }
+
+  void elements(const Element<S>& element, const Tile& tile) {
     const Task& t = element.t;
+    if (N == Noise::kCancelling && element.noisy && t.in_next) return scattered_rows(tile);
     const i64 begin = tile.first * kTile, end = std::min(begin + kTile, t.O * t.I * t.K);
     if (N == Noise::kNone && t.I * t.K == 1) return vector(element, begin, end);
     Cursor c = TileStart::of(t, begin).at(0);
@@ -283,7 +317,7 @@ class Worker {
   const GatherScaleArgs& args_;
   i32 task_ = -1, column_ = -1;
   std::vector<C> scale_;  // of each element of the tile's columns
-  std::vector<S> whole_;  // a row
+  std::vector<S> row_, source_;  // of the student and of the teacher
   CancellingRows<S> cancelling_;
   Words words_;
   alignas(64) S gathered_[kPiece];

@@ -29,7 +29,7 @@ def test_a_part_has_the_bits_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> No
     index = torch.tensor([0, 1, 2, 3, 4, 2, 2, 0, 4])
     whole = torch.zeros(9, 4, 3)
     add_noise(whole, index, 0.5, seed=3, tensor_id=2)
-    monkeypatch.setattr("net2net.crossing._PIECE", 20)
+    monkeypatch.setattr("net2net.crossing._PIECE", (20, 20))
     part = torch.zeros(3, 2, 3)
     add_noise(part, index, 0.5, seed=3, tensor_id=2, begin=4, first=1)
     assert torch.equal(part, whole[4:7, 1:3])

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from n2n_kernels.ops.gather_scale.window import Whole
 
-#: So many elements of noise are made at a time.
-_PIECE = 2**22
+#: So many elements of noise are made at a time: elsewhere, and on a processor, whose caches should hold them.
+_PIECE = (2**22, 2**20)
 
 
 def add_noise(
@@ -41,13 +41,13 @@ def add_noise(
     whole = Whole(in_map=index, tensor_id=tensor_id)
     wide = torch.float64 if grown.dtype == torch.float64 else torch.float32
     behind = grown[0, 0].numel()
-    at, rows = first * behind, grown[0].numel()
-    step = max(1, _PIECE // len(index))
-    noise = grown.new_empty((grown.shape[0], rows), dtype=wide)
-    for row in range(0, rows, step):
-        count = min(step, rows - row)
-        piece = grown.new_empty((count, len(index)), dtype=wide)
-        source = grown.new_zeros((count, int(index.max()) + 1), dtype=wide)
-        whole.grow_noisy_rows(source, piece, begin=at + row, noise_std=std, noise="cancelling", seed=seed)
-        noise[:, row : row + count] = piece[:, begin : begin + grown.shape[0]].T
-    grown.add_(noise.view(grown.shape))
+    step = max(1, _PIECE[grown.device.type == "cpu"] // len(index) // behind)
+    for out in range(0, grown.shape[1], step):
+        part = grown[:, out : out + step]
+        rows = part[0].numel()
+        piece = grown.new_empty((rows, len(index)), dtype=wide)
+        source = grown.new_zeros((rows, int(index.max()) + 1), dtype=wide)
+        at = (first + out) * behind
+        whole.grow_noisy_rows(source, piece, begin=at, noise_std=std, noise="cancelling", seed=seed)
+        # Copied first, since torch transposes in blocks only what it copies whole.
+        part += piece[:, begin : begin + len(grown)].T.contiguous().view(part.shape)
