@@ -1,5 +1,7 @@
 """gather_scale on random lists of tensors: every usable backend at once, against the definition and each other."""
 
+import math
+
 import fuzz
 import torch
 from gather_scale_cases import Case, Teacher, arguments, assert_as_defined, teacher
@@ -29,9 +31,18 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @st.composite
-def tensors(draw: st.DrawFn) -> tuple[Teacher, str, str]:
+def long_rows(draw: st.DrawFn) -> Case:
+    """Few rows of up to some thousand elements, each with up to several replicas on both axes."""
+    kernel = draw(st.sampled_from([(), (1,), (3,), (1, 7), (3, 3), (4, 4), (7, 7), (2, 3, 5)]))
+    rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 5000 // math.prod(kernel)))
+    widths = (draw(st.none() | st.integers(n, 3 * n)) for n in (rows, columns))
+    return Case((rows, columns, *kernel), *widths)
+
+
+@st.composite
+def tensors(draw: st.DrawFn, cases: st.SearchStrategy[Case]) -> tuple[Teacher, str, str]:
     """A teacher, its layout, and the student's."""
-    case = draw(cases())
+    case = draw(cases)
     t = teacher(
         case,
         draw(st.sampled_from(DTYPES)),
@@ -43,18 +54,31 @@ def tensors(draw: st.DrawFn) -> tuple[Teacher, str, str]:
     return t, draw(st.sampled_from(fits)), draw(st.sampled_from([name for name in fits if name in TARGET_LAYOUTS]))
 
 
+noises = {
+    "noise": st.sampled_from(["replicas", "cancelling"]),
+    "std": st.sampled_from([0.0, 1e-30, 0.1, 100.0]),
+    "seed": st.integers(0, 2**63 - 1),
+}
+
+
 @fuzz.cases(80)
-@given(
-    batch=st.lists(tensors(), max_size=3),
-    noise=st.sampled_from(["replicas", "cancelling"]),
-    std=st.sampled_from([0.0, 1e-30, 0.1, 100.0]),
-    seed=st.integers(0, 2**63 - 1),
-)
+@given(batch=st.lists(tensors(cases()), max_size=3), **noises)
 def test_random_lists(batch: list[tuple[Teacher, str, str]], noise: str, std: float, seed: int) -> None:
+    check(batch, USABLE, noise, std, seed)
+
+
+@fuzz.cases(40)
+@given(batch=st.lists(tensors(long_rows()), min_size=1, max_size=2), **noises)
+def test_random_long_rows(batch: list[tuple[Teacher, str, str]], noise: str, std: float, seed: int) -> None:
+    # Triton's interpreter takes minutes.
+    check(batch, [b for b in USABLE if b != "triton" or torch.cuda.is_available()], noise, std, seed)
+
+
+def check(batch: list[tuple[Teacher, str, str]], backends: list[str], noise: str, std: float, seed: int) -> None:
     given_ = [t for t, _, _ in batch]
     options = {"noise_std": std, "noise": noise, "seed": seed}
     expected = nk.gather_scale(**arguments(given_, CPU), **options, backend="reference")
-    for backend in USABLE:
+    for backend in backends:
         device = device_of(backend)
         srcs = [arguments([t], device, layout=layout)["srcs"][0] for t, layout, _ in batch]
         targets = [embed(t.student_shape, t.values.dtype, layout, device) for t, _, layout in batch]
