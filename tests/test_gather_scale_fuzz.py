@@ -32,11 +32,11 @@ def cases(draw: st.DrawFn) -> Case:
 
 @st.composite
 def long_rows(draw: st.DrawFn) -> Case:
-    """Few rows of up to some thousand elements, each with up to several replicas on both axes."""
-    kernel = draw(st.sampled_from([(), (1,), (3,), (1, 7), (3, 3), (4, 4), (7, 7), (2, 3, 5)]))
-    rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 5000 // math.prod(kernel)))
-    widths = (draw(st.none() | st.integers(n, 3 * n)) for n in (rows, columns))
-    return Case((rows, columns, *kernel), *widths)
+    """Few rows of some thousand elements, each with several replicas on both axes."""
+    kernel = draw(st.sampled_from([(3, 3), (1, 7), (7, 7), (), (3,), (4, 4), (2, 3, 5)]))
+    about = 3000 // math.prod(kernel)
+    rows, columns = draw(st.integers(1, 4)), about + draw(st.integers(-about // 2, about))
+    return Case((rows, columns, *kernel), rows + draw(st.integers(0, 8)), columns + draw(st.integers(0, columns)))
 
 
 @st.composite
@@ -51,7 +51,10 @@ def tensors(draw: st.DrawFn, cases: st.SearchStrategy[Case]) -> tuple[Teacher, s
         shuffled=draw(st.booleans()),
     )
     fits = [name for name in LAYOUTS if len(case.shape) in LAYOUTS[name].dims]
-    return t, draw(st.sampled_from(fits)), draw(st.sampled_from([name for name in fits if name in TARGET_LAYOUTS]))
+    layout = draw(st.sampled_from(fits))
+    # Kernels have ways of their own for students that lie as their teachers do.
+    same = layout in TARGET_LAYOUTS and draw(st.booleans())
+    return t, layout, layout if same else draw(st.sampled_from([name for name in fits if name in TARGET_LAYOUTS]))
 
 
 noises = {
@@ -67,7 +70,7 @@ def test_random_lists(batch: list[tuple[Teacher, str, str]], noise: str, std: fl
     check(batch, USABLE, noise, std, seed)
 
 
-@fuzz.cases(40)
+@fuzz.cases(150)
 @given(batch=st.lists(tensors(long_rows()), min_size=1, max_size=2), **noises)
 def test_random_long_rows(batch: list[tuple[Teacher, str, str]], noise: str, std: float, seed: int) -> None:
     # Triton's interpreter takes minutes.
