@@ -3,6 +3,7 @@
 import math
 
 import fuzz
+import pytest
 import torch
 from gather_scale_cases import Case, Teacher, arguments, assert_as_defined, teacher
 from hypothesis import given
@@ -11,13 +12,14 @@ from kernel_cases import DTYPES, LAYOUTS, TARGET_LAYOUTS, assert_same_bits, embe
 
 import n2n_kernels as nk
 from n2n_kernels.backends import ORDER
+from n2n_kernels.ops.gather_scale import native as gather_scale_native
 
 CPU = torch.device("cpu")
 USABLE = [name for name in ORDER if nk.backends()[name] is None]
 
 
 def device_of(backend: str) -> torch.device:
-    return torch.device("cuda" if backend != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if backend not in ("cpu", "blocks") and torch.cuda.is_available() else "cpu")
 
 
 @st.composite
@@ -81,12 +83,15 @@ def check(batch: list[tuple[Teacher, str, str]], backends: list[str], noise: str
     given_ = [t for t, _, _ in batch]
     options = {"noise_std": std, "noise": noise, "seed": seed}
     expected = nk.gather_scale(**arguments(given_, CPU), **options, backend="reference")
-    for backend in backends:
+    for backend in [*backends, "blocks"]:
         device = device_of(backend)
         srcs = [arguments([t], device, layout=layout)["srcs"][0] for t, layout, _ in batch]
         targets = [embed(t.student_shape, t.values.dtype, layout, device) for t, _, layout in batch]
         call = {**arguments(given_, CPU), "srcs": srcs, "out": [target.tensor for target in targets]}
-        got = nk.gather_scale(**call, **options, backend=backend)
+        with pytest.MonkeyPatch.context() as patch:
+            if backend == "blocks":  # the code of the CUDA kernel, thread by thread on the CPU
+                patch.setattr(gather_scale_native, "CPU", gather_scale_native.BLOCKS)
+            got = nk.gather_scale(**call, **options, backend="cpu" if backend == "blocks" else backend)
         for i, (a, b) in enumerate(zip(got, expected, strict=True)):
             assert_same_bits(a, b, f"{backend}, tensor {i}")
             targets[i].assert_only_inside_written()
