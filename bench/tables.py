@@ -19,7 +19,8 @@ ABOUT = """\
 - `alone`: on a GPU, from an idle device to an idle device, the host's work included.
 - `on device`, `launches`: on a GPU, the kernels' own time, and how many they are.
 - `least traffic`: what must be read and written at least; `GB/s` and `of roofline` count that. The roofline is a plain
-  copy and memset of the same mix of reads and writes, in the same run.
+  copy and memset of the same mix of reads and writes, in the same run. On a CPU it is no bound: torch and the C library
+  may write through the caches, and so read what they overwrite, where the kernels write past them.
 - `peak memory`: on a GPU, what the call allocates at its peak.
 - `until first result`: plans, captures and compilations, and the first call.
 - Ours: a first call has nothing prepared; a plan call has maps and scales checked and uploaded, and allocates; a launch
