@@ -337,6 +337,7 @@ def test_nothing_to_widen() -> None:
         ({"width": {}}, "names no layers"),
         ({"width": {"0": 8}, "layers": "0"}, "layers must be None"),
         ({"layers": "nowhere"}, "'nowhere'"),
+        ({"layers": "1.running_mean"}, "matches '1.running_mean'; of the .* layers .* most like it are '"),
         ({"layers": "12"}, "12 cannot be widened: its units are the network's outputs"),
         ({"mapping": "best"}, r"mapping \(='best'\)"),
         ({"split": "half"}, r"split \(='half'\)"),

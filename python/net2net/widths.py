@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import math
 from collections.abc import Mapping
@@ -103,8 +104,16 @@ class Widths:
         for pattern in self._targets if self._targets is not None else self._layers or []:
             named = [g for g in found.groups if any(fnmatch.fnmatchcase(x, pattern) for x in g.layers)]
             if not named:
-                raise ValueError(f"no layer that could be widened matches {pattern!r}")
+                raise ValueError(f"no layer that could be widened matches {pattern!r}{_suggestion(pattern, found)}")
             literal = not any(c in pattern for c in "*?[")
             stuck = sorted((g for g in named if g.reason is not None), key=lambda g: g.output)
             if stuck and (len(stuck) == len(named) or (literal and not stuck[0].output)):
                 raise ValueError(f"{pattern} cannot be widened: {stuck[0].reason}")
+
+
+def _suggestion(pattern: str, found: Structure) -> str:
+    layers = list(dict.fromkeys(x for g in found.groups for x in g.layers))
+    near = difflib.get_close_matches(pattern, layers, 3, 0.0)
+    if not near:
+        return ""
+    return f"; of the {len(layers)} layers with units of their own, those named most like it are {', '.join(map(repr, near))}"
