@@ -116,4 +116,5 @@ def _suggestion(pattern: str, found: Structure) -> str:
     near = difflib.get_close_matches(pattern, layers, 3, 0.0)
     if not near:
         return ""
-    return f"; of the {len(layers)} layers with units of their own, those named most like it are {', '.join(map(repr, near))}"
+    names = ", ".join(map(repr, near))
+    return f"; of the {len(layers)} layers with units of their own, those named most like it are {names}"
