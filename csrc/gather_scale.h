@@ -27,6 +27,8 @@ struct Task {
   i64 in_order;               // int32 [I]: how many of the unit's replicas come before (cancelling noise)
   i64 in_role;                // int32 [I]: a Role (cancelling noise)
   i64 in_total;               // [I]: the sum of in_scale over the unit's replicas (cancelling noise)
+  i64 in_begin, in_list;      // int32 [src_I + 1], [I]: the columns that copy teacher column u (cancelling noise)
+  i64 in_units;               // int32 [src_I]: those of the teacher, by how many copy them (cancelling noise)
   i64 sigma;                  // one double: the factor on the integer noise; absent or 0: this tensor gets none
   i64 O, I, K;                // the student's extents; K is the product of the kernel's
   i64 src_O, src_I;           // the teacher's
@@ -40,8 +42,9 @@ struct Task {
   i64 lanes_log2; // threads that work side by side on a row, as a power of two
   i64 magic, shift;  // for dividing by the row's inner extent, see `divide`
   i64 tensor_id;  // of the noise's counter
+  i64 by_units;   // 1: the stage has room for a row of the student too, behind the teacher rows (cancelling noise)
 };
-static_assert(sizeof(Task) == 35 * 8, "Task is a row of the int64 table");
+static_assert(sizeof(Task) == 39 * 8, "Task is a row of the int64 table");
 
 // A tile's place: its task, and where it begins. For tiles of elements `first` counts tiles of kTile elements, and
 // `column` is 0; for tiles of teacher rows, `first` is the first one, and `column` the first element within the rows.

@@ -4,13 +4,15 @@
 // memory. Barrier. `emit`: each thread takes a few neighbouring columns of the output, finds once where they come from,
 // and then makes them for every teacher row and every replica of it, with 16-byte stores. So a weight is read from
 // memory once however often it is copied, and no division is left in the loop over rows. Rows too long for the stage are
-// read where they lie, through the caches. Whatever is not made of dense rows goes element by element.
+// read where they lie, through the caches. Whatever is not made of dense rows goes element by element. Rows with
+// cancelling noise are made in shared memory, if there is room (unit_rows.h).
 //
 // These are host-device functions of a thread's number, so that tests run all threads of all blocks on a CPU.
 #pragma once
 
 #include "gather_scale.h"
 #include "pack.h"
+#include "unit_rows.h"
 
 namespace n2n {
 
@@ -220,6 +222,49 @@ struct BlockTile {
     }
   }
 
+  // Cancelling noise takes other phases than `emit`, two for each row of the student, with a barrier after each.
+  N2N_HD bool by_units() const { return N == Noise::kCancelling && t.by_units && sigma_of(t) != 0.0; }
+
+  // The rows of the student that are made of a teacher row: output(row, n) for n in [first_output, last_output).
+  N2N_HD i32 first_output(i64 row) const { return t.row_begin ? table<i32>(t.row_begin, tile.first + row) : 0; }
+  N2N_HD i32 last_output(i64 row) const { return t.row_begin ? table<i32>(t.row_begin, tile.first + row + 1) : 1; }
+  N2N_HD i64 output(i64 row, i32 n) const { return t.row_begin ? table<i32>(t.row_list, n) : tile.first + row; }
+
+  // Behind the staged rows.
+  N2N_HD i64 made() const { return t.tile_rows * pitch(); }
+
+  N2N_HD void make_row(S* shared, int thread, u64 seed, i64 row, i64 o) const {
+    const Element<S> element = Element<S>::template of<N>(t, seed);
+    if (t.K < kBlockWords) {
+      make_units<1>(element, shared, thread, row, o);
+    } else {
+      make_units<kBlockWords>(element, shared, thread, row, o);
+    }
+  }
+
+  template <int G>
+  N2N_HD void make_units(const Element<S>& element, S* shared, int thread, i64 row, i64 o) const {
+    const UnitRow<S, G> units{element, shared + row * pitch(), shared + made(), o};
+    const u32 items = static_cast<u32>(t.src_I) * UnitRow<S, G>::items_of_unit(t);
+    for (u32 item = static_cast<u32>(thread); item < items; item += kBlockThreads) units.make(item);
+  }
+
+  N2N_HD void store_row(const S* shared, int thread, i64 o) const {
+    if (target_aligned()) {
+      copy_out<kVectorOf<S>>(shared + made(), thread, o);
+    } else {
+      copy_out<1>(shared + made(), thread, o);
+    }
+  }
+
+  template <int V>
+  N2N_HD void copy_out(const S* from, int thread, i64 o) const {
+    S* const to = reinterpret_cast<S*>(t.dst) + o * t.dst_stride_o;
+    for (u32 e = static_cast<u32>(thread) * V; e < student_row(); e += kBlockThreads * V) {
+      store_pack<S, V>(to + e, load_pack<S, V>(from + e), args.streaming);
+    }
+  }
+
   // 2^lanes_log2 threads go along a row, and the block's threads beyond take other rows.
   template <int V, bool Staged>
   N2N_HD void emit_rows(const Element<S>& element, const S* shared, int thread) const {
@@ -240,11 +285,9 @@ struct BlockTile {
         // What every replica has that has neither a scale of its own nor noise.
         Pack<S, V> same = s;
         const bool numbers = element.plain || round_all<S, V>(x, same);
-        const i64 row = tile.first + r;
-        const i32 first = t.row_begin ? table<i32>(t.row_begin, row) : 0;
-        const i32 last = t.row_begin ? table<i32>(t.row_begin, row + 1) : 1;
-        for (i32 n = first; n < last; ++n) {
-          const i64 o = t.row_begin ? table<i32>(t.row_list, n) : row;
+        const i32 last = last_output(r);
+        for (i32 n = first_output(r); n < last; ++n) {
+          const i64 o = output(r, n);
           const C c_out = t.out_scale ? table<C>(t.out_scale, o) : C(1);
           Pack<S, V> u = same;
           bool good = numbers;

@@ -19,7 +19,17 @@ void run_blocks(const GatherScaleArgs& args) {
     const auto tile = BlockTile<S, N>::of(args, number);
     std::memset(static_cast<void*>(shared), 0xFF, vectors * kVectorBytes);  // what is not staged must not be read
     for (int thread = 0; thread < kBlockThreads; ++thread) tile.stage(shared, thread);
-    for (int thread = 0; thread < kBlockThreads; ++thread) tile.emit(shared, thread, args.seed);
+    if (!tile.by_units()) {
+      for (int thread = 0; thread < kBlockThreads; ++thread) tile.emit(shared, thread, args.seed);
+      continue;
+    }
+    for (i64 row = 0; row < tile.rows(); ++row) {
+      for (i32 n = tile.first_output(row); n < tile.last_output(row); ++n) {
+        const i64 o = tile.output(row, n);
+        for (int thread = 0; thread < kBlockThreads; ++thread) tile.make_row(shared, thread, args.seed, row, o);
+        for (int thread = 0; thread < kBlockThreads; ++thread) tile.store_row(shared, thread, o);
+      }
+    }
   }
 }
 

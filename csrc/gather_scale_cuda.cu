@@ -17,7 +17,16 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocks[static_cast<int>(N)]) g
   const auto tile = BlockTile<S, N>::of(args, blockIdx.x);
   tile.stage(shared, static_cast<int>(threadIdx.x));
   __syncthreads();
-  tile.emit(shared, static_cast<int>(threadIdx.x), args.seed);
+  if (!tile.by_units()) return tile.emit(shared, static_cast<int>(threadIdx.x), args.seed);
+  for (i64 row = 0; row < tile.rows(); ++row) {
+    const i32 last = tile.last_output(row);
+    for (i32 n = tile.first_output(row); n < last; ++n) {
+      tile.make_row(shared, static_cast<int>(threadIdx.x), args.seed, row, tile.output(row, n));
+      __syncthreads();
+      tile.store_row(shared, static_cast<int>(threadIdx.x), tile.output(row, n));
+      __syncthreads();
+    }
+  }
 }
 
 template <class S, Noise N>

@@ -28,7 +28,7 @@ class Arena:
     """
 
     def __init__(self, device: torch.device, base: "Arena | None" = None) -> None:
-        self._device = device
+        self.device = device
         self._base = base
         self._handles: dict[Hashable, int] = {}
         self._places: list[int] = [0]  # by handle: the offset in the buffer, or in the base's case the address
@@ -62,7 +62,7 @@ class Arena:
             for offset, array in self._arrays:
                 host[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
             self._arrays.clear()
-            self._buffer = upload(host, self._device)
+            self._buffer = upload(host, self.device)
             self._addresses = np.array(self._places, dtype=np.int64) + self._buffer.data_ptr() * np.array(self._own)
         return self._addresses
 

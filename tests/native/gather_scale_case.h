@@ -31,7 +31,7 @@ struct Tensor {
   std::unique_ptr<Exactly<S>> src, dst;
   std::vector<i64> map[2];  // empty: the identity
   std::vector<C> scale[2];  // empty: none
-  std::vector<i32> index[2], row_begin, row_list, seen, next, order, role;
+  std::vector<i32> index[2], row_begin, row_list, seen, next, order, role, in_begin, in_list, in_units;
   std::vector<C> total;
   double sigma = 0;
   Task task{};
@@ -86,11 +86,13 @@ struct Tensor {
     task.tile_columns = flip() ? row : std::min(row, pick(1, 6) * kVectorOf<S>);
     task.staged = flip();
     task.lanes_log2 = pick(0, 8);
+    task.by_units = task.in_next && task.staged && task.tile_columns == row && flip();
   }
 
   i64 stage_bytes() const {
     const i64 vectors = (teacher[1] * teacher[2] + kVectorOf<S> - 1) / kVectorOf<S>;
-    return task.rows && task.staged ? task.tile_rows * vectors * kVectorBytes : 0;
+    const i64 made = (student[1] * student[2] + kVectorOf<S> - 1) / kVectorOf<S>;
+    return task.rows && task.staged ? (task.tile_rows * vectors + task.by_units * made) * kVectorBytes : 0;
   }
 
   std::vector<Tile> tiles(i32 number) const {
@@ -156,6 +158,17 @@ struct Tensor {
         role.push_back(replicas == 1 ? kAlone : replicas > 2 ? kOneOfMore : before == 0 ? kFirstOfTwo : kLastOfTwo);
         total.push_back(static_cast<C>(sum));
       }
+      for (i64 u = 0; u <= teacher[1]; ++u) {
+        in_begin.push_back(static_cast<i32>(in_list.size()));
+        for (i64 i = 0; i < student[1]; ++i) {
+          if (unit(1, i) == u) in_list.push_back(static_cast<i32>(i));
+        }
+      }
+      for (i64 u = 0; u < teacher[1]; ++u) in_units.push_back(static_cast<i32>(u));
+      std::shuffle(in_units.begin(), in_units.end(), rng);  // any order will do
+      task.in_units = reinterpret_cast<i64>(in_units.data());
+      task.in_begin = reinterpret_cast<i64>(in_begin.data());
+      task.in_list = reinterpret_cast<i64>(in_list.data());
       task.in_next = reinterpret_cast<i64>(next.data());
       task.in_order = reinterpret_cast<i64>(order.data());
       task.in_role = reinterpret_cast<i64>(role.data());

@@ -88,6 +88,11 @@ class AxisMap:
         return np.concatenate([[0], np.cumsum(np.bincount(self.index))])
 
     @lazy
+    def by_replicas(self) -> np.ndarray:
+        """int64 [n]: the units, those with fewer replicas first."""
+        return np.argsort(np.diff(self.begins), kind="stable")
+
+    @lazy
     def order(self) -> np.ndarray:
         """int64 [n']: how many of the unit's replicas come before."""
         order = np.empty(len(self.index), dtype=np.int64)

@@ -34,6 +34,9 @@ class Column(IntEnum):
     IN_ORDER = auto()
     IN_ROLE = auto()
     IN_TOTAL = auto()
+    IN_BEGIN = auto()
+    IN_LIST = auto()
+    IN_UNITS = auto()
     SIGMA = auto()
     O = auto()  # noqa: E741
     I = auto()  # noqa: E741
@@ -56,9 +59,10 @@ class Column(IntEnum):
     MAGIC = auto()
     SHIFT = auto()
     TENSOR_ID = auto()
+    BY_UNITS = auto()
 
 
-POINTERS = slice(Column.OUT_MAP, Column.IN_TOTAL + 1)
+POINTERS = slice(Column.OUT_MAP, Column.IN_UNITS + 1)
 
 #: Threads of a block; `n2n::kBlockThreads`.
 THREADS = 256
@@ -66,6 +70,10 @@ THREADS = 256
 #: Shared memory for the teacher rows of a tile, at most: a row of 2048 channels of 3x3 in float32 fits, and three
 #: blocks fit a multiprocessor of an H100 or H200 (228 KB, of which each block takes 1 KB more).
 STAGE_BYTES = 74 * 1024
+
+#: Shared memory of a multiprocessor, of which a block takes half at most where it makes a row of the student in it
+#: (cancelling noise): an H100's or H200's where there is none.
+_MULTIPROCESSOR_BYTES = 228 * 1024
 
 #: What a tile writes, about: small enough that the last tiles of a launch do not leave a GPU idle for long
 #: (`_TILES_WANTED` is eight for each block that an H200 holds), large enough that a block's beginning does not count.
@@ -95,6 +103,7 @@ def launches(forms: Sequence[Form], noise: str, tensor_ids: Sequence[int], arena
     number = {form: n for n, form in enumerate(dict.fromkeys(forms))}
     numbers = np.fromiter(map(number.__getitem__, forms), np.int64, len(forms))
     ids = np.array(tensor_ids, dtype=np.int64)
+    largest = _largest_stage(arena.device)
     result = []
     for dtype in {form.kind.dtype: None for form in number}:
         mine = [form for form in number if form.kind.dtype == dtype and not form.kind.empty]
@@ -108,12 +117,19 @@ def launches(forms: Sequence[Form], noise: str, tensor_ids: Sequence[int], arena
         count = np.bincount(which)
         sizes = tasks[:, Column.O] * tasks[:, Column.I] * tasks[:, Column.K] * dtype.itemsize
         output_bytes = int((sizes * count).sum())
-        stage_bytes = _cut(tasks, dtype.itemsize, output_bytes)
+        stage_bytes = _cut(tasks, dtype.itemsize, output_bytes, largest)
         tasks = tasks[which]
         tasks[:, Column.TENSOR_ID] = ids[members]
         most = max((form.kind.in_map.most_replicas() for form in mine if form.kind.in_map), default=1)
         result.append(Launch(dtype, members, tasks, _tiles(tasks), stage_bytes, output_bytes, most))
     return result
+
+
+def _largest_stage(device: torch.device) -> int:
+    there = _MULTIPROCESSOR_BYTES
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
+    return there // 2 - 1024
 
 
 def _row(form: Form, noise: str, arena: Arena) -> np.ndarray:
@@ -172,6 +188,9 @@ def _point(row: np.ndarray, kind: Kind, noise: str, arena: Arena) -> None:
             row[Column.IN_NEXT] = integers(in_map, "next")
             row[Column.IN_ORDER] = integers(in_map, "order")
             row[Column.IN_ROLE] = integers(in_map, "roles")
+            row[Column.IN_BEGIN] = integers(in_map, "begins")
+            row[Column.IN_LIST] = integers(in_map, "by_unit")
+            row[Column.IN_UNITS] = integers(in_map, "by_replicas")
             shares = kind.in_scale.values if kind.in_scale is not None else np.ones(len(in_map.index))
             row[Column.IN_TOTAL] = arena.add(
                 (in_map, kind.in_scale, compute), lambda: in_map.replica_sums(shares).astype(compute)
@@ -185,7 +204,7 @@ def _add_scale(arena: Arena, scale: Scale, compute: type) -> int:
     return arena.add((scale, compute), lambda: scale.values.astype(compute))
 
 
-def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int) -> int:
+def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int, largest_stage: int) -> int:
     """Decides the tiles' sizes, into `tasks`; the shared memory that the launch needs."""
     dense = tasks[:, Column.ROWS] != 0
     if not dense.any():
@@ -202,13 +221,19 @@ def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int) -> int:
     fits = np.minimum(tile_rows, np.maximum(STAGE_BYTES // staged_bytes, 1))
     staged = staged_bytes <= STAGE_BYTES
     tile_rows = np.where(staged, fits, 1)
+    # With cancelling noise a row of the student is made there too.
+    made_bytes = -(-row // per_vector) * VECTOR_BYTES
+    fits = (largest_stage - made_bytes) // staged_bytes
+    by_units = dense & staged & (tasks[:, Column.IN_NEXT] != 0) & (fits >= 1)
+    tile_rows = np.where(by_units, np.minimum(tile_rows, fits), tile_rows)
+    tasks[:, Column.BY_UNITS] = by_units
     # Of a row that does not fit, a tile makes a part.
     columns = np.maximum((wanted / made * row).astype(np.int64) // per_vector * per_vector, per_vector)
     tasks[:, Column.TILE_ROWS] = np.where(dense, tile_rows, 0)
     tasks[:, Column.TILE_COLUMNS] = np.where(dense, np.where(staged, row, np.minimum(columns, row)), 0)
     tasks[:, Column.STAGED] = dense & staged
     tasks[:, Column.LANES_LOG2] = np.where(dense, _lanes(tasks, itemsize), 0)
-    return int((tile_rows * staged_bytes)[dense & staged].max(initial=0))
+    return int((tile_rows * staged_bytes + by_units * made_bytes)[dense & staged].max(initial=0))
 
 
 def _lanes(tasks: np.ndarray, itemsize: int) -> np.ndarray:
