@@ -30,7 +30,7 @@ constexpr i64 kStreamFrom = i64{32} << 20;
 enum class Target : int { kCpu = 0, kCuda = 1, kBlocks = 2 };
 
 void gather_scale(int target, int dtype, i64 tasks, i64 tiles, i64 count, n2n::u64 seed, int noise, i64 stage_bytes,
-                  i64 output_bytes, bool streaming, int threads, i64 stream) {
+                  i64 output_bytes, bool large, int threads, i64 stream) {
   const auto on = static_cast<Target>(target);
   const n2n::GatherScaleArgs args{reinterpret_cast<const n2n::Task*>(tasks),
                                   reinterpret_cast<const n2n::Tile*>(tiles),
@@ -39,7 +39,8 @@ void gather_scale(int target, int dtype, i64 tasks, i64 tiles, i64 count, n2n::u
                                   static_cast<n2n::Noise>(noise),
                                   stage_bytes,
                                   output_bytes,
-                                  streaming && (on != Target::kCpu || n2n::streaming_pays(threads))};
+                                  large && (on != Target::kCpu || n2n::streaming_pays(threads)),
+                                  large};
   const auto type = static_cast<n2n::DType>(dtype);
   switch (on) {
     case Target::kCpu: return n2n::gather_scale_cpu(type, args, threads);

@@ -167,6 +167,7 @@ struct GatherScaleArgs {
   i64 stage_bytes;   // of shared memory, for the teacher rows of a tile
   i64 output_bytes;  // of all tasks together
   bool streaming;    // that is more than caches hold: do not push other data out of them
+  bool large;        // the same, but for whether that pays: outputs are whole, and have large pages among them
 };
 
 }  // namespace n2n

@@ -18,9 +18,6 @@ namespace {
 // Elements made at a time.
 constexpr i64 kPiece = 2048;
 
-// Outputs of at least this size have large pages among them.
-constexpr i64 kHintedBytes = i64{8} << 20;
-
 // Rows of at least this size are worth writing past the caches.
 constexpr i64 kStreamedBytes = 1024;
 
@@ -341,7 +338,7 @@ void hint_outputs(const GatherScaleArgs& args) {
 
 template <class S, Noise N>
 void run(const GatherScaleArgs& args, int threads) {
-  if (args.output_bytes >= kHintedBytes) hint_outputs<S>(args);
+  if (args.large) hint_outputs<S>(args);
   parallel_for(
       args.count, args.output_bytes, threads, [&] { return std::make_unique<Worker<S, N>>(args); },
       [](std::unique_ptr<Worker<S, N>>& worker, i64 tile) { worker->run(tile); });

@@ -1,6 +1,9 @@
 """Tensors that are grown, and their moments taken, a part at a time: the bits of the whole."""
 
 import itertools
+import mmap
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ from gather_scale_cases import LARGE, SMALL, Case, arguments, teachers
 from kernel_cases import DTYPES, assert_same_bits, random_weights
 
 import n2n_kernels as nk
+from n2n_kernels.ops.gather_scale import forms
 
 BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(nk.backends()[name] is not None, reason=str(nk.backends()[name])))
@@ -57,6 +61,42 @@ def test_rows_that_do_not_exist_are_refused(which: str) -> None:
     two = nk.GatherScalePlan([src, src], None, None, backend=which)
     with pytest.raises(ValueError, match="for one tensor"):
         two.rows(src, 0, 2)
+
+
+@pytest.mark.parametrize("which", BACKENDS)
+def test_sources_of_rows_that_are_no_dense_tensors(which: str) -> None:
+    src, plan = one(SMALL[1], torch.float32, "replicas", which)
+    for wrong in (None, [src]):
+        with pytest.raises(TypeError, match=rf"src \(={type(wrong).__name__}\) must be a torch.Tensor"):
+            plan.rows(wrong, 0, 2)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"src\.layout"):
+        plan.rows(src.to_sparse(), 0, 2)
+
+
+@pytest.mark.parametrize("which", BACKENDS)
+def test_rows_ask_for_no_memory_of_the_whole(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(dtype: torch.dtype, t: torch.Tensor, device: torch.device) -> torch.Tensor:
+        raise MemoryError
+
+    monkeypatch.setattr(forms, "_without_memory", refuse)
+    src, plan = one(SMALL[1], torch.float32, "replicas", which)
+    assert plan.rows(src, 0, 2).shape == (2, 8)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="no /proc/self/smaps here")
+def test_rows_leave_memory_beside_theirs_alone() -> None:
+    """Large outputs are to have large pages, but of the whole student there is only a part."""
+    w = torch.randn(1024, 4096)
+    plan = nk.GatherScalePlan([w], [torch.arange(1024).repeat(8)], None, backend="cpu")
+    beside = torch.frombuffer(mmap.mmap(-1, 2**26, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
+    plan.rows(w, 0, 1024)  # 16 MiB of 128, most likely just before
+    mappings = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)[1:]
+    for text in mappings:
+        begin, end = (int(x, 16) for x in text.split(" ")[0].split("-"))
+        if begin <= beside.data_ptr() + 2**25 < end:
+            assert " hg" not in text.split("VmFlags:")[1]
+            return
+    raise AssertionError("not found")
 
 
 @pytest.mark.parametrize("which", BACKENDS)

@@ -64,7 +64,7 @@ i64 fuzz_gather_scale(DType dtype) {
   const i64 count = pick(1, 4);
   // The CPU backend, or the CUDA kernel's code.
   const auto run = [&](bool blocks, const Tile* first, i64 n) {
-    const GatherScaleArgs args{tasks.data(), first, n, seed, noise, stage_bytes, output_bytes, streaming};
+    const GatherScaleArgs args{tasks.data(), first, n, seed, noise, stage_bytes, output_bytes, streaming, streaming};
     if (blocks) {
       gather_scale_blocks(dtype, args);
     } else {

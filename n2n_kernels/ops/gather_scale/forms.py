@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from n2n_kernels.layout import Layout, layout_of, memory_format
+from n2n_kernels.lazy import lazy
 from n2n_kernels.ops.gather_scale.request import Kind
 from n2n_kernels.ops.memory import Memory
 
@@ -22,8 +23,15 @@ class Form:
     kind: Kind
     source: Layout  # as the kernels read it: of a contiguous copy, where `copied`
     target: Layout
-    like: Tensor | None  # without memory; a student tensor is made as empty_like this one, if it is to be made
+    student: Tensor | None  # if it is to be made: its shape and strides, on the device "meta"
     copied: bool  # the kernels cannot read it as it lies: its kernel dimensions do not fold, or its address is odd
+    device: torch.device
+
+    @lazy
+    def like(self) -> Tensor:
+        """Without memory; the student tensor is made as empty_like this one."""
+        assert self.student is not None
+        return _without_memory(self.kind.dtype, self.student, self.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +39,12 @@ class Forms:
     """The forms of all tensors of a call."""
 
     each: list[Form]
-    like: list[Tensor]  # none if there are tensors to write to
     copied: list[int]  # positions
+
+    @lazy
+    def like(self) -> list[Tensor]:
+        """`Form.like` of each; none if there are tensors to write to."""
+        return [form.like for form in self.each if form.student is not None]
 
 
 class KnownForms:
@@ -54,10 +66,9 @@ class KnownForms:
             targets = [None] * len(odd) if to is None else map(tuple, to.tolist())
             keys = zip(self._kinds, map(tuple, from_.tolist()), targets, odd.tolist(), strict=True)
             each = [self._forms.get(key) or self._made(key, i, sources, out) for i, key in enumerate(keys)]
-            like = [form.like for form in each if form.like is not None]
             copied = [i for i, form in enumerate(each) if form.copied]
             # Another thread may have been faster: what is prepared for forms goes by the object.
-            known = self._calls.setdefault(key, Forms(each, like, copied))
+            known = self._calls.setdefault(key, Forms(each, copied))
         return known
 
     def _made(self, key: object, i: int, sources: Memory, out: Memory | None) -> Form:
@@ -75,13 +86,15 @@ def _form(kind: Kind, src: Tensor, out: Tensor | None, odd: bool, device: torch.
         kind,
         source or _layout(imagined(kind.shape)),
         _layout(student if out is None else out),
-        _without_memory(kind.dtype, student, device) if out is None else None,
+        student if out is None else None,
         copied,
+        device,
     )
 
 
 def _without_memory(dtype: torch.dtype, t: Tensor, device: torch.device) -> Tensor:
-    """With the shape and strides of `t`. Of what an empty tensor can be made from, this takes the least time."""
+    """With the shape and strides of `t`. Of what an empty tensor can be made from, this takes the least time. (For a
+    moment it has memory, so nothing as large may be asked for that is not going to be there.)"""
     with torch.inference_mode(False):
         made = torch.empty_strided(t.shape, t.stride(), dtype=dtype, device=device)
     made.untyped_storage().resize_(0)

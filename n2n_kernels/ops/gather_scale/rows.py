@@ -40,6 +40,10 @@ def run(plan: GatherScalePlan, src: Tensor, begin: int, end: int, noise_std: Dev
     check_seed(seed)
     if not 0 <= begin <= end <= kind.student_shape[0]:
         raise ValueError(f"begin (={begin}) and end (={end}) must be rows of the student's {kind.student_shape[0]}")
+    if not isinstance(src, Tensor):
+        raise TypeError(f"src (={type(src).__name__}) must be a torch.Tensor")
+    if src.layout != torch.strided:
+        raise TypeError(f"src.layout (={src.layout}) must be torch.strided")
     if not src.is_contiguous():
         raise ValueError(f"src (of strides {src.stride()}) must be contiguous")
     sources = plan._expected.check([src])
@@ -80,7 +84,7 @@ def run(plan: GatherScalePlan, src: Tensor, begin: int, end: int, noise_std: Dev
         NOISES[plan._noise] if sigmas[0] else 0,
         prepared.launch.stage_bytes,
         out.nbytes,
-        False,  # to go past the caches: whoever wants some rows wants them now
+        False,  # no large outputs: whoever wants some rows wants them now, and the student's memory is not all there
         torch.get_num_threads(),
         0,
     )

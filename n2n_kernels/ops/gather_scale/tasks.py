@@ -184,7 +184,7 @@ def _point(row: np.ndarray, kind: Kind, noise: str, arena: Arena) -> None:
             row[Column.OUT_SEEN] = integers(out_map, "order")
     if (in_map := kind.in_map) is not None:
         row[Column.IN_MAP] = integers(in_map, "index")
-        if noise == "cancelling":
+        if noise == "cancelling" and in_map.most_replicas() > 1:
             row[Column.IN_NEXT] = integers(in_map, "next")
             row[Column.IN_ORDER] = integers(in_map, "order")
             row[Column.IN_ROLE] = integers(in_map, "roles")
