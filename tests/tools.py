@@ -28,11 +28,16 @@ def opcodes(disassembly: str) -> set[str]:
     return {name for name, _ in found} | wide
 
 
+def instructions(disassembly: str) -> list[tuple[int, str, str]]:
+    """Address, name and operands of each, in what `cuobjdump -sass` prints of one kernel."""
+    pattern = r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_.]+)\s*([^;]*);"
+    return [(int(at, 16), name, rest) for at, name, rest in re.findall(pattern, disassembly)]
+
+
 def loop_around_wide_stores(disassembly: str) -> int | None:
     """Instructions in the longest of the innermost loops with a 16-byte store, in what `cuobjdump -sass` prints of one
     kernel; None if there is no such loop."""
-    pattern = r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_.]+)\s*([^;]*);"
-    lines = [(int(at, 16), name, rest) for at, name, rest in re.findall(pattern, disassembly)]
+    lines = instructions(disassembly)
     numbers = {at: i for i, (at, _, _) in enumerate(lines)}
     loops = []
     for at, name, rest in lines:
