@@ -101,7 +101,7 @@ struct Element {
 
   // Noise on replicas: the share plus sigma * z, z of the element's index in the student's contiguous order.
   N2N_HD S on_replica(S s, C share, u32 word) const {
-    return finish<S>(s, share + static_cast<C>(noise_from_word(word)) * sigma);
+    return finish<S>(s, share + from_noise<C>(noise_from_word(word)) * sigma);
   }
 
   // Cancelling noise (DESIGN 2.9). A unit's replicas take z[0] - z[1], z[1] - z[2], ... z[r-1] - z[0], where z[m], of
@@ -115,7 +115,7 @@ struct Element {
   N2N_HD S perturbed(S s, C w, i64 o, i64 i, i64 index) const {
     const i64 next = table<i32>(t.in_next, i);
     const i32 z = replica_noise(index, table<i32>(t.in_order, i)) - replica_noise(index, table<i32>(t.in_order, next));
-    return finish<S>(s, share(w, o, i) + static_cast<C>(z) * sigma);
+    return finish<S>(s, share(w, o, i) + from_noise<C>(z) * sigma);
   }
 
   // The whole of a unit's weight less what the others, as stored, have of it: the last replica's part, so that the sum

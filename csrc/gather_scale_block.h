@@ -130,11 +130,11 @@ N2N_HD bool add_noise(const Element<S>& element, const Columns<S, N, V>& columns
   for (int j = 0; j < V; ++j) {
     const C w = Scalar<S>::load(s.e[j]);
     if (N == Noise::kReplicas) {
-      const C noisy = x[j] + static_cast<C>(noise_from_word(word[j])) * element.sigma;
+      const C noisy = x[j] + from_noise<C>(noise_from_word(word[j])) * element.sigma;
       y[j] = is_finite(w) ? noisy : x[j];
     } else {
       const i32 z = half_noise_from_word(word[j], 0) - half_noise_from_word(word[j], 1);
-      const C first = w * columns.first[j] * c_out + static_cast<C>(z) * element.sigma;
+      const C first = w * columns.first[j] * c_out + from_noise<C>(z) * element.sigma;
       const C rest = w * columns.total[j] * c_out - (C(0) + Scalar<S>::load(Scalar<S>::store(first)));
       const bool noisy = columns.role[j] != kAlone && is_finite(w);
       y[j] = !noisy ? x[j] : columns.role[j] == kLastOfTwo ? rest : first;

@@ -55,23 +55,53 @@ N2N_HD u32 word_at(const NoiseKey& key, i64 index) {
   return pick_word(words_of(key, static_cast<u64>(index) >> 2), static_cast<u32>(index) & 3u);
 }
 
+// The sum of those of a word's bytes for which `which` has a one in its place.
+N2N_HD u32 sum_of_bytes(u32 w, u32 which) {
+#if defined(__CUDA_ARCH__)
+  return __dp4a(w, which, 0u);
+#else
+  u32 sum = 0;
+  for (u32 at = 0; at < 32; at += 8) sum += ((w >> at) & 0xFFu) * ((which >> at) & 1u);
+  return sum;
+#endif
+}
+
 // One 32-bit word to one centred integer, nearly normal: the sum of its four bytes (Irwin-Hall of order 4, excess
 // kurtosis -0.3), refined by a 12-bit fraction hashed from the word so that two samples practically never tie (replicas
 // whose noise ties would stay alike for ever). The result is odd, |z| < 2^22, mean 0; its standard deviation is
 // NOISE_STD in n2n_kernels/rng.py.
 N2N_HD i32 noise_from_word(u32 w) {
-  const u32 sum = (w & 0xFFu) + ((w >> 8) & 0xFFu) + ((w >> 16) & 0xFFu) + (w >> 24);
   const u32 fraction = (w * 0x9E3779B1u) >> 20;
-  return 2 * static_cast<i32>((sum << 12) | fraction) - (2 * 510 * 4096 + 4095);
+  return 2 * static_cast<i32>((sum_of_bytes(w, 0x01010101u) << 12) + fraction) - (2 * 510 * 4096 + 4095);
 }
 
 // One word to two such integers, of two bytes each, for noise that is only ever used in differences: the difference of
 // any two has the four bytes again. |z| < 2^21; the standard deviation is HALF_STD in n2n_kernels/rng.py.
 N2N_HD i32 half_noise_from_word(u32 w, u32 half) {
-  const u32 bytes = half ? w >> 16 : w;
-  const u32 sum = (bytes & 0xFFu) + ((bytes >> 8) & 0xFFu);
+  const u32 sum = sum_of_bytes(w, half ? 0x01010000u : 0x00000101u);
   const u32 fraction = (w * (half ? 0x85EBCA77u : 0x9E3779B1u)) >> 20;
-  return 2 * static_cast<i32>((sum << 12) | fraction) - (2 * 255 * 4096 + 4095);
+  return 2 * static_cast<i32>((sum << 12) + fraction) - (2 * 255 * 4096 + 4095);
+}
+
+// For |z| <= 2^22. On a GPU a conversion takes the time of four additions; the floats from 2^23 to 2^24 are the integers, so
+// this is exact.
+N2N_HD float from_small_integer(i32 z) {
+  return bit_cast<float>(static_cast<u32>(z) + 0x4B400000u) - 12582912.0f;  // 1.5 * 2^23
+}
+
+// An integer of noise, or the difference of two halves, as a number: |z| < 2^22.
+template <class C>
+N2N_HD C from_noise(i32 z) {
+  return static_cast<C>(z);
+}
+
+template <>
+N2N_HD float from_noise<float>(i32 z) {
+#if defined(__CUDA_ARCH__)
+  return from_small_integer(z);
+#else
+  return static_cast<float>(z);
+#endif
 }
 
 }  // namespace n2n

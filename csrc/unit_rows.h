@@ -96,7 +96,7 @@ struct UnitRow {
       C x = p.w[j] * (p.finite[j] ? whole : share) * p.c_out;
       if (more && p.finite[j]) {
         const i32 z = half_noise_from_word(now[j], Odd) - half_noise_from_word(next[j], !Odd);
-        x = x + static_cast<C>(z) * element.sigma;
+        x = x + from_noise<C>(z) * element.sigma;
       }
       if (last && p.finite[j]) x = x - p.others[j];
       const S u = finish<S>(p.s[j], x);

@@ -54,6 +54,13 @@ i64 check_noise() {
   return 20000;
 }
 
+// What a GPU does in the place of a conversion.
+i64 check_small_integers() {
+  constexpr i32 kMost = 1 << 22;
+  for (i32 z = -kMost; z <= kMost; ++z) require(from_small_integer(z) == static_cast<float>(z), "the float of ", z);
+  return 2 * kMost + 1;
+}
+
 // However they are made: block by block, and with each of the CPU backend's loops.
 i64 check_words() {
   constexpr i64 kMost = 3 * kBlocks;

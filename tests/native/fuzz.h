@@ -23,5 +23,6 @@ i64 check_format();
 
 i64 check_noise();
 i64 check_words();
+i64 check_small_integers();
 
 }  // namespace n2n::tests

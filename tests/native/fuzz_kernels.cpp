@@ -36,7 +36,7 @@ int main(int argc, char** argv) {
   require(argc == 3, "usage: fuzz_kernels ROUNDS SEED");
   const i64 rounds = std::atoll(argv[1]);
   rng.seed(static_cast<u64>(std::atoll(argv[2])));
-  const i64 formats = check_format<bf16>() + check_format<f16>();
+  const i64 formats = check_format<bf16>() + check_format<f16>() + check_small_integers();
   std::printf("%lld roundings, %lld samples of noise, %lld rows of words\n", static_cast<long long>(formats),
               static_cast<long long>(check_noise()), static_cast<long long>(check_words()));
   fuzz<float>(DType::kFloat32, rounds);
