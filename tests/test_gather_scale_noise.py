@@ -4,6 +4,7 @@ import concurrent.futures
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gather_scale_cases import FEW, LARGE, Case, arguments, teachers
@@ -311,6 +312,12 @@ def test_the_default_tensor_id_is_the_position(backend: str, device: torch.devic
     named = nk.gather_scale(**call, **options, tensor_ids=list(range(len(default))))
     for a, b in zip(default, named, strict=True):
         assert_same_bits(a, b)
+
+
+def test_numbers_may_be_numpys(backend: str, device: torch.device) -> None:
+    expected = noisy(backend, device, "replicas", seed=3, tensor_ids=[4])
+    got = noisy(backend, device, "replicas", seed=np.int64(3), tensor_ids=np.array([4], dtype=np.uint32))
+    assert_same_bits(got, expected)
 
 
 @pytest.mark.parametrize("noise", NOISES)

@@ -10,6 +10,7 @@ from operator import attrgetter
 from types import NoneType
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,17 +42,19 @@ def integer_list(name: str, given: Iterable[int]) -> list[int]:
     integers = list(given)
     if set(map(type, integers)) == {int} and min(integers) >= -(2**63) and max(integers) < 2**63:
         return integers
-    for i, value in enumerate(integers):
-        check_integer(f"{name}[{i}]", value)
-    return integers
+    return [integer(f"{name}[{i}]", value) for i, value in enumerate(integers)]
 
 
-def check_integer(name: str, value: object) -> None:
-    """`value` must be an integer that fits int64, as the dispatcher needs; its own message names nothing."""
+def integer(name: str, value: object) -> int:
+    """`value`, Python's or NumPy's, which must be an integer that fits int64, as the dispatcher needs; its own message
+    names nothing."""
+    if isinstance(value, np.integer):
+        value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} (={value!r}) must be an integer")
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{name} (={value}) does not fit 64 bits")
+    return value
 
 
 def number(name: str, value: object) -> float:

@@ -37,7 +37,7 @@ def channel_moments(x: Tensor, *, dim: int = 1, backend: str | None = None) -> t
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"x (={type(x).__name__}) must be a torch.Tensor")
-    checks.check_integer("dim", dim)
+    dim = checks.integer("dim", dim)
     check_name(backend)
     with torch.no_grad():
         mean, var = torch.ops.n2n.channel_moments.default(x, dim, backend)
@@ -91,7 +91,7 @@ def moments_in_parts(
     """
     checks.check_tensor("t", t, dims=range(65))
     check_memory("t", t)
-    checks.check_integer("part_bytes", part_bytes)
+    part_bytes = checks.integer("part_bytes", part_bytes)
     if t.device.type != "cpu" or t.numel() == 0 or part_bytes < 1:
         raise ValueError(f"t ({tuple(t.shape)}, on {t.device}) must be on the CPU and not empty, in parts of bytes")
     chosen = choose(backend, t.device)

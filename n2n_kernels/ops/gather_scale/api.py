@@ -69,7 +69,7 @@ def gather_scale(
     call = as_call(srcs, out_maps, in_maps, out_scales, in_scales)
     n = len(call.srcs)
     ids = as_tensor_ids(tensor_ids, n)
-    checks.check_integer("seed", seed)
+    seed = checks.integer("seed", seed)
     requests.check_noise_name(noise)
     check_name(backend)
     arguments = (*call, as_stds(noise_std, n), noise, seed, ids, backend)

@@ -186,7 +186,7 @@ class GatherScalePlan:
         if is_in_torch_dispatch_mode() and type(torch.empty(0, device=self._device)) is not Tensor:
             raise RuntimeError(NO_MEMORY)
         sources = self._expected.check(checks.tensor_list("srcs", srcs))
-        checks.check_integer("seed", seed)
+        seed = checks.integer("seed", seed)
         requests.check_seed(seed)
         sigma = self._sigma(noise_std, sources.tensors)
         targets = None if out is None else self._checked_targets(checks.tensor_list("out", out), sources.tensors)

@@ -35,8 +35,7 @@ def run(plan: GatherScalePlan, src: Tensor, begin: int, end: int, noise_std: Dev
     if plan.backend not in ("cpu", "reference"):
         raise ValueError(f"rows cannot be made by the backend {plan.backend!r}, only by 'cpu' and 'reference'")
     kind = plan._kinds[0]
-    for name, value in (("begin", begin), ("end", end), ("seed", seed)):
-        checks.check_integer(name, value)
+    begin, end, seed = (checks.integer(*named) for named in (("begin", begin), ("end", end), ("seed", seed)))
     check_seed(seed)
     if not 0 <= begin <= end <= kind.student_shape[0]:
         raise ValueError(f"begin (={begin}) and end (={end}) must be rows of the student's {kind.student_shape[0]}")
