@@ -187,6 +187,12 @@ struct BlockTile {
 
   // The second, after a barrier.
   N2N_HD void emit(const S* shared, int thread, u64 seed) const {
+    if constexpr (N != Noise::kNone) {
+      // Nothing is looked up for the noise of a tensor that has none.
+      if (sigma_of(t) == 0.0) return BlockTile<S, Noise::kNone>{args, tile, t}.emit(shared, thread, seed);
+    }
+    // For eight elements at once, what the noise looks up does not fit the registers of two blocks.
+    constexpr int kWide = N == Noise::kCancelling && kVectorOf<S> > 4 ? 4 : kVectorOf<S>;
     const Element<S> element = Element<S>::template of<N>(t, seed);
     if (!t.rows) {
       emit_elements(element, thread);
@@ -197,9 +203,9 @@ struct BlockTile {
         emit_rows<1, false>(element, shared, thread);
       }
     } else if (t.staged) {
-      emit_rows<kVectorOf<S>, true>(element, shared, thread);
+      emit_rows<kWide, true>(element, shared, thread);
     } else {
-      emit_rows<kVectorOf<S>, false>(element, shared, thread);
+      emit_rows<kWide, false>(element, shared, thread);
     }
   }
 

@@ -7,8 +7,8 @@ namespace n2n {
 namespace {
 
 // Blocks that a multiprocessor shall hold at least, which bounds a thread's registers: noise needs many, and what does
-// not fit is spilled to memory. A stage of the largest size leaves room for three blocks.
-constexpr int kBlocks[] = {3, 2, 1};
+// not fit is spilled to memory. A stage of the largest size leaves room for three blocks, with a row of the student for two.
+constexpr int kBlocks[] = {3, 2, 2};
 
 template <class S, Noise N>
 __global__ void __launch_bounds__(kBlockThreads, kBlocks[static_cast<int>(N)]) gather_scale_kernel(const __grid_constant__ GatherScaleArgs args) {
