@@ -62,33 +62,21 @@ class CancellingRows {
   void prepare(const Element<S>& element) {
     const Task& t = element.t;
     k_ = t.K, columns_ = t.I, units_in_row_ = t.src_I, k_outer_ = t.k_outer != 0;
-    struct Unit {
-      i32 replicas, unit, first;
-    };
-    std::vector<Unit> units;
-    for (i64 i = 0; i < t.I; ++i) {
-      if (table<i32>(t.in_role, i) == kAlone || table<i32>(t.in_order, i) != 0) continue;
-      i32 replicas = 1;
-      for (i64 j = table<i32>(t.in_next, i); j != i; j = table<i32>(t.in_next, j)) ++replicas;
-      units.push_back(Unit{replicas, static_cast<i32>(element.unit(i)), static_cast<i32>(i)});
-    }
-    std::sort(units.begin(), units.end(), [](const Unit& a, const Unit& b) {
-      return a.replicas != b.replicas ? a.replicas > b.replicas : a.unit < b.unit;
-    });
-    steps_.resize(units.empty() ? 0 : static_cast<std::size_t>(units[0].replicas - 1));
-    for (Step& step : steps_) step.columns.clear(), step.scale.clear();
-    units_.clear(), last_.clear(), total_.clear();
+    steps_.clear(), units_.clear(), last_.clear(), total_.clear();
     const auto k = static_cast<std::size_t>(k_);
-    for (const Unit& u : units) {
-      i64 column = u.first;
-      for (i32 m = 0; m + 1 < u.replicas; ++m, column = table<i32>(t.in_next, column)) {
+    for (i64 place = 0; place < t.src_I; ++place) {
+      const i32 unit = table<i32>(t.in_units, place), begin = table<i32>(t.in_begin, unit);
+      const i32 replicas = table<i32>(t.in_begin, unit + 1) - begin;
+      if (replicas == 1) break;
+      if (steps_.empty()) steps_.resize(static_cast<std::size_t>(replicas - 1));
+      for (i32 m = 0; m + 1 < replicas; ++m) {
         Step& step = steps_[static_cast<std::size_t>(m)];
-        step.columns.push_back(static_cast<i32>(column));
-        step.scale.insert(step.scale.end(), k, element.scale_in(column));
+        step.columns.push_back(table<i32>(t.in_list, begin + m));
+        step.scale.insert(step.scale.end(), k, element.scale_in(step.columns.back()));
       }
-      units_.push_back(u.unit);
-      last_.push_back(static_cast<i32>(column));
-      total_.insert(total_.end(), k, table<C>(t.in_total, column));
+      units_.push_back(unit);
+      last_.push_back(table<i32>(t.in_list, begin + replicas - 1));
+      total_.insert(total_.end(), k, table<C>(t.in_total, last_.back()));
     }
     for (Listing& listing : listings_) listing.made = false;
     at_once_ = std::max<i64>(1, kElements / k_);

@@ -28,7 +28,7 @@ struct Task {
   i64 in_role;                // int32 [I]: a Role (cancelling noise)
   i64 in_total;               // [I]: the sum of in_scale over the unit's replicas (cancelling noise)
   i64 in_begin, in_list;      // int32 [src_I + 1], [I]: the columns that copy teacher column u (cancelling noise)
-  i64 in_units;               // int32 [src_I]: those of the teacher, by how many copy them (cancelling noise)
+  i64 in_units;               // int32 [src_I]: the teacher's, those with most copies first (cancelling noise)
   i64 sigma;                  // one double: the factor on the integer noise; absent or 0: this tensor gets none
   i64 O, I, K;                // the student's extents; K is the product of the kernel's
   i64 src_O, src_I;           // the teacher's

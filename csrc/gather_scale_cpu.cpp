@@ -101,7 +101,7 @@ class Worker {
     const bool replicas = N == Noise::kReplicas && element.noisy && t.out_seen;
     i64 begin = tile.column, end = std::min(begin + t.tile_columns, t.I * t.K);
     if (perturbed || (replicas && t.k_outer)) {
-      // A unit's columns lie anywhere in a row, so the row's first tile makes all of it.
+      // A unit's columns lie anywhere in a row, and the words of a channels_last one too: its first tile makes all.
       if (tile.column != 0) return;
       end = t.I * t.K;
     }

@@ -165,7 +165,11 @@ struct Tensor {
         }
       }
       for (i64 u = 0; u < teacher[1]; ++u) in_units.push_back(static_cast<i32>(u));
-      std::shuffle(in_units.begin(), in_units.end(), rng);  // any order will do
+      std::shuffle(in_units.begin(), in_units.end(), rng);  // any order will do for those with as many copies
+      const auto copies = [&](i32 u) {
+        return std::count(map[1].begin(), map[1].end(), u);
+      };
+      std::sort(in_units.begin(), in_units.end(), [&](i32 a, i32 b) { return copies(a) > copies(b); });
       task.in_units = reinterpret_cast<i64>(in_units.data());
       task.in_begin = reinterpret_cast<i64>(in_begin.data());
       task.in_list = reinterpret_cast<i64>(in_list.data());

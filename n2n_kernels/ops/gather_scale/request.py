@@ -89,8 +89,8 @@ class AxisMap:
 
     @lazy
     def by_replicas(self) -> np.ndarray:
-        """int64 [n]: the units, those with fewer replicas first."""
-        return np.argsort(np.diff(self.begins), kind="stable")
+        """int64 [n]: the units, those with most replicas first."""
+        return np.argsort(-np.diff(self.begins), kind="stable")
 
     @lazy
     def order(self) -> np.ndarray:
