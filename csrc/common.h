@@ -75,15 +75,26 @@ template <>
 struct Scalar<bf16> {
   using compute = float;
   N2N_HD static float load(bf16 s) { return bit_cast<float>(static_cast<u32>(s.bits) << 16); }
+  // The first and the second of two in a word.
+  N2N_HD static float load_low(u32 word) { return bit_cast<float>(word << 16); }
+  N2N_HD static float load_high(u32 word) { return bit_cast<float>(word & 0xFFFF0000u); }
   // For numbers and infinities. NaN never gets here (see `finish` below): the carry would turn it into infinity.
   N2N_HD static bf16 store(float x) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    u16 bits;
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
-    return bf16{bits};
+#if defined(__CUDA_ARCH__)
+    return bf16{static_cast<u16>(store_pair(x, 0.0f))};
 #else
     const u32 u = bit_cast<u32>(x);
     return bf16{static_cast<u16>((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16)};
+#endif
+  }
+  // Two in a word. Of one alone the conversion takes four times as long on a GPU.
+  N2N_HD static u32 store_pair(float low, float high) {
+#if defined(__CUDA_ARCH__)
+    u32 word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+#else
+    return u32{store(low).bits} | u32{store(high).bits} << 16;
 #endif
   }
   N2N_HD static bf16 quiet_nan() { return bf16{0x7FC0}; }
@@ -106,9 +117,11 @@ struct Scalar<f16> {
     return bit_cast<float>(sign | (rest >= 0x7C00u ? special : rest >= 0x0400u ? normal : subnormal));
 #endif
   }
+  N2N_HD static float load_low(u32 word) { return load(f16{static_cast<u16>(word)}); }
+  N2N_HD static float load_high(u32 word) { return load(f16{static_cast<u16>(word >> 16)}); }
   N2N_HD static f16 store(float x) {
 #if defined(__CUDA_ARCH__)
-    return f16{__half_as_ushort(__float2half_rn(x))};
+    return f16{static_cast<u16>(store_pair(x, 0.0f))};
 #else
     const u32 u = bit_cast<u32>(x);
     const u32 sign = (u >> 16) & 0x8000u;
@@ -123,8 +136,26 @@ struct Scalar<f16> {
     return f16{static_cast<u16>(sign | half)};
 #endif
   }
+  N2N_HD static u32 store_pair(float low, float high) {
+#if defined(__CUDA_ARCH__)
+    u32 word;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+#else
+    return u32{store(low).bits} | u32{store(high).bits} << 16;
+#endif
+  }
   N2N_HD static f16 quiet_nan() { return f16{0x7E00}; }
 };
+
+// The same number, which a GPU's compiler shall keep in a register rather than find anew where it is used.
+N2N_HD float kept(float x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+f"(x));
+#endif
+  return x;
+}
+N2N_HD double kept(double x) { return x; }
 
 template <class T>
 N2N_HD bool is_finite(T x) {

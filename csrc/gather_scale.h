@@ -53,9 +53,19 @@ struct Tile {
 };
 static_assert(sizeof(Tile) == 16, "Tile is a row of an int32 table");
 
+// Of tables, which nobody writes meanwhile.
+template <class T>
+N2N_HD T read_only(const T* address) {
+#if defined(__CUDA_ARCH__)
+  return __ldg(address);
+#else
+  return *address;
+#endif
+}
+
 template <class T>
 N2N_HD T table(i64 address, i64 index) {
-  return reinterpret_cast<const T*>(address)[index];
+  return read_only(reinterpret_cast<const T*>(address) + index);
 }
 
 // n / d for n < 2^31, by the reciprocal that the host has prepared (tasks.py): magic = ceil(2^shift / d) < 2^32 with
@@ -140,7 +150,7 @@ struct Element {
   template <Noise N>
   N2N_HD S compute(const Cursor& c) const {
     const i64 at = teacher_row(c.o) * t.src_stride_o + unit(c.i) * t.src_stride_i + c.k * t.src_stride_k;
-    const S s = table<S>(t.src, at);
+    const S s = reinterpret_cast<const S*>(t.src)[at];
     if (plain) return s;
     const C w = Scalar<S>::load(s);
     // Noise is for finite weights: infinity minus infinity would poison what was meant to stay the same.

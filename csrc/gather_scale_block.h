@@ -10,138 +10,37 @@
 // These are host-device functions of a thread's number, so that tests run all threads of all blocks on a CPU.
 #pragma once
 
-#include "gather_scale.h"
-#include "pack.h"
+#include "columns.h"
+#include "finite.h"
 #include "unit_rows.h"
 
 namespace n2n {
 
 constexpr int kBlockThreads = 256;
 
-// V neighbouring elements of a row of the output, from position e: where they come from and what they are scaled by.
-template <class S, Noise N, int V>
-struct Columns {
-  using C = typename Scalar<S>::compute;
-
-  u32 offset[V];   // within the teacher's row
-  C scale[V];
-  bool adjacent;   // the offsets are consecutive, and the first one is a multiple of V
-  // For noise only.
-  u32 logical[V];  // what it is counted by: the place in the student's row, or in the teacher's (cancelling)
-  bool counted;    // `logical` is consecutive
-  i32 role[V];     // for cancelling noise, as are the others
-  C first[V];      // the scale of the unit's first replica
-  C total[V];      // and of all together
-  bool linked;     // a unit has more than one replica
-  bool crowded;    // a unit has more than two
-
-  N2N_HD static Columns of(const Task& t, u32 e) {
-    Columns c;
-    const u32 inner = static_cast<u32>(t.k_outer ? t.I : t.K);
-    const u32 units = static_cast<u32>(t.src_I), kernel = static_cast<u32>(t.K);
-    u32 outer = divide(e, static_cast<u32>(t.magic), static_cast<u32>(t.shift));
-    u32 within = e - outer * inner;
-    const u32 prefix = static_cast<u32>(t.in_prefix);
-    // In the map's identity prefix nothing is looked up, and a vector's elements lie side by side.
-    if (t.k_outer) {
-      c.adjacent = within + V <= prefix && (outer * units + within) % V == 0;
-    } else {
-      c.adjacent = e + V <= prefix * kernel;
-    }
-    c.counted = !t.k_outer && (N != Noise::kCancelling || c.adjacent);
-    c.linked = c.crowded = false;
-    u32 unit = 0;
-    N2N_UNROLL
-    for (int j = 0; j < V; ++j) {
-      const u32 i = t.k_outer ? within : outer;
-      const u32 k = t.k_outer ? outer : within;
-      if (j == 0 || t.k_outer || within == 0) {
-        unit = !c.adjacent && t.in_map ? static_cast<u32>(table<i32>(t.in_map, i)) : i;
-      }
-      c.offset[j] = t.k_outer ? k * units + unit : unit * kernel + k;
-      c.scale[j] = t.in_scale ? table<C>(t.in_scale, i) : C(1);
-      if (N == Noise::kReplicas) c.logical[j] = i * kernel + k;
-      if (N == Noise::kCancelling) {
-        c.logical[j] = unit * kernel + k;
-        c.role[j] = t.in_next ? table<i32>(t.in_role, i) : kAlone;
-        c.linked = c.linked || c.role[j] != kAlone;
-        c.crowded = c.crowded || c.role[j] == kOneOfMore;
-        const bool last = c.role[j] == kLastOfTwo;
-        c.first[j] = last && t.in_scale ? table<C>(t.in_scale, table<i32>(t.in_next, i)) : c.scale[j];
-        c.total[j] = last ? table<C>(t.in_total, i) : C(0);
-      }
-      if (++within == inner) within = 0, ++outer;
-    }
-    return c;
-  }
-
-  // From a teacher row whose beginning is aligned to a vector where `aligned` says so.
-  N2N_HD Pack<S, V> load(const S* row, bool aligned) const {
-    if (adjacent && aligned) return load_pack<S, V>(row + offset[0]);
-    Pack<S, V> s;
-    N2N_UNROLL
-    for (int j = 0; j < V; ++j) s.e[j] = row[offset[j]];
-    return s;
-  }
-
-  // The noise's words, `base` being the index of the row's beginning. Four come from one computation.
-  N2N_HD void words(const NoiseKey& key, i64 base, u32 (&w)[V]) const {
-    constexpr int kTogether = V < 4 ? V : 4;
-    if (counted && (base + logical[0]) % kTogether == 0) {
-      N2N_UNROLL
-      for (int j = 0; j < V; j += kTogether) {
-        const i64 index = base + logical[j];
-        const Philox p = words_of(key, static_cast<u64>(index) >> 2);
-        const u32 first = kTogether == 4 ? 0 : static_cast<u32>(index) & 3u;
-        N2N_UNROLL
-        for (int q = 0; q < kTogether; ++q) w[j + q] = pick_word(p, first + static_cast<u32>(q));
-      }
-    } else {
-      N2N_UNROLL
-      for (int j = 0; j < V; ++j) w[j] = word_at(key, base + logical[j]);
-    }
-  }
-};
-
-// Rounds x to storage. False if there is a NaN among them, which asks for the care of `finish`.
-template <class S, int V>
-N2N_HD bool round_all(const typename Scalar<S>::compute (&x)[V], Pack<S, V>& u) {
-  bool numbers = true;
-  N2N_UNROLL
-  for (int j = 0; j < V; ++j) {
-    numbers = numbers && x[j] == x[j];
-    u.e[j] = Scalar<S>::store(x[j]);
-  }
-  return numbers;
-}
-
-// Adds the noise of row o to the shares x of the elements `s` of the teacher's row. False, as above, if `u` is not good.
-template <class S, Noise N, int V>
-N2N_HD bool add_noise(const Element<S>& element, const Columns<S, N, V>& columns, const Pack<S, V>& s,
-                      const typename Scalar<S>::compute (&x)[V], typename Scalar<S>::compute c_out, i64 o,
-                      Pack<S, V>& u) {
-  using C = typename Scalar<S>::compute;
+// Adds the noise of row o to the shares x of the elements w of the teacher's row, which are finite. False if the result
+// needs the care of `finish`.
+template <class S, Noise N, int V, class C = typename Scalar<S>::compute>
+N2N_HD bool add_noise(const Element<S>& element, const Columns<S, N, V>& columns, const C (&w)[V], C c_out, i64 o,
+                      C (&x)[V]) {
   const Task& t = element.t;
   u32 word[V];
   columns.words(element.key, o * (N == Noise::kReplicas ? t.I : t.src_I) * t.K, word);
-  C y[V];
   bool numbers = true;
   N2N_UNROLL
   for (int j = 0; j < V; ++j) {
-    const C w = Scalar<S>::load(s.e[j]);
     if (N == Noise::kReplicas) {
-      const C noisy = x[j] + from_noise<C>(noise_from_word(word[j])) * element.sigma;
-      y[j] = is_finite(w) ? noisy : x[j];
+      x[j] = x[j] + from_noise<C>(noise_from_word(word[j])) * element.sigma;
     } else {
       const i32 z = half_noise_from_word(word[j], 0) - half_noise_from_word(word[j], 1);
-      const C first = w * columns.first[j] * c_out + from_noise<C>(z) * element.sigma;
-      const C rest = w * columns.total[j] * c_out - (C(0) + Scalar<S>::load(Scalar<S>::store(first)));
-      const bool noisy = columns.role[j] != kAlone && is_finite(w);
-      y[j] = !noisy ? x[j] : columns.role[j] == kLastOfTwo ? rest : first;
-      numbers = numbers && first == first;
+      const C first = w[j] * columns.first[j] * c_out + from_noise<C>(z) * element.sigma;
+      const C rest = w[j] * columns.total[j] * c_out - (C(0) + Scalar<S>::load(Scalar<S>::store(first)));
+      x[j] = columns.role[j] == kAlone ? x[j] : columns.role[j] == kLastOfTwo ? rest : first;
+      numbers = numbers && first == first && x[j] == x[j];
     }
   }
-  return round_all<S, V>(y, u) && numbers;
+  // A number and a finite one do not make a NaN.
+  return N == Noise::kReplicas ? is_finite(element.sigma * C(kLargestNoise)) : numbers;
 }
 
 // A tile as its block sees it.
@@ -176,7 +75,7 @@ struct BlockTile {
   N2N_HD bool target_aligned() const { return aligned(t.dst, t.dst_stride_o, student_row()); }
 
   // The first phase, of a block's thread number `thread`.
-  N2N_HD void stage(S* shared, int thread) const {
+  N2N_HD void stage(const SharedRow<S>& shared, int thread) const {
     if (!t.rows || !t.staged) return;
     if (source_aligned()) {
       copy_in<kVectorOf<S>>(shared, thread);
@@ -186,7 +85,7 @@ struct BlockTile {
   }
 
   // The second, after a barrier.
-  N2N_HD void emit(const S* shared, int thread, u64 seed) const {
+  N2N_HD void emit(const SharedRow<S>& shared, int thread, u64 seed) const {
     if constexpr (N != Noise::kNone) {
       // Nothing is looked up for the noise of a tensor that has none.
       if (sigma_of(t) == 0.0) return BlockTile<S, Noise::kNone>{args, tile, t}.emit(shared, thread, seed);
@@ -197,33 +96,39 @@ struct BlockTile {
     if (!t.rows) {
       emit_elements(element, thread);
     } else if (!target_aligned()) {
-      if (t.staged) {
-        emit_rows<1, true>(element, shared, thread);
-      } else {
-        emit_rows<1, false>(element, shared, thread);
-      }
-    } else if (t.staged) {
-      emit_rows<kWide, true>(element, shared, thread);
+      emit_staged<1>(element, shared, thread);
     } else {
-      emit_rows<kWide, false>(element, shared, thread);
+      emit_staged<kWide>(element, shared, thread);
     }
   }
 
   template <int V>
-  N2N_HD void copy_in(S* shared, int thread) const {
-    const u32 per_row = teacher_row() / V;
-    const u32 line = pitch();
-    if (t.src_stride_o == teacher_row() && line == teacher_row()) {
-      // The rows are one piece of memory.
-      const u32 count = per_row * static_cast<u32>(rows());
-      for (u32 v = static_cast<u32>(thread); v < count; v += kBlockThreads) {
-        stage_pack<S, V>(shared + v * V, load_pack<S, V>(source(0) + v * V, args.streaming));
-      }
-      return;
+  N2N_HD void emit_staged(const Element<S>& element, const SharedRow<S>& shared, int thread) const {
+    if (t.staged) {
+      emit_scaled<V, true>(element, shared, thread);
+    } else {
+      emit_scaled<V, false>(element, shared, thread);
     }
-    for (i64 r = 0; r < rows(); ++r) {
-      for (u32 v = static_cast<u32>(thread); v < per_row; v += kBlockThreads) {
-        stage_pack<S, V>(shared + r * line + v * V, load_pack<S, V>(source(r) + v * V, args.streaming));
+  }
+
+  template <int V, bool Staged>
+  N2N_HD void emit_scaled(const Element<S>& element, const SharedRow<S>& shared, int thread) const {
+    if constexpr (N == Noise::kNone) {
+      if (element.plain) return emit_rows<V, Staged, true>(element, shared, thread);
+    }
+    emit_rows<V, Staged, false>(element, shared, thread);
+  }
+
+  template <int V>
+  N2N_HD void copy_in(const SharedRow<S>& shared, int thread) const {
+    const u32 line = pitch();
+    // Rows may be one piece of memory.
+    const bool one_piece = t.src_stride_o == teacher_row() && line == teacher_row();
+    const u32 count = teacher_row() / V * static_cast<u32>(one_piece ? rows() : 1);
+    const i64 pieces = one_piece ? 1 : rows();
+    for (i64 r = 0; r < pieces; ++r) {
+      for (u32 v = static_cast<u32>(thread); v < count; v += kBlockThreads) {
+        shared.template stage<V>(static_cast<u32>(sizeof(S)) * (static_cast<u32>(r) * line + v * V), source(r) + v * V);
       }
     }
   }
@@ -231,100 +136,180 @@ struct BlockTile {
   // Cancelling noise takes other phases than `emit`, two for each row of the student, with a barrier after each.
   N2N_HD bool by_units() const { return N == Noise::kCancelling && t.by_units && sigma_of(t) != 0.0; }
 
-  // The rows of the student that are made of a teacher row: output(row, n) for n in [first_output, last_output).
-  N2N_HD i32 first_output(i64 row) const { return t.row_begin ? table<i32>(t.row_begin, tile.first + row) : 0; }
-  N2N_HD i32 last_output(i64 row) const { return t.row_begin ? table<i32>(t.row_begin, tile.first + row + 1) : 1; }
-  N2N_HD i64 output(i64 row, i32 n) const { return t.row_begin ? table<i32>(t.row_list, n) : tile.first + row; }
+  // The rows of the student that are made of a teacher row: output(row, n) for n in [first, last).
+  struct Outputs {
+    i32 first, last;
+  };
+  N2N_HD Outputs outputs(i64 row) const {
+    if (!t.row_begin) return Outputs{0, 1};
+    const i32* const begin = reinterpret_cast<const i32*>(t.row_begin) + tile.first + row;
+    return Outputs{read_only(begin), read_only(begin + 1)};
+  }
+  N2N_HD u32 output(i64 row, i32 n) const {
+    return static_cast<u32>(t.row_begin ? table<i32>(t.row_list, n) : static_cast<i32>(tile.first + row));
+  }
+  // The student's row o, from element e on.
+  N2N_HD S* target(u32 o, u32 e) const {
+    const u64 stride = static_cast<u64>(t.dst_stride_o) * sizeof(S);
+    return reinterpret_cast<S*>(static_cast<u64>(t.dst) + u64{e} * sizeof(S) + u64{o} * stride);
+  }
 
   // Behind the staged rows.
-  N2N_HD i64 made() const { return t.tile_rows * pitch(); }
+  N2N_HD SharedRow<S> made(const SharedRow<S>& shared) const { return shared + t.tile_rows * row_bytes<true>(); }
 
-  N2N_HD void make_row(S* shared, int thread, u64 seed, i64 row, i64 o) const {
+  N2N_HD void make_row(const SharedRow<S>& shared, int thread, u64 seed, i64 row, u32 o) const {
     const Element<S> element = Element<S>::template of<N>(t, seed);
-    if (t.K < kBlockWords) {
-      make_units<1>(element, shared, thread, row, o);
+    // Of doubles a whole kernel does not fit the registers of two blocks.
+    constexpr int kWhole = sizeof(S) > 4 ? 1 : 9;
+    if (t.K == 1) {
+      make_units<1, true>(element, shared, thread, row, o);
+    } else if (t.K == 3) {
+      make_units<3, true>(element, shared, thread, row, o);
+    } else if (t.K == kWhole) {
+      make_units<kWhole, true>(element, shared, thread, row, o);
     } else {
-      make_units<kBlockWords>(element, shared, thread, row, o);
+      make_units<kBlockWords, false>(element, shared, thread, row, o);
     }
   }
 
-  template <int G>
-  N2N_HD void make_units(const Element<S>& element, S* shared, int thread, i64 row, i64 o) const {
-    const UnitRow<S, G> units{element, shared + row * pitch(), shared + made(), o};
-    const u32 items = static_cast<u32>(t.src_I) * UnitRow<S, G>::items_of_unit(t);
-    for (u32 item = static_cast<u32>(thread); item < items; item += kBlockThreads) units.make(item);
+  template <int G, bool Whole>
+  N2N_HD void make_units(const Element<S>& element, const SharedRow<S>& shared, int thread, i64 row, u32 o) const {
+    using Units = UnitRow<S, G, Whole>;
+    const auto units = Units::of(element, shared + row * row_bytes<true>(), made(shared), o);
+    const u32 count = static_cast<u32>(t.src_I), parts = Units::parts(t);
+    const u32 places = kBlockThreads / parts, left = kBlockThreads % parts;
+    u32 place = static_cast<u32>(thread) / parts, part = static_cast<u32>(thread) % parts;
+    while (place < count) {
+      units.make(place, part);
+      place += places;
+      part += left;
+      if (part >= parts) part -= parts, ++place;
+    }
   }
 
-  N2N_HD void store_row(const S* shared, int thread, i64 o) const {
+  N2N_HD void store_row(const SharedRow<S>& shared, int thread, u32 o) const {
     if (target_aligned()) {
-      copy_out<kVectorOf<S>>(shared + made(), thread, o);
+      copy_out<kVectorOf<S>>(made(shared), thread, o);
     } else {
-      copy_out<1>(shared + made(), thread, o);
+      copy_out<1>(made(shared), thread, o);
     }
   }
 
   template <int V>
-  N2N_HD void copy_out(const S* from, int thread, i64 o) const {
-    S* const to = reinterpret_cast<S*>(t.dst) + o * t.dst_stride_o;
+  N2N_HD void copy_out(const SharedRow<S>& from, int thread, u32 o) const {
     for (u32 e = static_cast<u32>(thread) * V; e < student_row(); e += kBlockThreads * V) {
-      store_pack<S, V>(to + e, load_pack<S, V>(from + e), args.streaming);
+      store_pack<S, V>(target(o, e), from.template get_pack<V>(e * static_cast<u32>(sizeof(S))), args.streaming);
     }
   }
 
+  // The first of the tile's teacher rows, and the bytes from one to the next.
+  template <bool Staged>
+  N2N_HD auto start(const SharedRow<S>& shared) const {
+    if constexpr (Staged) {
+      return shared;
+    } else {
+      return GlobalRow<S>(source(0));
+    }
+  }
+  template <bool Staged>
+  N2N_HD i64 row_bytes() const {
+    return static_cast<i64>(sizeof(S)) * (Staged ? static_cast<i64>(pitch()) : t.src_stride_o);
+  }
+
   // 2^lanes_log2 threads go along a row, and the block's threads beyond take other rows.
-  template <int V, bool Staged>
-  N2N_HD void emit_rows(const Element<S>& element, const S* shared, int thread) const {
+  template <int V, bool Staged, bool Plain>
+  N2N_HD void emit_rows(const Element<S>& element, const SharedRow<S>& shared, int thread) const {
     const u32 lanes = 1u << t.lanes_log2;
     const u32 lane = static_cast<u32>(thread) & (lanes - 1u);
-    const i64 line = thread >> t.lanes_log2, lines = kBlockThreads >> t.lanes_log2;
+    const i32 line = thread >> t.lanes_log2, lines = kBlockThreads >> t.lanes_log2;
     const u32 begin = static_cast<u32>(tile.column);
     const u32 end = begin + t.tile_columns < student_row() ? begin + static_cast<u32>(t.tile_columns) : student_row();
     const bool from_aligned = Staged || source_aligned();
-    const i64 count = rows();
+    const auto first_row = start<Staged>(shared) + line * row_bytes<Staged>();
+    const i64 step = lines * row_bytes<Staged>();
+    const i32 count = static_cast<i32>(rows());
     for (u32 e = begin + lane * V; e < end; e += lanes * V) {
       const auto columns = Columns<S, N, V>::of(t, e);
-      for (i64 r = line; r < count; r += lines) {
-        const Pack<S, V> s = columns.load(Staged ? shared + r * pitch() : source(r), from_aligned);
-        C x[V];
-        N2N_UNROLL
-        for (int j = 0; j < V; ++j) x[j] = Scalar<S>::load(s.e[j]) * columns.scale[j];
-        // What every replica has that has neither a scale of its own nor noise.
-        Pack<S, V> same = s;
-        const bool numbers = element.plain || round_all<S, V>(x, same);
-        const i32 last = last_output(r);
-        for (i32 n = first_output(r); n < last; ++n) {
-          const i64 o = output(r, n);
-          const C c_out = t.out_scale ? table<C>(t.out_scale, o) : C(1);
-          Pack<S, V> u = same;
-          bool good = numbers;
-          if (t.out_scale || (N != Noise::kNone && has_noise(element, columns, o))) {
-            C y[V];
-            N2N_UNROLL
-            for (int j = 0; j < V; ++j) y[j] = x[j] * c_out;
-            if (N != Noise::kNone && has_noise(element, columns, o)) {
-              good = !columns.crowded && add_noise<S, N, V>(element, columns, s, y, c_out, o, u);
-            } else {
-              good = round_all<S, V>(y, u);
-            }
-          }
-          if (good) {
-            store_pack<S, V>(reinterpret_cast<S*>(t.dst) + o * t.dst_stride_o + e, u, args.streaming);
+      auto row = first_row;
+      for (i32 r = line; r < count; r += lines, row = row + step) {
+        bool good = true;
+        if constexpr (Plain) {
+          store_replicas<V>(r, e, columns.load(row, from_aligned));
+        } else {
+          C w[V], x[V];
+          columns.load_numbers(row, from_aligned, w);
+          N2N_UNROLL
+          for (int j = 0; j < V; ++j) x[j] = w[j] * columns.scale[j];
+          if (N == Noise::kNone && !t.out_scale) {
+            good = all_numbers(x);
+            if (good) store_replicas<V>(r, e, round_all<S, V>(x));
           } else {
-            one_by_one(element, o, e, V);
+            // Noise is for finite weights.
+            good = N == Noise::kNone || all_finite(w);
+            if (good) make_replicas<V>(element, columns, r, e, w, x);
           }
         }
+        if (!good) define_replicas(element, r, e, V);
+      }
+    }
+  }
+
+  // All rows of the student that are made of a teacher row have `u` from position e on.
+  template <int V>
+  N2N_HD void store_replicas(i32 row, u32 e, const Pack<S, V>& u) const {
+    const Outputs made = outputs(row);
+    N2N_ROLL
+    for (i32 n = made.first; n < made.last; ++n) store_pack<S, V>(target(output(row, n), e), u, args.streaming);
+  }
+
+  // The same where each has a scale or noise of its own: `x` is what they have without.
+  template <int V>
+  N2N_HD void make_replicas(const Element<S>& element, const Columns<S, N, V>& columns, i32 row, u32 e,
+                            const C (&w)[V], const C (&x)[V]) const {
+    const Pack<S, V> same = round_all<S, V>(x);
+    const bool numbers = all_numbers(x);
+    const Outputs made = outputs(row);
+    N2N_ROLL
+    for (i32 n = made.first; n < made.last; ++n) {
+      const u32 o = output(row, n);
+      const bool noisy = has_noise(element, columns, o);
+      Pack<S, V> u = same;
+      bool good = numbers;
+      if (t.out_scale || noisy) {
+        C c_out = C(1), y[V];
+        N2N_UNROLL
+        for (int j = 0; j < V; ++j) y[j] = x[j];
+        if (t.out_scale) {
+          c_out = table<C>(t.out_scale, o);
+          N2N_UNROLL
+          for (int j = 0; j < V; ++j) y[j] = x[j] * c_out;
+          good = all_numbers(y);
+        }
+        if (noisy) good = good && !columns.crowded && add_noise<S, N, V>(element, columns, w, c_out, o, y);
+        u = round_all<S, V>(y);
+      }
+      if (good) {
+        store_pack<S, V>(target(o, e), u, args.streaming);
+      } else {
+        define(element, o, e, V);
       }
     }
   }
 
   template <int V>
-  N2N_HD bool has_noise(const Element<S>& element, const Columns<S, N, V>& columns, i64 o) const {
-    if (!element.noisy) return false;
+  N2N_HD bool has_noise(const Element<S>& element, const Columns<S, N, V>& columns, u32 o) const {
+    if (N == Noise::kNone || !element.noisy) return false;
     return N == Noise::kReplicas ? t.out_seen && table<i32>(t.out_seen, o) : columns.linked;
   }
 
-  // The definition, where a NaN is made and for the columns of units that have more than two replicas.
-  N2N_HD void one_by_one(const Element<S>& element, i64 o, u32 e, int count) const {
+  // The definition, where a NaN is made, and for the columns of units that have more than two replicas.
+  N2N_HD void define_replicas(const Element<S>& element, i32 row, u32 e, int count) const {
+    const Outputs made = outputs(row);
+    N2N_ROLL
+    for (i32 n = made.first; n < made.last; ++n) define(element, output(row, n), e, count);
+  }
+
+  N2N_HD void define(const Element<S>& element, u32 o, u32 e, int count) const {
     const u32 inner = static_cast<u32>(t.k_outer ? t.I : t.K);
     N2N_ROLL
     for (const u32 end = e + static_cast<u32>(count); e < end; ++e) {

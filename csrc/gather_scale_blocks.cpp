@@ -14,18 +14,19 @@ void run_blocks(const GatherScaleArgs& args) {
   // Exactly as large as what the launch asks for, so that a sanitizer sees an element too far.
   const std::size_t vectors = static_cast<std::size_t>((args.stage_bytes + kVectorBytes - 1) / kVectorBytes);
   const std::unique_ptr<Pack<S, kVectorOf<S>>[]> stage(new Pack<S, kVectorOf<S>>[vectors]);
-  S* const shared = reinterpret_cast<S*>(stage.get());
+  const SharedRow<S> shared(stage.get());
   for (i64 number = 0; number < args.count; ++number) {
     const auto tile = BlockTile<S, N>::of(args, number);
-    std::memset(static_cast<void*>(shared), 0xFF, vectors * kVectorBytes);  // what is not staged must not be read
+    std::memset(static_cast<void*>(stage.get()), 0xFF, vectors * kVectorBytes);  // what is not staged must not be read
     for (int thread = 0; thread < kBlockThreads; ++thread) tile.stage(shared, thread);
     if (!tile.by_units()) {
       for (int thread = 0; thread < kBlockThreads; ++thread) tile.emit(shared, thread, args.seed);
       continue;
     }
     for (i64 row = 0; row < tile.rows(); ++row) {
-      for (i32 n = tile.first_output(row); n < tile.last_output(row); ++n) {
-        const i64 o = tile.output(row, n);
+      const auto made = tile.outputs(row);
+      for (i32 n = made.first; n < made.last; ++n) {
+        const u32 o = tile.output(row, n);
         for (int thread = 0; thread < kBlockThreads; ++thread) tile.make_row(shared, thread, args.seed, row, o);
         for (int thread = 0; thread < kBlockThreads; ++thread) tile.store_row(shared, thread, o);
       }

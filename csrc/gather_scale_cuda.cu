@@ -13,14 +13,15 @@ constexpr int kBlocks[] = {3, 2, 2};
 template <class S, Noise N>
 __global__ void __launch_bounds__(kBlockThreads, kBlocks[static_cast<int>(N)]) gather_scale_kernel(const __grid_constant__ GatherScaleArgs args) {
   extern __shared__ __align__(16) unsigned char stage[];
-  S* const shared = reinterpret_cast<S*>(stage);
+  const SharedRow<S> shared(stage);
   const auto tile = BlockTile<S, N>::of(args, blockIdx.x);
   tile.stage(shared, static_cast<int>(threadIdx.x));
+  finish_staging();
   __syncthreads();
   if (!tile.by_units()) return tile.emit(shared, static_cast<int>(threadIdx.x), args.seed);
   for (i64 row = 0; row < tile.rows(); ++row) {
-    const i32 last = tile.last_output(row);
-    for (i32 n = tile.first_output(row); n < last; ++n) {
+    const auto made = tile.outputs(row);
+    for (i32 n = made.first; n < made.last; ++n) {
       tile.make_row(shared, static_cast<int>(threadIdx.x), args.seed, row, tile.output(row, n));
       __syncthreads();
       tile.store_row(shared, static_cast<int>(threadIdx.x), tile.output(row, n));

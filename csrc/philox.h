@@ -19,11 +19,22 @@ struct Philox {
   u32 word[4];
 };
 
+N2N_HD u64 wide_product(u32 a, u32 b) {
+#if defined(__CUDA_ARCH__)
+  // Said outright: with a constant the compiler adds the high halves of both, which are zero.
+  u64 product;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
+  return product;
+#else
+  return u64{a} * b;
+#endif
+}
+
 template <int Rounds>
 N2N_HD Philox philox4x32(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, u32 k1) {
   for (int r = 0; r < Rounds; ++r) {
-    const u64 p0 = u64{kPhiloxM0} * c0;
-    const u64 p1 = u64{kPhiloxM1} * c2;
+    const u64 p0 = wide_product(kPhiloxM0, c0);
+    const u64 p1 = wide_product(kPhiloxM1, c2);
     c0 = static_cast<u32>(p1 >> 32) ^ c1 ^ k0;
     c1 = static_cast<u32>(p1);
     c2 = static_cast<u32>(p0 >> 32) ^ c3 ^ k1;
@@ -70,6 +81,8 @@ N2N_HD u32 sum_of_bytes(u32 w, u32 which) {
 // kurtosis -0.3), refined by a 12-bit fraction hashed from the word so that two samples practically never tie (replicas
 // whose noise ties would stay alike for ever). The result is odd, |z| < 2^22, mean 0; its standard deviation is
 // NOISE_STD in n2n_kernels/rng.py.
+constexpr i32 kLargestNoise = 1 << 22;
+
 N2N_HD i32 noise_from_word(u32 w) {
   const u32 fraction = (w * 0x9E3779B1u) >> 20;
   return 2 * static_cast<i32>((sum_of_bytes(w, 0x01010101u) << 12) + fraction) - (2 * 510 * 4096 + 4095);
@@ -77,11 +90,18 @@ N2N_HD i32 noise_from_word(u32 w) {
 
 // One word to two such integers, of two bytes each, for noise that is only ever used in differences: the difference of
 // any two has the four bytes again. |z| < 2^21; the standard deviation is HALF_STD in n2n_kernels/rng.py.
-N2N_HD i32 half_noise_from_word(u32 w, u32 half) {
+N2N_HD u32 half_sum_from_word(u32 w, u32 half) {
   const u32 sum = sum_of_bytes(w, half ? 0x01010000u : 0x00000101u);
   const u32 fraction = (w * (half ? 0x85EBCA77u : 0x9E3779B1u)) >> 20;
-  return 2 * static_cast<i32>((sum << 12) + fraction) - (2 * 255 * 4096 + 4095);
+  return (sum << 12) + fraction;
 }
+
+N2N_HD i32 half_noise_from_word(u32 w, u32 half) {
+  return 2 * static_cast<i32>(half_sum_from_word(w, half)) - (2 * 255 * 4096 + 4095);
+}
+
+// The difference of two, from their sums.
+N2N_HD i32 difference(u32 a, u32 b) { return 2 * static_cast<i32>(a - b); }
 
 // For |z| <= 2^22. On a GPU a conversion takes the time of four additions; the floats from 2^23 to 2^24 are the integers, so
 // this is exact.

@@ -1,117 +1,161 @@
 // A row of the student with cancelling noise, as a block of GPU threads makes it: unit by unit, in shared memory.
 //
 // The replicas of a unit depend on each other, and on the same random words, of which four come from one computation. So
-// a thread takes a unit and up to four neighbouring elements of its kernel, and makes all of their replicas, wherever in
-// the student's row these are. Made element by element of the student, each would compute the words of all the others
+// a thread takes a unit, the whole of its kernel or four neighbouring elements of it, and makes all of their replicas,
+// wherever in the student's row these are. Made element by element of the student, each would compute the words of all the others
 // (`Element::cancelling`, the definition) for itself. Units are taken in the order of how many replicas they have, so
 // that the threads of a warp do the same. Shared memory puts the row in order, so that it is stored in whole vectors.
 #pragma once
 
+#include "finite.h"
 #include "gather_scale.h"
+#include "rows.h"
 
 namespace n2n {
 
 // Of the random words that come from one computation.
 constexpr int kBlockWords = 4;
 
-// G: elements of a unit's kernel that a thread takes at a time, a block of words or, of small kernels, a single one.
-template <class S, int G>
+// G: elements of a unit's kernel that a thread takes at a time. All of them, if `Whole`; else a block of words.
+template <class S, int G, bool Whole>
 struct UnitRow {
   using C = typename Scalar<S>::compute;
-  static_assert(G == 1 || G == kBlockWords, "a block of words or one");
+  static_assert(Whole || G == kBlockWords, "a kernel or a block of words");
 
   const Element<S>& element;
-  const S* teacher;  // its row
-  S* made;           // the student's, in the order of its memory
-  i64 o;
+  SharedRow<S> teacher;  // its row
+  SharedRow<S> made;     // the student's, in the order of its memory
+  u32 o;
+  C c_out, sigma;
+  u64 index;  // of the noise, where the row begins
 
-  // Items of work that a unit's kernel makes: of its first and last block of words it may have a part.
-  N2N_HD static u32 items_of_unit(const Task& t) {
-    return static_cast<u32>(G == 1 ? t.K : (t.K + 2 * kBlockWords - 2) / kBlockWords);
+  N2N_HD static UnitRow of(const Element<S>& element, const SharedRow<S>& teacher, const SharedRow<S>& made, u32 o) {
+    const C c_out = element.t.out_scale ? table<C>(element.t.out_scale, o) : C(1);
+    const u64 index = static_cast<u64>(element.unit_index(o, 0, 0));
+    return UnitRow{element, teacher, made, o, c_out, kept(element.sigma), index};
   }
 
-  N2N_HD void make(u32 item) const {
+  // Of a unit's kernel: the first and the last block of words may begin before it and end after it.
+  N2N_HD static u32 parts(const Task& t) {
+    return Whole ? 1 : static_cast<u32>((t.K + 2 * kBlockWords - 2) / kBlockWords);
+  }
+
+  // A part of the unit at `place` in the order.
+  N2N_HD void make(u32 place, u32 part) const {
     const Task& t = element.t;
-    const u32 kernel = static_cast<u32>(t.K), items = items_of_unit(t);
-    const u32 place = item / items, part = item - place * items;
-    const u32 unit = static_cast<u32>(table<i32>(t.in_units, place));
-    const i32 begin = table<i32>(t.in_begin, unit), count = table<i32>(t.in_begin, unit + 1) - begin;
-    const i64 index = element.unit_index(o, unit, 0);
-    const i64 block = G == 1 ? (index + part) / kBlockWords : index / kBlockWords + part;
-    const u32 step_k = static_cast<u32>(t.k_outer ? t.src_I : 1), origin = t.k_outer ? unit : unit * kernel;
+    const u32 kernel = Whole ? G : static_cast<u32>(t.K), unit = static_cast<u32>(table<i32>(t.in_units, place));
+    const i32 begin = table<i32>(t.in_begin, unit), last = table<i32>(t.in_begin, i64{unit} + 1) - 1;
+    const u64 at = index + u64{unit} * kernel;
     Part p;
-    // It wraps around where the block begins before the kernel.
-    p.first = G == 1 ? part : part * kBlockWords - static_cast<u32>(index % kBlockWords);
-    p.c_out = t.out_scale ? table<C>(t.out_scale, o) : C(1);
+    // It wraps around where a block of words begins before the kernel.
+    p.first = Whole ? 0 : part * kBlockWords - static_cast<u32>(at) % kBlockWords;
+    const u64 block = at / kBlockWords + part;
+    const u32 origin = t.k_outer ? unit : unit * kernel, from_step = static_cast<u32>(t.k_outer ? t.src_I : 1);
+    const u32 to_step = static_cast<u32>(t.k_outer ? t.I : 1);
+    C w[G], others[G];
     N2N_UNROLL
     for (int j = 0; j < G; ++j) {
       const u32 k = p.first + static_cast<u32>(j);
-      p.s[j] = k < kernel ? teacher[origin + k * step_k] : S{};
-      p.w[j] = Scalar<S>::load(p.s[j]);
-      p.finite[j] = is_finite(p.w[j]);
-      p.others[j] = C(0);
+      p.inside[j] = Whole || k < kernel;
+      p.place[j] = bytes(k * to_step);
+      w[j] = p.inside[j] ? Scalar<S>::load(teacher.get(bytes(origin + k * from_step))) : C(0);
+      others[j] = C(0);
     }
-    NoiseKey key = element.key;
-    u32 now[G]{}, next[G]{};
-    if (count > 1) words(key, block, index + part, now);
-    N2N_ROLL
-    for (i32 m = 0; m < count; m += 2) {
-      replica<false>(p, begin, m, count, now, now);
-      if (m + 1 == count) return;
-      if (m + 2 < count) {
-        ++key.stream;
-        words(key, block, index + part, next);
-      }
-      replica<true>(p, begin, m + 1, count, now, next);
+    const bool finite = all_finite(w);
+    i32 n = begin;
+    if (n < last) {
+      NoiseKey key = element.key;
+      u32 word[G], sum[G];
+      words(key, block, static_cast<u32>(at) % kBlockWords, word);
       N2N_UNROLL
-      for (int j = 0; j < G; ++j) now[j] = next[j];
+      for (int j = 0; j < G; ++j) sum[j] = half_sum_from_word(word[j], 0);
+      N2N_ROLL
+      for (u32 half = 1; n < last; ++n, half ^= 1u) {
+        if (half == 0) {
+          ++key.stream;
+          words(key, block, static_cast<u32>(at) % kBlockWords, word);
+        }
+        const u32 column = static_cast<u32>(table<i32>(t.in_list, n));
+        const C share = element.scale_in(column);
+        C x[G];
+        N2N_UNROLL
+        for (int j = 0; j < G; ++j) {
+          const u32 next = half_sum_from_word(word[j], half);
+          x[j] = w[j] * share * c_out + from_noise<C>(difference(sum[j], next)) * sigma;
+          others[j] = others[j] + Scalar<S>::load(Scalar<S>::store(x[j]));
+          sum[j] = next;
+        }
+        put(p, column, x);
+      }
     }
+    const u32 column = static_cast<u32>(table<i32>(t.in_list, last));
+    const C whole = begin < last ? table<C>(t.in_total, column) : element.scale_in(column);
+    C x[G];
+    N2N_UNROLL
+    for (int j = 0; j < G; ++j) x[j] = w[j] * whole * c_out - others[j];
+    put(p, column, x);
+    // A NaN among the others makes one of the last.
+    if (!(finite && all_numbers(x))) define(begin, last, p.first);
   }
 
  private:
-  // What a thread has of the teacher's row.
   struct Part {
-    u32 first;  // of the kernel's elements
-    C c_out;
-    S s[G];
-    C w[G];
-    bool finite[G];
-    C others[G];  // the sum of the replicas so far
+    u32 first;       // of the kernel's elements
+    bool inside[G];  // the kernel
+    u32 place[G];    // in a column of the student's row, in bytes
   };
 
-  // The m-th of `count` replicas, whose columns are listed from `begin` on: an even one takes both halves of its word, an
-  // odd one the second and the first of the next stream's.
-  template <bool Odd>
-  N2N_HD void replica(Part& p, i32 begin, i32 m, i32 count, const u32 (&now)[G], const u32 (&next)[G]) const {
-    const Task& t = element.t;
-    const u32 kernel = static_cast<u32>(t.K), step_k = static_cast<u32>(t.k_outer ? t.I : 1);
-    const u32 column = static_cast<u32>(table<i32>(t.in_list, begin + m));
-    const bool more = m + 1 < count, last = m > 0 && !more;
-    const C share = element.scale_in(column), whole = last ? table<C>(t.in_total, column) : share;
-    S* const to = made + (t.k_outer ? column : column * kernel);
+  N2N_HD static u32 bytes(u32 elements) { return elements * static_cast<u32>(sizeof(S)); }
+
+  // Where a column of the student's row begins.
+  N2N_HD SharedRow<S> column_at(u32 column) const {
+    return made + bytes(element.t.k_outer ? column : column * static_cast<u32>(element.t.K));
+  }
+
+  N2N_HD void put(const Part& p, u32 column, const C (&x)[G]) const {
+    const SharedRow<S> to = column_at(column);
     N2N_UNROLL
     for (int j = 0; j < G; ++j) {
-      const u32 k = p.first + static_cast<u32>(j);
-      if (k >= kernel) continue;
-      C x = p.w[j] * (p.finite[j] ? whole : share) * p.c_out;
-      if (more && p.finite[j]) {
-        const i32 z = half_noise_from_word(now[j], Odd) - half_noise_from_word(next[j], !Odd);
-        x = x + from_noise<C>(z) * element.sigma;
-      }
-      if (last && p.finite[j]) x = x - p.others[j];
-      const S u = finish<S>(p.s[j], x);
-      p.others[j] = p.others[j] + Scalar<S>::load(u);
-      to[k * step_k] = u;
+      if (p.inside[j]) to.put(p.place[j], Scalar<S>::store(x[j]));
     }
   }
 
-  N2N_HD static void words(const NoiseKey& key, i64 block, i64 index, u32 (&w)[G]) {
-    const Philox p = words_of(key, static_cast<u64>(block));
+  // The definition, where a weight is not finite or a NaN is made.
+  N2N_HD void define(i32 begin, i32 last, u32 first) const {
+    N2N_ROLL
+    for (i32 n = begin; n <= last; ++n) {
+      const u32 column = static_cast<u32>(table<i32>(element.t.in_list, n));
+      N2N_ROLL
+      for (u32 k = first; k != first + static_cast<u32>(G); ++k) {
+        if (k >= static_cast<u32>(element.t.K)) continue;
+        const u32 place = bytes(k * static_cast<u32>(element.t.k_outer ? element.t.I : 1));
+        column_at(column).put(place, element.template compute<Noise::kCancelling>(Cursor{o, column, k}));
+      }
+    }
+  }
+
+  // Of a block, or from word `first` of it on.
+  N2N_HD static void words(const NoiseKey& key, u64 block, u32 first, u32 (&w)[G]) {
     if constexpr (G == 1) {
-      w[0] = pick_word(p, static_cast<u32>(index) & 3u);
-    } else {
+      w[0] = pick_word(words_of(key, block), first);
+    } else if constexpr (!Whole) {
+      const Philox p = words_of(key, block);
       N2N_UNROLL
       for (int q = 0; q < G; ++q) w[q] = p.word[q];
+    } else {
+      constexpr int kBlocks = (G + 2 * kBlockWords - 2) / kBlockWords;
+      u32 all[kBlocks * kBlockWords];
+      N2N_UNROLL
+      for (int b = 0; b < kBlocks; ++b) {
+        const Philox p = words_of(key, block + b);
+        N2N_UNROLL
+        for (int q = 0; q < kBlockWords; ++q) all[b * kBlockWords + q] = p.word[q];
+      }
+      // Selected rather than indexed, see pick_word.
+      N2N_UNROLL
+      for (int q = 0; q < G + 2; ++q) all[q] = (first & 1u) ? all[q + 1] : all[q];
+      N2N_UNROLL
+      for (int q = 0; q < G; ++q) w[q] = (first & 2u) ? all[q + 2] : all[q];
     }
   }
 };

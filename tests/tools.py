@@ -20,11 +20,12 @@ def find_tool(name: str) -> str | None:
 
 def opcodes(disassembly: str) -> set[str]:
     """The instructions' names in what `cuobjdump -sass` or `nvdisasm` prints, e.g. {"LDG", "FMUL"}; and, for those that
-    move sixteen bytes from or to a GPU's memory, {"LDG.128", "STG.128"}."""
+    move sixteen bytes from or to a GPU's memory, {"LDG.128", "STG.128"}, or from there to its shared memory,
+    {"LDGSTS.128"}."""
     # One way only to match a line's spaces: `cuobjdump` has lines of a hundred, and tens of thousands of them.
     pattern = r"^(?:[ \t]*/\*[0-9a-f]+\*/)?[ \t]+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9]+)((?:\.[A-Z0-9_]+)*)"
     found = re.findall(pattern, disassembly, re.MULTILINE)
-    wide = {f"{name}.128" for name, modifiers in found if name in {"LDG", "STG"} and ".128" in modifiers}
+    wide = {f"{name}.128" for name, modifiers in found if name in {"LDG", "STG", "LDGSTS"} and ".128" in modifiers}
     return {name for name, _ in found} | wide
 
 
@@ -34,9 +35,9 @@ def instructions(disassembly: str) -> list[tuple[int, str, str]]:
     return [(int(at, 16), name, rest) for at, name, rest in re.findall(pattern, disassembly)]
 
 
-def loop_around_wide_stores(disassembly: str) -> int | None:
-    """Instructions in the longest of the innermost loops with a 16-byte store, in what `cuobjdump -sass` prints of one
-    kernel; None if there is no such loop."""
+def innermost_loops(disassembly: str, wanted: str) -> list[int]:
+    """How many instructions there are in each of the innermost loops around those whose name matches `wanted`, in what
+    `cuobjdump -sass` prints of one kernel: different lengths alone, shortest first."""
     lines = instructions(disassembly)
     numbers = {at: i for i, (at, _, _) in enumerate(lines)}
     loops = []
@@ -44,9 +45,9 @@ def loop_around_wide_stores(disassembly: str) -> int | None:
         target = re.search(r"0x([0-9a-f]+)", rest)
         if name.startswith("BRA") and target and int(target[1], 16) < at:
             loops.append((numbers[int(target[1], 16)], numbers[at]))
-    stores = [numbers[at] for at, name, _ in lines if name.startswith("STG") and ".128" in name]
-    lengths = [[last - first + 1 for first, last in loops if first <= store <= last] for store in stores]
-    return max((min(around) for around in lengths if around), default=None)
+    found = [numbers[at] for at, name, _ in lines if re.match(wanted, name)]
+    lengths = [[last - first + 1 for first, last in loops if first <= one <= last] for one in found]
+    return sorted({min(around) for around in lengths if around})
 
 
 def check_counts(file: Path, counts: dict[str, int], made_by: str) -> None:

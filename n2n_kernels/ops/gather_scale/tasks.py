@@ -77,7 +77,9 @@ _MULTIPROCESSOR_BYTES = 228 * 1024
 
 #: What a tile writes, about: small enough that the last tiles of a launch do not leave a GPU idle for long
 #: (`_TILES_WANTED` is eight for each block that an H200 holds), large enough that a block's beginning does not count.
+#: Of a launch that has very many, larger ones: what is found out about a row's columns then serves more rows.
 _TILE_BYTES = (8 * 1024, 32 * 1024)
+_LARGE_TILE_BYTES = 320 * 1024
 _TILES_WANTED = 8 * 6 * 132
 
 
@@ -144,7 +146,8 @@ def _row(form: Form, noise: str, arena: Arena) -> np.ndarray:
     row[Column.K_OUTER] = k_outer
     row[Column.ROWS] = (
         target.I * target.K > 1
-        and source.O < 2**31  # teacher rows are counted in 32 bits
+        and source.O < 2**31  # teacher rows are counted in 32 bits, and so are the bytes of one
+        and source.I * source.K * kind.dtype.itemsize < 2**32
         and _dense(target, k_outer)
         and _dense(source, k_outer)
     )
@@ -217,6 +220,7 @@ def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int, largest_stage: int
     rows = np.maximum(tasks[:, Column.SRC_O], 1)
     made = row * itemsize * (tasks[:, Column.O] / rows)  # bytes made of one teacher row, on average
     wanted = min(max(output_bytes // _TILES_WANTED, _TILE_BYTES[0]), _TILE_BYTES[1])
+    wanted = max(wanted, min(output_bytes // (8 * _TILES_WANTED), _LARGE_TILE_BYTES))
     tile_rows = np.clip((wanted / made).astype(np.int64), 1, rows)
     fits = np.minimum(tile_rows, np.maximum(STAGE_BYTES // staged_bytes, 1))
     staged = staged_bytes <= STAGE_BYTES

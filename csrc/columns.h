@@ -1,0 +1,161 @@
+// A few neighbouring columns of gather_scale's output: where they come from and what they are scaled by, found once and used
+// for every row that a GPU's thread makes of them.
+#pragma once
+
+#include "gather_scale.h"
+#include "rows.h"
+
+namespace n2n {
+
+// V neighbouring elements of a row of the output, from position e: where they come from and what they are scaled by.
+template <class S, Noise N, int V>
+struct Columns {
+  using C = typename Scalar<S>::compute;
+
+  u32 offset[V];   // within the teacher's row, in bytes
+  C scale[V];
+  bool adjacent;   // the offsets are consecutive, and the first one is a multiple of V
+  // For noise only.
+  u32 logical[V];  // what it is counted by: the place in the student's row, or in the teacher's (cancelling)
+  bool counted;    // `logical` is consecutive
+  i32 role[V];     // for cancelling noise, as are the others
+  C first[V];      // the scale of the unit's first replica
+  C total[V];      // and of all together
+  bool linked;     // a unit has more than one replica
+  bool crowded;    // a unit has more than two
+
+  N2N_HD static Columns of(const Task& t, u32 e) {
+    Columns c;
+    c.linked = c.crowded = false;
+    const u32 prefix = static_cast<u32>(t.in_prefix), units = static_cast<u32>(t.src_I);
+    // In the map's identity prefix nothing is looked up, and a vector's elements lie side by side. Cancelling noise comes
+    // here for rows alone that do not fit shared memory.
+    if (t.k_outer || t.K == 1) {
+      const u32 inner = static_cast<u32>(t.I);
+      const u32 k = t.K == 1 ? 0 : divide(e, static_cast<u32>(t.magic), static_cast<u32>(t.shift));
+      const u32 i = e - k * inner;
+      c.adjacent = i + V <= prefix && (k * units + i) % V == 0;
+      c.counted = t.K == 1 && (N != Noise::kCancelling || c.adjacent);
+      if (N != Noise::kCancelling && i + V <= inner) {
+        c.of_neighbours(t, k, i);
+      } else {
+        c.one_after_another<true>(t, i, k);
+      }
+    } else {
+      const u32 kernel = static_cast<u32>(t.K);
+      const u32 i = divide(e, static_cast<u32>(t.magic), static_cast<u32>(t.shift));
+      const u32 k = e - i * kernel;
+      c.adjacent = e + V <= prefix * kernel;
+      c.counted = N != Noise::kCancelling || c.adjacent;
+      if (N != Noise::kCancelling && kernel >= V) {
+        c.of_two_units(t, i, k);
+      } else {
+        c.one_after_another<false>(t, i, k);
+      }
+    }
+    return c;
+  }
+
+  N2N_HD static u32 bytes(u32 elements) { return elements * static_cast<u32>(sizeof(S)); }
+
+  N2N_HD u32 unit_of(const Task& t, u32 i) const {
+    return !adjacent && t.in_map ? static_cast<u32>(table<i32>(t.in_map, i)) : i;
+  }
+  N2N_HD static C scale_of(const Task& t, u32 i) { return t.in_scale ? table<C>(t.in_scale, i) : C(1); }
+
+  // Of the units from i on, all at the kernel's element k.
+  N2N_HD void of_neighbours(const Task& t, u32 k, u32 i) {
+    const u32 origin = k * static_cast<u32>(t.src_I);
+    N2N_UNROLL
+    for (int j = 0; j < V; ++j) {
+      const u32 at = i + static_cast<u32>(j);
+      offset[j] = bytes(origin + unit_of(t, at));
+      scale[j] = scale_of(t, at);
+      if (N == Noise::kReplicas) logical[j] = at * static_cast<u32>(t.K) + k;
+    }
+  }
+
+  // Of the kernel of unit i from its element k on, and of the next unit's, if it does not have as many.
+  N2N_HD void of_two_units(const Task& t, u32 i, u32 k) {
+    const u32 kernel = static_cast<u32>(t.K), left = kernel - k;
+    const u32 next = left < V ? i + 1 : i;
+    const u32 here = bytes(unit_of(t, i) * kernel + k), there = bytes(unit_of(t, next) * kernel - left);
+    const C scale_here = scale_of(t, i), scale_there = scale_of(t, next);
+    N2N_UNROLL
+    for (int j = 0; j < V; ++j) {
+      const bool first = static_cast<u32>(j) < left;
+      offset[j] = (first ? here : there) + bytes(static_cast<u32>(j));
+      scale[j] = first ? scale_here : scale_there;
+      if (N == Noise::kReplicas) logical[j] = i * kernel + k + static_cast<u32>(j);
+    }
+  }
+
+  // `UnitsInside`: the units are the row's inner extent.
+  template <bool UnitsInside>
+  N2N_HD void one_after_another(const Task& t, u32 i, u32 k) {
+    const u32 units = static_cast<u32>(t.src_I), kernel = static_cast<u32>(t.K);
+    u32 unit = 0;
+    N2N_UNROLL
+    for (int j = 0; j < V; ++j) {
+      if (j == 0 || UnitsInside || k == 0) unit = unit_of(t, i);
+      offset[j] = bytes(UnitsInside ? k * units + unit : unit * kernel + k);
+      scale[j] = scale_of(t, i);
+      if (N == Noise::kReplicas) logical[j] = i * kernel + k;
+      if (N == Noise::kCancelling) {
+        logical[j] = unit * kernel + k;
+        role[j] = t.in_next ? table<i32>(t.in_role, i) : kAlone;
+        linked = linked || role[j] != kAlone;
+        crowded = crowded || role[j] == kOneOfMore;
+        const bool last = role[j] == kLastOfTwo;
+        first[j] = last && t.in_scale ? table<C>(t.in_scale, table<i32>(t.in_next, i)) : scale[j];
+        total[j] = last ? table<C>(t.in_total, i) : C(0);
+      }
+      if (UnitsInside) {
+        if (++i == static_cast<u32>(t.I)) i = 0, ++k;
+      } else {
+        if (++k == kernel) k = 0, ++i;
+      }
+    }
+  }
+
+  // From a teacher row whose beginning is aligned to a vector where `aligned` says so.
+  template <class Row>
+  N2N_HD Pack<S, V> load(const Row& row, bool aligned) const {
+    if (adjacent && aligned) return row.template get_pack<V>(offset[0]);
+    Pack<S, V> s;
+    N2N_UNROLL
+    for (int j = 0; j < V; ++j) s.e[j] = row.get(offset[j]);
+    return s;
+  }
+
+  // The same as numbers.
+  template <class Row>
+  N2N_HD void load_numbers(const Row& row, bool aligned, C (&w)[V]) const {
+    if (adjacent && aligned) {
+      numbers_of(row.template get_pack<V>(offset[0]), w);
+    } else {
+      N2N_UNROLL
+      for (int j = 0; j < V; ++j) w[j] = Scalar<S>::load(row.get(offset[j]));
+    }
+  }
+
+  // The noise's words, `base` being the index of the row's beginning. Four come from one computation.
+  N2N_HD void words(const NoiseKey& key, i64 base, u32 (&w)[V]) const {
+    constexpr int kTogether = V < 4 ? V : 4;
+    if (counted && (base + logical[0]) % kTogether == 0) {
+      N2N_UNROLL
+      for (int j = 0; j < V; j += kTogether) {
+        const i64 index = base + logical[j];
+        const Philox p = words_of(key, static_cast<u64>(index) >> 2);
+        const u32 first = kTogether == 4 ? 0 : static_cast<u32>(index) & 3u;
+        N2N_UNROLL
+        for (int q = 0; q < kTogether; ++q) w[j + q] = pick_word(p, first + static_cast<u32>(q));
+      }
+    } else {
+      N2N_UNROLL
+      for (int j = 0; j < V; ++j) w[j] = word_at(key, base + logical[j]);
+    }
+  }
+};
+
+}  // namespace n2n
