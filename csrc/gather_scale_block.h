@@ -87,11 +87,8 @@ struct BlockTile {
   // The second, after a barrier.
   N2N_HD void emit(const SharedRow<S>& shared, int thread, u64 seed) const {
     if constexpr (N != Noise::kNone) {
-      // Nothing is looked up for the noise of a tensor that has none.
-      if (sigma_of(t) == 0.0) return BlockTile<S, Noise::kNone>{args, tile, t}.emit(shared, thread, seed);
+      if (!noisy()) return without_noise().emit(shared, thread, seed);
     }
-    // For eight elements at once, what the noise looks up does not fit the registers of two blocks.
-    constexpr int kWide = N == Noise::kCancelling && kVectorOf<S> > 4 ? 4 : kVectorOf<S>;
     const Element<S> element = Element<S>::template of<N>(t, seed);
     if (!t.rows) {
       emit_elements(element, thread);
@@ -101,6 +98,15 @@ struct BlockTile {
       emit_staged<kWide>(element, shared, thread);
     }
   }
+
+  // For eight elements at once, what cancelling noise looks up does not fit the registers of two blocks.
+  static constexpr int kWide = N == Noise::kCancelling && kVectorOf<S> > 4 ? 4 : kVectorOf<S>;
+
+  // Nothing is looked up for the noise of a tensor that has none.
+  N2N_HD bool noisy() const {
+    return N != Noise::kNone && (N == Noise::kReplicas ? t.out_seen : t.in_next) && sigma_of(t) != 0.0;
+  }
+  N2N_HD BlockTile<S, Noise::kNone> without_noise() const { return BlockTile<S, Noise::kNone>{args, tile, t}; }
 
   template <int V>
   N2N_HD void emit_staged(const Element<S>& element, const SharedRow<S>& shared, int thread) const {
@@ -133,8 +139,12 @@ struct BlockTile {
     }
   }
 
-  // Cancelling noise takes other phases than `emit`, two for each row of the student, with a barrier after each.
-  N2N_HD bool by_units() const { return N == Noise::kCancelling && t.by_units && sigma_of(t) != 0.0; }
+  // Instead of `emit`, for each row of the student: it is made in shared memory, and stored from there in whole vectors,
+  // with a barrier before each. For cancelling noise, and for rows that do not all begin at a multiple of a vector.
+  N2N_HD bool by_rows() const { return t.row_room && ((N == Noise::kCancelling && noisy()) || !target_aligned()); }
+
+  // Whether a teacher row's outputs are all the same, so that one is made for all.
+  N2N_HD bool alike() const { return !noisy() && !t.out_scale; }
 
   // The rows of the student that are made of a teacher row: output(row, n) for n in [first, last).
   struct Outputs {
@@ -158,7 +168,42 @@ struct BlockTile {
   N2N_HD SharedRow<S> made(const SharedRow<S>& shared) const { return shared + t.tile_rows * row_bytes<true>(); }
 
   N2N_HD void make_row(const SharedRow<S>& shared, int thread, u64 seed, i64 row, u32 o) const {
+    if constexpr (N != Noise::kNone) {
+      if (!noisy()) return without_noise().make_row(shared, thread, seed, row, o);
+    }
     const Element<S> element = Element<S>::template of<N>(t, seed);
+    if constexpr (N == Noise::kCancelling) {
+      make_all_units(element, shared, thread, row, o);
+    } else {
+      // The last elements of a row do not fill a vector.
+      constexpr int V = kVectorOf<S>;
+      const u32 end = student_row() / V * V;
+      make_columns<V>(element, shared, static_cast<u32>(thread) * V, end, row, o);
+      make_columns<1>(element, shared, end + static_cast<u32>(thread), student_row(), row, o);
+    }
+  }
+
+  // From column e on, with the other threads, up to `end`.
+  template <int V>
+  N2N_HD void make_columns(const Element<S>& element, const SharedRow<S>& shared, u32 e, u32 end, i64 row, u32 o) const {
+    const SharedRow<S> from = shared + row * row_bytes<true>(), to = made(shared);
+    for (; e < end; e += kBlockThreads * V) {
+      const auto columns = Columns<S, N, V>::of(t, e);
+      C w[V], x[V];
+      columns.load_numbers(from, true, w);
+      N2N_UNROLL
+      for (int j = 0; j < V; ++j) x[j] = w[j] * columns.scale[j];
+      if ((N == Noise::kNone || all_finite(w)) && finish_columns(element, columns, o, w, all_numbers(x), x)) {
+        to.template put_pack<V>(bytes(e), round_all<S, V>(x));
+      } else {
+        define(element, o, e, V, [&](u32 place, const Cursor&, S value) { to.put(bytes(place), value); });
+      }
+    }
+  }
+
+  N2N_HD static u32 bytes(u32 elements) { return elements * static_cast<u32>(sizeof(S)); }
+
+  N2N_HD void make_all_units(const Element<S>& element, const SharedRow<S>& shared, int thread, i64 row, u32 o) const {
     // Of doubles a whole kernel does not fit the registers of two blocks.
     constexpr int kWhole = sizeof(S) > 4 ? 1 : 9;
     if (t.K == 1) {
@@ -187,19 +232,29 @@ struct BlockTile {
     }
   }
 
+  // Vectors of the student's memory, which may begin within a vector of the row.
   N2N_HD void store_row(const SharedRow<S>& shared, int thread, u32 o) const {
-    if (target_aligned()) {
-      copy_out<kVectorOf<S>>(made(shared), thread, o);
+    constexpr u32 V = kVectorOf<S>;
+    const SharedRow<S> from = made(shared);
+    S* const to = target(o, 0);
+    const u32 row = student_row(), past = static_cast<u32>(reinterpret_cast<u64>(to) % kVectorBytes) / sizeof(S);
+    const u32 head = past == 0 ? 0 : V - past < row ? V - past : row;
+    const u32 tail = head + (row - head) / V * V;
+    const u32 first = head + static_cast<u32>(thread) * V;
+    if (head == 0) {
+      for (u32 e = first; e < tail; e += kBlockThreads * V) {
+        store_pack<S, V>(to + e, from.template get_pack<V>(bytes(e)), args.streaming);
+      }
     } else {
-      copy_out<1>(made(shared), thread, o);
+      for (u32 e = first; e < tail; e += kBlockThreads * V) {
+        Pack<S, V> v;
+        N2N_UNROLL
+        for (u32 j = 0; j < V; ++j) v.e[j] = from.get(bytes(e + j));
+        store_pack<S, V>(to + e, v, args.streaming);
+      }
     }
-  }
-
-  template <int V>
-  N2N_HD void copy_out(const SharedRow<S>& from, int thread, u32 o) const {
-    for (u32 e = static_cast<u32>(thread) * V; e < student_row(); e += kBlockThreads * V) {
-      store_pack<S, V>(target(o, e), from.template get_pack<V>(e * static_cast<u32>(sizeof(S))), args.streaming);
-    }
+    const u32 edge = static_cast<u32>(thread) < head ? static_cast<u32>(thread) : tail + static_cast<u32>(thread) - head;
+    if (edge < head || (static_cast<u32>(thread) >= head && edge < row)) *global(to + edge) = from.get(bytes(edge));
   }
 
   // The first of the tile's teacher rows, and the bytes from one to the next.
@@ -272,28 +327,40 @@ struct BlockTile {
     N2N_ROLL
     for (i32 n = made.first; n < made.last; ++n) {
       const u32 o = output(row, n);
-      const bool noisy = has_noise(element, columns, o);
       Pack<S, V> u = same;
       bool good = numbers;
-      if (t.out_scale || noisy) {
-        C c_out = C(1), y[V];
+      if (t.out_scale || has_noise(element, columns, o)) {
+        C y[V];
         N2N_UNROLL
         for (int j = 0; j < V; ++j) y[j] = x[j];
-        if (t.out_scale) {
-          c_out = table<C>(t.out_scale, o);
-          N2N_UNROLL
-          for (int j = 0; j < V; ++j) y[j] = x[j] * c_out;
-          good = all_numbers(y);
-        }
-        if (noisy) good = good && !columns.crowded && add_noise<S, N, V>(element, columns, w, c_out, o, y);
+        good = finish_columns(element, columns, o, w, numbers, y);
         u = round_all<S, V>(y);
       }
       if (good) {
         store_pack<S, V>(target(o, e), u, args.streaming);
       } else {
-        define(element, o, e, V);
+        define_row(element, o, e, V);
       }
     }
+  }
+
+  // Makes x, which is what all replicas have, what row o has: false if that needs the care of `finish`, as x does if it is
+  // not of `numbers`.
+  template <int V>
+  N2N_HD bool finish_columns(const Element<S>& element, const Columns<S, N, V>& columns, u32 o, const C (&w)[V],
+                             bool numbers, C (&x)[V]) const {
+    bool good = numbers;
+    C c_out = C(1);
+    if (t.out_scale) {
+      c_out = table<C>(t.out_scale, o);
+      N2N_UNROLL
+      for (int j = 0; j < V; ++j) x[j] = x[j] * c_out;
+      good = all_numbers(x);
+    }
+    if (has_noise(element, columns, o)) {
+      good = good && !columns.crowded && add_noise<S, N, V>(element, columns, w, c_out, o, x);
+    }
+    return good;
   }
 
   template <int V>
@@ -306,17 +373,23 @@ struct BlockTile {
   N2N_HD void define_replicas(const Element<S>& element, i32 row, u32 e, int count) const {
     const Outputs made = outputs(row);
     N2N_ROLL
-    for (i32 n = made.first; n < made.last; ++n) define(element, output(row, n), e, count);
+    for (i32 n = made.first; n < made.last; ++n) define_row(element, output(row, n), e, count);
   }
 
-  N2N_HD void define(const Element<S>& element, u32 o, u32 e, int count) const {
+  N2N_HD void define_row(const Element<S>& element, u32 o, u32 e, int count) const {
+    define(element, o, e, count, [&](u32, const Cursor& c, S value) { *element.destination(c) = value; });
+  }
+
+  // Gives `put` the elements of row o from e on: place in the row, and value.
+  template <class Put>
+  N2N_HD void define(const Element<S>& element, u32 o, u32 e, int count, const Put& put) const {
     const u32 inner = static_cast<u32>(t.k_outer ? t.I : t.K);
     N2N_ROLL
     for (const u32 end = e + static_cast<u32>(count); e < end; ++e) {
       const u32 outer = divide(e, static_cast<u32>(t.magic), static_cast<u32>(t.shift));
       const u32 within = e - outer * inner;
       const Cursor c = t.k_outer ? Cursor{o, within, outer} : Cursor{o, outer, within};
-      *element.destination(c) = element.template compute<N>(c);
+      put(e, c, element.template compute<N>(c));
     }
   }
 

@@ -19,7 +19,7 @@ void run_blocks(const GatherScaleArgs& args) {
     const auto tile = BlockTile<S, N>::of(args, number);
     std::memset(static_cast<void*>(stage.get()), 0xFF, vectors * kVectorBytes);  // what is not staged must not be read
     for (int thread = 0; thread < kBlockThreads; ++thread) tile.stage(shared, thread);
-    if (!tile.by_units()) {
+    if (!tile.by_rows()) {
       for (int thread = 0; thread < kBlockThreads; ++thread) tile.emit(shared, thread, args.seed);
       continue;
     }
@@ -27,7 +27,9 @@ void run_blocks(const GatherScaleArgs& args) {
       const auto made = tile.outputs(row);
       for (i32 n = made.first; n < made.last; ++n) {
         const u32 o = tile.output(row, n);
-        for (int thread = 0; thread < kBlockThreads; ++thread) tile.make_row(shared, thread, args.seed, row, o);
+        if (n == made.first || !tile.alike()) {
+          for (int thread = 0; thread < kBlockThreads; ++thread) tile.make_row(shared, thread, args.seed, row, o);
+        }
         for (int thread = 0; thread < kBlockThreads; ++thread) tile.store_row(shared, thread, o);
       }
     }

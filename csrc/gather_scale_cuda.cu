@@ -18,14 +18,16 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocks[static_cast<int>(N)]) g
   tile.stage(shared, static_cast<int>(threadIdx.x));
   finish_staging();
   __syncthreads();
-  if (!tile.by_units()) return tile.emit(shared, static_cast<int>(threadIdx.x), args.seed);
+  if (!tile.by_rows()) return tile.emit(shared, static_cast<int>(threadIdx.x), args.seed);
   for (i64 row = 0; row < tile.rows(); ++row) {
     const auto made = tile.outputs(row);
     for (i32 n = made.first; n < made.last; ++n) {
-      tile.make_row(shared, static_cast<int>(threadIdx.x), args.seed, row, tile.output(row, n));
-      __syncthreads();
+      if (n == made.first || !tile.alike()) {
+        __syncthreads();  // the row before has been stored
+        tile.make_row(shared, static_cast<int>(threadIdx.x), args.seed, row, tile.output(row, n));
+        __syncthreads();
+      }
       tile.store_row(shared, static_cast<int>(threadIdx.x), tile.output(row, n));
-      __syncthreads();
     }
   }
 }

@@ -76,11 +76,28 @@ class SharedRow {
     }
   }
 
-  // V elements from global memory. A GPU does not wait for whole vectors: `finish_staging` does.
+  template <int V>
+  N2N_HD void put_pack(u32 place, const Pack<S, V>& v) const {
+    if constexpr (V * sizeof(S) == kVectorBytes) {
+      const Vector w = bit_cast<Vector>(v);
+      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at_ + place), "r"(w.word[0]), "r"(w.word[1]),
+                   "r"(w.word[2]), "r"(w.word[3]));
+    } else {
+      N2N_UNROLL
+      for (int j = 0; j < V; ++j) put(place + j * static_cast<u32>(sizeof(S)), v.e[j]);
+    }
+  }
+
+  // V elements from global memory. A GPU does not wait for four bytes and more: `finish_staging` does.
   template <int V>
   N2N_HD void stage(u32 place, const S* from) const {
-    if constexpr (V * sizeof(S) == kVectorBytes) {
+    constexpr int kBytes = V * static_cast<int>(sizeof(S));
+    if constexpr (kBytes == kVectorBytes) {
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at_ + place), "l"(__cvta_generic_to_global(from))
+                   : "memory");
+    } else if constexpr (kBytes >= 4) {
+      asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at_ + place), "l"(__cvta_generic_to_global(from)),
+                   "n"(kBytes)
                    : "memory");
     } else {
       N2N_UNROLL
@@ -101,6 +118,10 @@ class SharedRow {
     return *reinterpret_cast<const Pack<S, V>*>(begin_ + place);
   }
   void put(u32 place, S value) const { *reinterpret_cast<S*>(begin_ + place) = value; }
+  template <int V>
+  void put_pack(u32 place, const Pack<S, V>& v) const {
+    *reinterpret_cast<Pack<S, V>*>(begin_ + place) = v;
+  }
   template <int V>
   void stage(u32 place, const S* from) const {
     *reinterpret_cast<Pack<S, V>*>(begin_ + place) = *reinterpret_cast<const Pack<S, V>*>(from);

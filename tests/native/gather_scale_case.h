@@ -86,13 +86,13 @@ struct Tensor {
     task.tile_columns = flip() ? row : std::min(row, pick(1, 6) * kVectorOf<S>);
     task.staged = flip();
     task.lanes_log2 = pick(0, 8);
-    task.by_units = task.in_next && task.staged && task.tile_columns == row && flip();
+    task.row_room = task.staged && task.tile_columns == row && flip();
   }
 
   i64 stage_bytes() const {
     const i64 vectors = (teacher[1] * teacher[2] + kVectorOf<S> - 1) / kVectorOf<S>;
     const i64 made = (student[1] * student[2] + kVectorOf<S> - 1) / kVectorOf<S>;
-    return task.rows && task.staged ? (task.tile_rows * vectors + task.by_units * made) * kVectorBytes : 0;
+    return task.rows && task.staged ? (task.tile_rows * vectors + task.row_room * made) * kVectorBytes : 0;
   }
 
   std::vector<Tile> tiles(i32 number) const {

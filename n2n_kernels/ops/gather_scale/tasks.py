@@ -59,7 +59,7 @@ class Column(IntEnum):
     MAGIC = auto()
     SHIFT = auto()
     TENSOR_ID = auto()
-    BY_UNITS = auto()
+    ROW_ROOM = auto()
 
 
 POINTERS = slice(Column.OUT_MAP, Column.IN_UNITS + 1)
@@ -71,14 +71,14 @@ THREADS = 256
 #: blocks fit a multiprocessor of an H100 or H200 (228 KB, of which each block takes 1 KB more).
 STAGE_BYTES = 74 * 1024
 
-#: Shared memory of a multiprocessor, of which a block takes half at most where it makes a row of the student in it
-#: (cancelling noise): an H100's or H200's where there is none.
+#: Shared memory of a multiprocessor, of which a block takes half at most with cancelling noise: an H100's or H200's
+#: where there is none.
 _MULTIPROCESSOR_BYTES = 228 * 1024
 
 #: What a tile writes, about: small enough that the last tiles of a launch do not leave a GPU idle for long
 #: (`_TILES_WANTED` is eight for each block that an H200 holds), large enough that a block's beginning does not count.
 #: Of a launch that has very many, larger ones: what is found out about a row's columns then serves more rows.
-_TILE_BYTES = (8 * 1024, 32 * 1024)
+_TILE_BYTES = (8 * 1024, 64 * 1024)
 _LARGE_TILE_BYTES = 320 * 1024
 _TILES_WANTED = 8 * 6 * 132
 
@@ -225,19 +225,22 @@ def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int, largest_stage: int
     fits = np.minimum(tile_rows, np.maximum(STAGE_BYTES // staged_bytes, 1))
     staged = staged_bytes <= STAGE_BYTES
     tile_rows = np.where(staged, fits, 1)
-    # With cancelling noise a row of the student is made there too.
+    # A row of the student is made there too, with cancelling noise and where rows are not of whole vectors; of short
+    # rows the threads would wait for each other too often.
     made_bytes = -(-row // per_vector) * VECTOR_BYTES
-    fits = (largest_stage - made_bytes) // staged_bytes
-    by_units = dense & staged & (tasks[:, Column.IN_NEXT] != 0) & (fits >= 1)
-    tile_rows = np.where(by_units, np.minimum(tile_rows, fits), tile_rows)
-    tasks[:, Column.BY_UNITS] = by_units
+    cancelling = tasks[:, Column.IN_NEXT] != 0
+    ragged = (row % per_vector != 0) & (row >= THREADS * per_vector)
+    fits = (np.where(cancelling, largest_stage, STAGE_BYTES) - made_bytes) // staged_bytes
+    row_room = dense & staged & (cancelling | ragged) & (fits >= 1)
+    tile_rows = np.where(row_room, np.minimum(tile_rows, fits), tile_rows)
+    tasks[:, Column.ROW_ROOM] = row_room
     # Of a row that does not fit, a tile makes a part.
     columns = np.maximum((wanted / made * row).astype(np.int64) // per_vector * per_vector, per_vector)
     tasks[:, Column.TILE_ROWS] = np.where(dense, tile_rows, 0)
     tasks[:, Column.TILE_COLUMNS] = np.where(dense, np.where(staged, row, np.minimum(columns, row)), 0)
     tasks[:, Column.STAGED] = dense & staged
     tasks[:, Column.LANES_LOG2] = np.where(dense, _lanes(tasks, itemsize), 0)
-    return int((tile_rows * staged_bytes + by_units * made_bytes)[dense & staged].max(initial=0))
+    return int((tile_rows * staged_bytes + row_room * made_bytes)[dense & staged].max(initial=0))
 
 
 def _lanes(tasks: np.ndarray, itemsize: int) -> np.ndarray:
