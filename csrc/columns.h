@@ -66,12 +66,33 @@ struct Columns {
   // Of the units from i on, all at the kernel's element k.
   N2N_HD void of_neighbours(const Task& t, u32 k, u32 i) {
     const u32 origin = k * static_cast<u32>(t.src_I);
+    i32 unit[V];
     N2N_UNROLL
     for (int j = 0; j < V; ++j) {
-      const u32 at = i + static_cast<u32>(j);
-      offset[j] = bytes(origin + unit_of(t, at));
-      scale[j] = scale_of(t, at);
-      if (N == Noise::kReplicas) logical[j] = at * static_cast<u32>(t.K) + k;
+      unit[j] = static_cast<i32>(i) + j;
+      scale[j] = C(1);
+    }
+    if (!adjacent && t.in_map) neighbours(t.in_map, i, unit);
+    if (t.in_scale) neighbours(t.in_scale, i, scale);
+    N2N_UNROLL
+    for (int j = 0; j < V; ++j) {
+      offset[j] = bytes(origin + static_cast<u32>(unit[j]));
+      if (N == Noise::kReplicas) logical[j] = (i + static_cast<u32>(j)) * static_cast<u32>(t.K) + k;
+    }
+  }
+
+  // V entries of a table, which begins at a multiple of a vector.
+  template <class T>
+  N2N_HD static void neighbours(i64 address, u32 i, T (&entries)[V]) {
+    if (V * sizeof(T) % kVectorBytes == 0 && i % V == 0) {
+      N2N_UNROLL
+      for (int j = 0; j < V; j += kVectorOf<T>) {
+        const Vector v = load_vector(reinterpret_cast<const T*>(address) + i + j);
+        memcpy(entries + j, &v, V * sizeof(T) < sizeof v ? V * sizeof(T) : sizeof v);
+      }
+    } else {
+      N2N_UNROLL
+      for (int j = 0; j < V; ++j) entries[j] = table<T>(address, i64{i} + j);
     }
   }
 

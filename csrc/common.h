@@ -24,6 +24,11 @@
 #define N2N_ROLL
 #endif
 
+// What came with the A100: copies to shared memory that nobody waits for, and conversions of two numbers at once.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#define N2N_AMPERE 1
+#endif
+
 namespace n2n {
 
 using i64 = std::int64_t;
@@ -80,7 +85,7 @@ struct Scalar<bf16> {
   N2N_HD static float load_high(u32 word) { return bit_cast<float>(word & 0xFFFF0000u); }
   // For numbers and infinities. NaN never gets here (see `finish` below): the carry would turn it into infinity.
   N2N_HD static bf16 store(float x) {
-#if defined(__CUDA_ARCH__)
+#if defined(N2N_AMPERE)
     return bf16{static_cast<u16>(store_pair(x, 0.0f))};
 #else
     const u32 u = bit_cast<u32>(x);
@@ -89,7 +94,7 @@ struct Scalar<bf16> {
   }
   // Two in a word. Of one alone the conversion takes four times as long on a GPU.
   N2N_HD static u32 store_pair(float low, float high) {
-#if defined(__CUDA_ARCH__)
+#if defined(N2N_AMPERE)
     u32 word;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
     return word;
@@ -120,8 +125,10 @@ struct Scalar<f16> {
   N2N_HD static float load_low(u32 word) { return load(f16{static_cast<u16>(word)}); }
   N2N_HD static float load_high(u32 word) { return load(f16{static_cast<u16>(word >> 16)}); }
   N2N_HD static f16 store(float x) {
-#if defined(__CUDA_ARCH__)
+#if defined(N2N_AMPERE)
     return f16{static_cast<u16>(store_pair(x, 0.0f))};
+#elif defined(__CUDA_ARCH__)
+    return f16{__half_as_ushort(__float2half_rn(x))};
 #else
     const u32 u = bit_cast<u32>(x);
     const u32 sign = (u >> 16) & 0x8000u;
@@ -137,7 +144,7 @@ struct Scalar<f16> {
 #endif
   }
   N2N_HD static u32 store_pair(float low, float high) {
-#if defined(__CUDA_ARCH__)
+#if defined(N2N_AMPERE)
     u32 word;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
     return word;

@@ -91,18 +91,20 @@ class SharedRow {
   // V elements from global memory. A GPU does not wait for four bytes and more: `finish_staging` does.
   template <int V>
   N2N_HD void stage(u32 place, const S* from) const {
+#if defined(N2N_AMPERE)
     constexpr int kBytes = V * static_cast<int>(sizeof(S));
     if constexpr (kBytes == kVectorBytes) {
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at_ + place), "l"(__cvta_generic_to_global(from))
                    : "memory");
+      return;
     } else if constexpr (kBytes >= 4) {
       asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at_ + place), "l"(__cvta_generic_to_global(from)),
                    "n"(kBytes)
                    : "memory");
-    } else {
-      N2N_UNROLL
-      for (int j = 0; j < V; ++j) put(place + j * static_cast<u32>(sizeof(S)), *global(from + j));
+      return;
     }
+#endif
+    put_pack<V>(place, *global(reinterpret_cast<const Pack<S, V>*>(from)));
   }
 
  private:
@@ -134,7 +136,7 @@ class SharedRow {
 
 // What this thread has staged. A barrier has to follow before other threads read it.
 N2N_HD void finish_staging() {
-#if defined(__CUDA_ARCH__)
+#if defined(N2N_AMPERE)
   asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
