@@ -17,7 +17,8 @@ void run_blocks(const GatherScaleArgs& args) {
   const SharedRow<S> shared(stage.get());
   for (i64 number = 0; number < args.count; ++number) {
     const auto tile = BlockTile<S, N>::of(args, number);
-    std::memset(static_cast<void*>(stage.get()), 0xFF, vectors * kVectorBytes);  // what is not staged must not be read
+    // What is not staged must not be read; finite numbers, because others are made from the tensor instead.
+    std::memset(static_cast<void*>(stage.get()), 0x5A, vectors * kVectorBytes);
     for (int thread = 0; thread < kBlockThreads; ++thread) tile.stage(shared, thread);
     if (!tile.by_rows()) {
       for (int thread = 0; thread < kBlockThreads; ++thread) tile.emit(shared, thread, args.seed);

@@ -9,17 +9,21 @@ from gather_scale_cases import Case, Teacher, arguments, assert_as_defined, teac
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import DTYPES, LAYOUTS, TARGET_LAYOUTS, assert_same_bits, embed
+from ptx_module import PtxModule, built_ptx
 
 import n2n_kernels as nk
+from n2n_kernels import native
 from n2n_kernels.backends import ORDER
 from n2n_kernels.ops.gather_scale import native as gather_scale_native
 
 CPU = torch.device("cpu")
 USABLE = [name for name in ORDER if nk.backends()[name] is None]
+#: Of the CUDA kernels on the CPU: their code thread by thread, and what a GPU is given of it.
+EMULATED = ["blocks"] if built_ptx()[1] else ["blocks", "ptx"]
 
 
 def device_of(backend: str) -> torch.device:
-    return torch.device("cuda" if backend not in ("cpu", "blocks") and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if backend not in {"cpu", *EMULATED} and torch.cuda.is_available() else "cpu")
 
 
 @st.composite
@@ -69,29 +73,40 @@ noises = {
 @fuzz.cases(80)
 @given(batch=st.lists(tensors(cases()), max_size=3), **noises)
 def test_random_lists(batch: list[tuple[Teacher, str, str]], noise: str, std: float, seed: int) -> None:
-    check(batch, USABLE, noise, std, seed)
+    check(batch, [*USABLE, *EMULATED], noise, std, seed)
 
 
 @fuzz.cases(150)
 @given(batch=st.lists(tensors(long_rows()), min_size=1, max_size=2), **noises)
 def test_random_long_rows(batch: list[tuple[Teacher, str, str]], noise: str, std: float, seed: int) -> None:
     # Triton's interpreter takes minutes.
-    check(batch, [b for b in USABLE if b != "triton" or torch.cuda.is_available()], noise, std, seed)
+    usable = [b for b in USABLE if b != "triton" or torch.cuda.is_available()]
+    check(batch, [*usable, "blocks"], noise, std, seed)
+
+
+@pytest.mark.skipif("ptx" not in EMULATED, reason=built_ptx()[1])
+@fuzz.cases(20)
+@given(batch=st.lists(tensors(long_rows()), min_size=1, max_size=1), **noises)
+def test_random_long_rows_of_ptx(batch: list[tuple[Teacher, str, str]], noise: str, std: float, seed: int) -> None:
+    check(batch, ["ptx"], noise, std, seed)
 
 
 def check(batch: list[tuple[Teacher, str, str]], backends: list[str], noise: str, std: float, seed: int) -> None:
     given_ = [t for t, _, _ in batch]
     options = {"noise_std": std, "noise": noise, "seed": seed}
     expected = nk.gather_scale(**arguments(given_, CPU), **options, backend="reference")
-    for backend in [*backends, "blocks"]:
+    for backend in backends:
         device = device_of(backend)
         srcs = [arguments([t], device, layout=layout)["srcs"][0] for t, layout, _ in batch]
         targets = [embed(t.student_shape, t.values.dtype, layout, device) for t, _, layout in batch]
         call = {**arguments(given_, CPU), "srcs": srcs, "out": [target.tensor for target in targets]}
         with pytest.MonkeyPatch.context() as patch:
-            if backend == "blocks":  # the code of the CUDA kernel, thread by thread on the CPU
+            if backend == "blocks":
                 patch.setattr(gather_scale_native, "CPU", gather_scale_native.BLOCKS)
-            got = nk.gather_scale(**call, **options, backend="cpu" if backend == "blocks" else backend)
+            elif backend == "ptx":
+                module = PtxModule()
+                patch.setattr(native, "module", lambda module=module: module)
+            got = nk.gather_scale(**call, **options, backend="cpu" if backend in EMULATED else backend)
         for i, (a, b) in enumerate(zip(got, expected, strict=True)):
             assert_same_bits(a, b, f"{backend}, tensor {i}")
             targets[i].assert_only_inside_written()
