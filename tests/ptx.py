@@ -170,6 +170,7 @@ class Kernel:
         self.registers: dict[str, tuple[str, int]] = {}  # prefix: type, how many
         self.symbols: dict[str, int] = {}  # of shared memory
         self.static_shared = 0
+        self.executed = 0  # instructions so far, of each warp that had a thread in them
         self.dynamic_shared = re.findall(r"\.extern\s+\.shared.*?([\w$]+)\[\]", ptx)
         self.program: list[_Instruction] = []
         self.labels: dict[str, int] = {}
@@ -337,8 +338,10 @@ class _Block:
                 others = at[runnable & ~mine]
                 limit = int(others.min()) if len(others) else len(program)
                 threads = np.flatnonzero(mine)
+                warps = len(np.unique(threads >> 5))
                 while here < limit:
                     instruction = program[here]
+                    self.kernel.executed += warps
                     base = instruction.name.split(".")[0]
                     if base == "bra":
                         goes = self.guarded(instruction, threads)

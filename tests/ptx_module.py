@@ -45,6 +45,7 @@ class PtxModule:
         self._ptx, self._built = built_ptx()[0], native.module()
         self._kernels: dict[str, Kernel] = {}
         self.memories: list[GlobalMemory] = []
+        self.executed = 0  # instructions of all warps
         #: What a launch does to its kernel first.
         self.spoil = lambda kernel: None
 
@@ -59,6 +60,7 @@ class PtxModule:
             self.spoil(self._kernels[name])
         self.memories.append(GlobalMemory(regions))
         self._kernels[name].run(blocks, THREADS, [arguments], self.memories[-1], dynamic_shared)
+        self.executed = sum(kernel.executed for kernel in self._kernels.values())
 
     def gather_scale(
         self, target: int, dtype: int, tasks: int, tiles: int, count: int, seed: int, noise: int, stage_bytes: int,

@@ -4,14 +4,18 @@ What `backend="blocks"` cannot see is here: inline assembly, copies that arrive 
 outside the tensors and the tables. Each element of the output must be written exactly once.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from ptx import Kernel, PtxMemoryError
 from ptx_module import PtxModule, built_ptx
+from tools import check_counts
 
 import n2n_kernels as nk
 from n2n_kernels import native
+from n2n_kernels.ops.gather_scale import tasks
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -159,6 +163,41 @@ def test_tensor_moments(ptx: PtxModule) -> None:
         nk.tensor_moments(tensors, backend="cpu"), nk.tensor_moments(tensors, backend="reference"), strict=True
     ):
         assert torch.equal(bits(a), bits(b))
+
+
+COUNTED = {
+    # shape, student's units: as much of a launch of very many as one or two of its tiles, and a tile's bytes
+    "3x3, long rows": ((2, 2048, 3, 3), (4, 4096), 320 * 1024),
+    "3x3, short rows": ((28, 64, 3, 3), (56, 128), 64 * 1024),
+    "3x3, rows that are not of whole vectors": ((8, 331, 3, 3), (16, 663), 64 * 1024),
+    "1x1": ((8, 1024, 1, 1), (16, 2048), 64 * 1024),
+    "linear, long rows": ((4, 8192), (8, 16384), 320 * 1024),
+}
+
+
+def test_instructions_per_output(ptx: PtxModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PTX that a warp executes for each of its threads' outputs, at growth 2 with the paper's random map. An H200 issues
+    about 18 in the time that its memory takes for an output of 16 bits, and 35 for one of 32; but not all of PTX becomes
+    an instruction."""
+    counts = {}
+    for name, (size, (wide_o, wide_i), tile_bytes) in COUNTED.items():
+        monkeypatch.setattr(tasks, "_TILE_BYTES", (tile_bytes, tile_bytes))
+        for dtype in (torch.bfloat16, torch.float32):
+            generator = torch.Generator().manual_seed(5)
+            src = torch.randn(size, generator=generator).to(dtype)
+            maps = {
+                "out_maps": [width_map(size[0], wide_o, generator)],
+                "in_maps": [width_map(size[1], wide_i, generator)],
+                "in_scales": [torch.full((wide_i,), 0.5, dtype=torch.float64)],
+            }
+            for noise, std in (("none", 0.0), ("replicas", 0.1), ("cancelling", 0.1)):
+                before = ptx.executed
+                (out,) = nk.gather_scale(
+                    [src], **maps, noise="replicas" if noise == "none" else noise, noise_std=std, backend="cpu"
+                )
+                kind = str(dtype).removeprefix("torch.")
+                counts[f"{name}, {kind}, {noise}"] = round((ptx.executed - before) * 32 / out.numel(), 1)
+    check_counts(Path(__file__).with_name("ptx_instructions.json"), counts, f"nvcc {nk.build_info()['cuda']}")
 
 
 # Whether the interpreter would tell.

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -50,7 +51,7 @@ def innermost_loops(disassembly: str, wanted: str) -> list[int]:
     return sorted({min(around) for around in lengths if around})
 
 
-def check_counts(file: Path, counts: dict[str, int], made_by: str) -> None:
+def check_counts(file: Path, counts: Mapping[str, float], made_by: str) -> None:
     """Compares instruction counts with those recorded in `file`, if the same compiler made them: none may have grown by
     more than a tenth. With N2N_RECORD=1 in the environment they are recorded instead."""
     if os.environ.get("N2N_RECORD"):

@@ -244,7 +244,7 @@ def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int, largest_stage: int
 
 
 def _lanes(tasks: np.ndarray, itemsize: int) -> np.ndarray:
-    """log2 of the threads that go along a row: as many as leave the fewest threads idle, rather more than fewer."""
+    """log2 of the threads that go along a row: as many as leave a thread the least to do, rather more than fewer."""
     row = tasks[:, Column.I] * tasks[:, Column.K]
     per_vector = np.where(row * itemsize % VECTOR_BYTES == 0, VECTOR_BYTES // itemsize, 1)
     vectors = np.minimum(row, tasks[:, Column.TILE_COLUMNS]) // per_vector
@@ -253,9 +253,10 @@ def _lanes(tasks: np.ndarray, itemsize: int) -> np.ndarray:
     score = np.full(len(tasks), np.inf)
     for log2 in range(THREADS.bit_length()):
         lanes = 1 << log2
-        rounds = -(-vectors // lanes) * -(-rows // (THREADS // lanes))
-        better = rounds <= score
-        best, score = np.where(better, log2, best), np.where(better, rounds, score)
+        # What is found out about columns costs about as much as the making of a teacher row from it.
+        work = -(-vectors // lanes) * (1 + -(-rows // (THREADS // lanes)))
+        better = work <= score
+        best, score = np.where(better, log2, best), np.where(better, work, score)
     return best
 
 
