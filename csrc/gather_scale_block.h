@@ -140,8 +140,18 @@ struct BlockTile {
   }
 
   // Instead of `emit`, for each row of the student: it is made in shared memory, and stored from there in whole vectors,
-  // with a barrier before each. For cancelling noise, and for rows that do not all begin at a multiple of a vector.
-  N2N_HD bool by_rows() const { return t.row_room && ((N == Noise::kCancelling && noisy()) || !target_aligned()); }
+  // with a barrier before each. For cancelling noise, and for rows that do not all begin at a multiple of a vector. Of a
+  // row that does not fit there a tile makes a part, with cancelling noise.
+  N2N_HD bool by_rows() const {
+    return t.row_room && ((N == Noise::kCancelling && noisy()) || (t.staged && !target_aligned()));
+  }
+
+  // The elements of a row that a tile makes.
+  N2N_HD u32 row_begin() const { return static_cast<u32>(tile.column); }
+  N2N_HD u32 row_end() const {
+    const u32 end = row_begin() + static_cast<u32>(t.tile_columns);
+    return end < student_row() ? end : student_row();
+  }
 
   // Whether a teacher row's outputs are all the same, so that one is made for all.
   N2N_HD bool alike() const { return !noisy() && !t.out_scale; }
@@ -165,7 +175,9 @@ struct BlockTile {
   }
 
   // Behind the staged rows.
-  N2N_HD SharedRow<S> made(const SharedRow<S>& shared) const { return shared + t.tile_rows * row_bytes<true>(); }
+  N2N_HD SharedRow<S> made(const SharedRow<S>& shared) const {
+    return t.staged ? shared + t.tile_rows * row_bytes<true>() : shared;
+  }
 
   N2N_HD void make_row(const SharedRow<S>& shared, int thread, u64 seed, i64 row, u32 o) const {
     if constexpr (N != Noise::kNone) {
@@ -206,21 +218,33 @@ struct BlockTile {
   N2N_HD void make_all_units(const Element<S>& element, const SharedRow<S>& shared, int thread, i64 row, u32 o) const {
     // Of doubles a whole kernel does not fit the registers of two blocks.
     constexpr int kWhole = sizeof(S) > 4 ? 1 : 9;
-    if (t.K == 1) {
-      make_units<1, true>(element, shared, thread, row, o);
+    const SharedRow<S> staged = shared + row * row_bytes<true>();
+    if (!t.staged) {
+      const GlobalRow<S> from(source(row));
+      if (t.K == 1) {
+        make_units<1, true>(element, from, shared, thread, o);
+      } else if (t.K == kWhole) {
+        make_units<kWhole, true>(element, from, shared, thread, o);
+      } else {
+        make_units<kBlockWords, false>(element, from, shared, thread, o);
+      }
+    } else if (t.K == 1) {
+      make_units<1, true>(element, staged, shared, thread, o);
     } else if (t.K == 3) {
-      make_units<3, true>(element, shared, thread, row, o);
+      make_units<3, true>(element, staged, shared, thread, o);
     } else if (t.K == kWhole) {
-      make_units<kWhole, true>(element, shared, thread, row, o);
+      make_units<kWhole, true>(element, staged, shared, thread, o);
     } else {
-      make_units<kBlockWords, false>(element, shared, thread, row, o);
+      make_units<kBlockWords, false>(element, staged, shared, thread, o);
     }
   }
 
-  template <int G, bool Whole>
-  N2N_HD void make_units(const Element<S>& element, const SharedRow<S>& shared, int thread, i64 row, u32 o) const {
-    using Units = UnitRow<S, G, Whole>;
-    const auto units = Units::of(element, shared + row * row_bytes<true>(), made(shared), o);
+  template <int G, bool Whole, class Row>
+  N2N_HD void make_units(const Element<S>& element, const Row& from, const SharedRow<S>& shared, int thread,
+                         u32 o) const {
+    using Units = UnitRow<S, G, Whole, Row>;
+    const Window window{bytes(row_begin()), bytes(row_end() - row_begin())};
+    const auto units = Units::of(element, from, made(shared), window, o);
     const u32 count = static_cast<u32>(t.src_I), parts = Units::parts(t);
     const u32 places = kBlockThreads / parts, left = kBlockThreads % parts;
     u32 place = static_cast<u32>(thread) / parts, part = static_cast<u32>(thread) % parts;
@@ -236,8 +260,8 @@ struct BlockTile {
   N2N_HD void store_row(const SharedRow<S>& shared, int thread, u32 o) const {
     constexpr u32 V = kVectorOf<S>;
     const SharedRow<S> from = made(shared);
-    S* const to = target(o, 0);
-    const u32 row = student_row(), past = static_cast<u32>(reinterpret_cast<u64>(to) % kVectorBytes) / sizeof(S);
+    S* const to = target(o, row_begin());
+    const u32 row = row_end() - row_begin(), past = static_cast<u32>(reinterpret_cast<u64>(to) % kVectorBytes) / sizeof(S);
     const u32 head = past == 0 ? 0 : V - past < row ? V - past : row;
     const u32 tail = head + (row - head) / V * V;
     const u32 first = head + static_cast<u32>(thread) * V;
@@ -277,8 +301,7 @@ struct BlockTile {
     const u32 lanes = 1u << t.lanes_log2;
     const u32 lane = static_cast<u32>(thread) & (lanes - 1u);
     const i32 line = thread >> t.lanes_log2, lines = kBlockThreads >> t.lanes_log2;
-    const u32 begin = static_cast<u32>(tile.column);
-    const u32 end = begin + t.tile_columns < student_row() ? begin + static_cast<u32>(t.tile_columns) : student_row();
+    const u32 begin = row_begin(), end = row_end();
     const bool from_aligned = Staged || source_aligned();
     const auto first_row = start<Staged>(shared) + line * row_bytes<Staged>();
     const i64 step = lines * row_bytes<Staged>();

@@ -5,7 +5,12 @@
 // wherever in the student's row these are. Made element by element of the student, each would compute the words of all the others
 // (`Element::cancelling`, the definition) for itself. Units are taken in the order of how many replicas they have, so
 // that the threads of a warp do the same. Shared memory puts the row in order, so that it is stored in whole vectors.
+//
+// Of a row that does not fit shared memory, a block makes a window: of all units that have a column there, all replicas,
+// because each depends on the others, of which it keeps what lies in the window. The teacher's row is read where it lies.
 #pragma once
+
+#include <type_traits>
 
 #include "finite.h"
 #include "gather_scale.h"
@@ -16,23 +21,32 @@ namespace n2n {
 // Of the random words that come from one computation.
 constexpr int kBlockWords = 4;
 
-// G: elements of a unit's kernel that a thread takes at a time. All of them, if `Whole`; else a block of words.
-template <class S, int G, bool Whole>
+// The bytes of a student's row that are made.
+struct Window {
+  u32 begin, size;
+};
+
+// G: elements of a unit's kernel that a thread takes at a time. All of them, if `Whole`; else a block of words. Row: where
+// the teacher's row lies. If that is shared memory, the window is the whole row.
+template <class S, int G, bool Whole, class Row>
 struct UnitRow {
   using C = typename Scalar<S>::compute;
+  static constexpr bool kWindowed = std::is_same<Row, GlobalRow<S>>::value;
   static_assert(Whole || G == kBlockWords, "a kernel or a block of words");
 
   const Element<S>& element;
-  SharedRow<S> teacher;  // its row
-  SharedRow<S> made;     // the student's, in the order of its memory
+  Row teacher;        // its row
+  SharedRow<S> made;  // the student's, in the order of its memory
+  Window window;
   u32 o;
   C c_out, sigma;
   u64 index;  // of the noise, where the row begins
 
-  N2N_HD static UnitRow of(const Element<S>& element, const SharedRow<S>& teacher, const SharedRow<S>& made, u32 o) {
+  N2N_HD static UnitRow of(const Element<S>& element, const Row& teacher, const SharedRow<S>& made,
+                           const Window& window, u32 o) {
     const C c_out = element.t.out_scale ? table<C>(element.t.out_scale, o) : C(1);
     const u64 index = static_cast<u64>(element.unit_index(o, 0, 0));
-    return UnitRow{element, teacher, made, o, c_out, kept(element.sigma), index};
+    return UnitRow{element, teacher, made, window, o, c_out, kept(element.sigma), index};
   }
 
   // Of a unit's kernel: the first and the last block of words may begin before it and end after it.
@@ -45,6 +59,7 @@ struct UnitRow {
     const Task& t = element.t;
     const u32 kernel = Whole ? G : static_cast<u32>(t.K), unit = static_cast<u32>(table<i32>(t.in_units, place));
     const i32 begin = table<i32>(t.in_begin, unit), last = table<i32>(t.in_begin, i64{unit} + 1) - 1;
+    if (kWindowed && !touches_window(begin, last)) return;
     const u64 at = index + u64{unit} * kernel;
     Part p;
     // It wraps around where a block of words begins before the kernel.
@@ -107,16 +122,36 @@ struct UnitRow {
 
   N2N_HD static u32 bytes(u32 elements) { return elements * static_cast<u32>(sizeof(S)); }
 
-  // Where a column of the student's row begins.
-  N2N_HD SharedRow<S> column_at(u32 column) const {
-    return made + bytes(element.t.k_outer ? column : column * static_cast<u32>(element.t.K));
+  // Where a column of the student's row begins, in bytes.
+  N2N_HD u32 column_at(u32 column) const {
+    return bytes(element.t.k_outer ? column : column * static_cast<u32>(element.t.K));
+  }
+
+  N2N_HD bool touches_window(i32 begin, i32 last) const {
+    if (element.t.k_outer) return true;  // a column is everywhere
+    bool touches = false;
+    N2N_ROLL
+    for (i32 n = begin; n <= last; ++n) {
+      const u32 from = column_at(static_cast<u32>(table<i32>(element.t.in_list, n)));
+      const u32 to = from + bytes(static_cast<u32>(element.t.K));
+      touches = touches || (from < window.begin + window.size && window.begin < to);
+    }
+    return touches;
+  }
+
+  N2N_HD void put_at(u32 place, S value) const {
+    if (!kWindowed) {
+      made.put(place, value);
+    } else if (place - window.begin < window.size) {  // it wraps around before the window
+      made.put(place - window.begin, value);
+    }
   }
 
   N2N_HD void put(const Part& p, u32 column, const C (&x)[G]) const {
-    const SharedRow<S> to = column_at(column);
+    const u32 to = column_at(column);
     N2N_UNROLL
     for (int j = 0; j < G; ++j) {
-      if (p.inside[j]) to.put(p.place[j], Scalar<S>::store(x[j]));
+      if (p.inside[j]) put_at(to + p.place[j], Scalar<S>::store(x[j]));
     }
   }
 
@@ -129,7 +164,7 @@ struct UnitRow {
       for (u32 k = first; k != first + static_cast<u32>(G); ++k) {
         if (k >= static_cast<u32>(element.t.K)) continue;
         const u32 place = bytes(k * static_cast<u32>(element.t.k_outer ? element.t.I : 1));
-        column_at(column).put(place, element.template compute<Noise::kCancelling>(Cursor{o, column, k}));
+        put_at(column_at(column) + place, element.template compute<Noise::kCancelling>(Cursor{o, column, k}));
       }
     }
   }

@@ -118,6 +118,16 @@ def test_rows_that_do_not_fit_shared_memory(ptx: PtxModule) -> None:
     check([src], {"out_maps": [torch.tensor([0, 0])], "in_maps": [torch.arange(2404) % 2400]}, {}, ptx)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "not dense"])
+def test_noise_in_rows_that_do_not_fit_shared_memory(
+    ptx: PtxModule, monkeypatch: pytest.MonkeyPatch, shape: str, dtype: torch.dtype
+) -> None:
+    """Made in windows, of which each looks at all units."""
+    monkeypatch.setattr(tasks, "_MULTIPROCESSOR_BYTES", 2 * (1024 + 96))
+    test_gather_scale(ptx, shape, "cancelling", dtype)
+
+
 def test_large_results_go_past_the_caches(ptx: PtxModule, monkeypatch: pytest.MonkeyPatch) -> None:
     run = ptx.gather_scale
     monkeypatch.setattr(ptx, "gather_scale", lambda *args: run(*args[:9], True, *args[10:]))

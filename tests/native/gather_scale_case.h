@@ -86,13 +86,13 @@ struct Tensor {
     task.tile_columns = flip() ? row : std::min(row, pick(1, 6) * kVectorOf<S>);
     task.staged = flip();
     task.lanes_log2 = pick(0, 8);
-    task.row_room = task.staged && task.tile_columns == row && flip();
+    task.row_room = (task.staged ? task.tile_columns == row : task.in_next != 0 && task.tile_rows == 1) && flip();
   }
 
   i64 stage_bytes() const {
     const i64 vectors = (teacher[1] * teacher[2] + kVectorOf<S> - 1) / kVectorOf<S>;
-    const i64 made = (student[1] * student[2] + kVectorOf<S> - 1) / kVectorOf<S>;
-    return task.rows && task.staged ? (task.tile_rows * vectors + task.row_room * made) * kVectorBytes : 0;
+    const i64 made = (task.tile_columns + kVectorOf<S> - 1) / kVectorOf<S>;
+    return task.rows ? (task.staged * task.tile_rows * vectors + task.row_room * made) * kVectorBytes : 0;
   }
 
   std::vector<Tile> tiles(i32 number) const {

@@ -233,14 +233,23 @@ def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int, largest_stage: int
     fits = (np.where(cancelling, largest_stage, STAGE_BYTES) - made_bytes) // staged_bytes
     row_room = dense & staged & (cancelling | ragged) & (fits >= 1)
     tile_rows = np.where(row_room, np.minimum(tile_rows, fits), tile_rows)
-    tasks[:, Column.ROW_ROOM] = row_room
-    # Of a row that does not fit, a tile makes a part.
+    # Of a row that does not fit, a tile makes a part. There, with cancelling noise, and as few parts as there is room for:
+    # each looks at all units.
     columns = np.maximum((wanted / made * row).astype(np.int64) // per_vector * per_vector, per_vector)
+    windowed = dense & cancelling & ~row_room & (row * itemsize < 2**32)
+    vectors = made_bytes // VECTOR_BYTES
+    parts = -(-vectors // (largest_stage // VECTOR_BYTES))
+    window = -(-vectors // parts) * per_vector
+    columns = np.where(windowed, window, columns)
+    staged &= ~windowed
+    tile_rows = np.where(windowed, 1, tile_rows)
+    tasks[:, Column.ROW_ROOM] = row_room | windowed
     tasks[:, Column.TILE_ROWS] = np.where(dense, tile_rows, 0)
     tasks[:, Column.TILE_COLUMNS] = np.where(dense, np.where(staged, row, np.minimum(columns, row)), 0)
     tasks[:, Column.STAGED] = dense & staged
     tasks[:, Column.LANES_LOG2] = np.where(dense, _lanes(tasks, itemsize), 0)
-    return int((tile_rows * staged_bytes + row_room * made_bytes)[dense & staged].max(initial=0))
+    room = np.where(staged, tile_rows * staged_bytes + row_room * made_bytes, windowed * window * itemsize)
+    return int(room[dense].max(initial=0))
 
 
 def _lanes(tasks: np.ndarray, itemsize: int) -> np.ndarray:
