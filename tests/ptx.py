@@ -170,7 +170,6 @@ class Kernel:
         self.registers: dict[str, tuple[str, int]] = {}  # prefix: type, how many
         self.symbols: dict[str, int] = {}  # of shared memory
         self.static_shared = 0
-        self.executed = 0  # instructions so far, of each warp that had a thread in them
         self.dynamic_shared = re.findall(r"\.extern\s+\.shared.*?([\w$]+)\[\]", ptx)
         self.program: list[_Instruction] = []
         self.labels: dict[str, int] = {}
@@ -206,10 +205,15 @@ class Kernel:
 
     def run(
         self, blocks: int, threads: int, arguments: list[bytes], memory: GlobalMemory, dynamic_shared: int = 0
-    ) -> None:
-        """All blocks, one after the other. One of `arguments` for each parameter."""
-        for block in range(blocks):
-            _Block(self, block, blocks, threads, arguments, memory, dynamic_shared).run()
+    ) -> int:
+        """All blocks, one after the other. One of `arguments` for each parameter. Returns how many instructions were
+        executed, each counted once for every warp that had a thread in it."""
+        executed = 0
+        for number in range(blocks):
+            block = _Block(self, number, blocks, threads, arguments, memory, dynamic_shared)
+            block.run()
+            executed += block.executed
+        return executed
 
 
 def _statements(body: str) -> Iterator[str]:
@@ -251,6 +255,7 @@ class _Block:
             "%nctaid.x": np.full(threads, blocks, np.uint32),
         }
         self._ready: dict[int, Callable[[Threads], None]] = {}
+        self.executed = 0
 
     # Registers and constants
 
@@ -341,7 +346,7 @@ class _Block:
                 warps = len(np.unique(threads >> 5))
                 while here < limit:
                     instruction = program[here]
-                    self.kernel.executed += warps
+                    self.executed += warps
                     base = instruction.name.split(".")[0]
                     if base == "bra":
                         goes = self.guarded(instruction, threads)

@@ -4,6 +4,7 @@ import functools
 import re
 import struct
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,16 +39,20 @@ def built_ptx() -> tuple[str, str]:
     return text, "" if ".entry" in text else "built without PTX"
 
 
+@functools.cache
+def _kernel(name: str) -> Kernel:
+    return Kernel(built_ptx()[0], name)
+
+
 class PtxModule:
     """Each kernel's memory is in `memories`, in the order of the launches. An access outside of it is an error."""
 
     def __init__(self) -> None:
-        self._ptx, self._built = built_ptx()[0], native.module()
-        self._kernels: dict[str, Kernel] = {}
+        self._built = native.module()
         self.memories: list[GlobalMemory] = []
         self.executed = 0  # instructions of all warps
         #: What a launch does to its kernel first.
-        self.spoil = lambda kernel: None
+        self.spoil: Callable[[Kernel], None] | None = None
 
     def __getattr__(self, name: str) -> Any:  # what does not concern kernels
         return getattr(self._built, name)
@@ -55,12 +60,12 @@ class PtxModule:
     def _run(self, name: str, blocks: int, arguments: bytes, regions: list[Region], dynamic_shared: int = 0) -> None:
         if blocks == 0:
             return
-        if name not in self._kernels:
-            self._kernels[name] = Kernel(self._ptx, name)
-            self.spoil(self._kernels[name])
+        kernel = _kernel(name)
+        if self.spoil is not None:
+            kernel = Kernel(built_ptx()[0], name)
+            self.spoil(kernel)
         self.memories.append(GlobalMemory(regions))
-        self._kernels[name].run(blocks, THREADS, [arguments], self.memories[-1], dynamic_shared)
-        self.executed = sum(kernel.executed for kernel in self._kernels.values())
+        self.executed += kernel.run(blocks, THREADS, [arguments], self.memories[-1], dynamic_shared)
 
     def gather_scale(
         self, target: int, dtype: int, tasks: int, tiles: int, count: int, seed: int, noise: int, stage_bytes: int,

@@ -124,7 +124,7 @@ def test_noise_in_rows_that_do_not_fit_shared_memory(
     ptx: PtxModule, monkeypatch: pytest.MonkeyPatch, shape: str, dtype: torch.dtype
 ) -> None:
     """Made in windows, of which each looks at all units."""
-    monkeypatch.setattr(tasks, "_MULTIPROCESSOR_BYTES", 2 * (1024 + 96))
+    monkeypatch.setattr(tasks, "_MULTIPROCESSOR_BYTES", 2 * (1024 + 512))
     test_gather_scale(ptx, shape, "cancelling", dtype)
 
 
@@ -186,9 +186,11 @@ COUNTED = {
 
 
 def test_instructions_per_output(ptx: PtxModule, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PTX that a warp executes for each of its threads' outputs, at growth 2 with the paper's random map. An H200 issues
-    about 18 in the time that its memory takes for an output of 16 bits, and 35 for one of 32; but not all of PTX becomes
-    an instruction."""
+    """PTX that a warp executes for each of its threads' outputs, at growth 2 with the paper's random map.
+
+    An H200 issues about 18 in the time that its memory takes for an output of 16 bits, and 35 for one of 32; but not all
+    of PTX becomes an instruction.
+    """
     counts = {}
     for name, (size, (wide_o, wide_i), tile_bytes) in COUNTED.items():
         monkeypatch.setattr(tasks, "_TILE_BYTES", (tile_bytes, tile_bytes))
