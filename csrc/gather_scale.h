@@ -42,7 +42,7 @@ struct Task {
   i64 lanes_log2; // threads that work side by side on a row, as a power of two
   i64 magic, shift;  // for dividing by the row's inner extent, see `divide`
   i64 tensor_id;  // of the noise's counter
-  i64 row_room;   // 1: the stage has room for the student's elements of a row too, behind the teacher rows if staged
+  i64 row_room;   // the stage has room for what a tile makes of so many of the student's rows too, behind the teacher's
 };
 static_assert(sizeof(Task) == 39 * 8, "Task is a row of the int64 table");
 

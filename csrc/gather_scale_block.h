@@ -140,7 +140,7 @@ struct BlockTile {
   }
 
   // Instead of `emit`, for each row of the student: it is made in shared memory, and stored from there in whole vectors,
-  // with a barrier before each. For cancelling noise, and for rows that do not all begin at a multiple of a vector. Of a
+  // with a barrier before each. Several rows at a time, if they are short. For cancelling noise, and for rows that do not all begin at a multiple of a vector. Of a
   // row that does not fit there a tile makes a part, with cancelling noise.
   N2N_HD bool by_rows() const {
     return t.row_room && ((N == Noise::kCancelling && noisy()) || (t.staged && !target_aligned()));
@@ -153,8 +153,24 @@ struct BlockTile {
     return end < student_row() ? end : student_row();
   }
 
-  // Whether a teacher row's outputs are all the same, so that one is made for all.
-  N2N_HD bool alike() const { return !noisy() && !t.out_scale; }
+  // Whether a teacher row's outputs are all the same, and one of them at a time: then one is made for all.
+  N2N_HD bool alike() const { return t.row_room == 1 && !noisy() && !t.out_scale; }
+
+  // The threads that make a row, and which of the rows that are made at a time.
+  struct Team {
+    u32 thread, threads;
+    i32 row;
+  };
+  // Neighbouring threads make the same units of different rows, which have as many replicas.
+  N2N_HD Team making_team(int thread) const {
+    const u32 rows = static_cast<u32>(t.row_room), number = static_cast<u32>(thread);
+    return Team{number / rows, kBlockThreads / rows, static_cast<i32>(number % rows)};
+  }
+  // But they store what lies side by side.
+  N2N_HD Team storing_team(int thread) const {
+    const u32 threads = kBlockThreads / static_cast<u32>(t.row_room), number = static_cast<u32>(thread);
+    return Team{number % threads, threads, static_cast<i32>(number / threads)};
+  }
 
   // The rows of the student that are made of a teacher row: output(row, n) for n in [first, last).
   struct Outputs {
@@ -168,6 +184,17 @@ struct BlockTile {
   N2N_HD u32 output(i64 row, i32 n) const {
     return static_cast<u32>(t.row_begin ? table<i32>(t.row_list, n) : static_cast<i32>(tile.first + row));
   }
+  // The same for all teacher rows of the tile, and the teacher row of one.
+  N2N_HD Outputs all_outputs() const {
+    if (!t.row_begin) return Outputs{0, static_cast<i32>(rows())};
+    const i32* const begin = reinterpret_cast<const i32*>(t.row_begin) + tile.first;
+    return Outputs{read_only(begin), read_only(begin + rows())};
+  }
+  N2N_HD u32 output_at(i32 n) const {
+    return static_cast<u32>(t.row_begin ? table<i32>(t.row_list, n) : tile.first + n);
+  }
+  N2N_HD i32 row_at(i32 n) const { return t.row_begin ? table<i32>(t.out_map, output_at(n)) - tile.first : n; }
+
   // The student's row o, from element e on.
   N2N_HD S* target(u32 o, u32 e) const {
     const u64 stride = static_cast<u64>(t.dst_stride_o) * sizeof(S);
@@ -175,31 +202,37 @@ struct BlockTile {
   }
 
   // Behind the staged rows.
-  N2N_HD SharedRow<S> made(const SharedRow<S>& shared) const {
-    return t.staged ? shared + t.tile_rows * row_bytes<true>() : shared;
+  N2N_HD SharedRow<S> made(const SharedRow<S>& shared, const Team& team) const {
+    // An odd number, so that the same place of several rows is not in the same bank of memory.
+    const i64 vectors = (t.tile_columns + kVectorOf<S> - 1) / kVectorOf<S> | 1;
+    return shared + (t.staged ? t.tile_rows * row_bytes<true>() : 0) + team.row * vectors * kVectorBytes;
   }
 
-  N2N_HD void make_row(const SharedRow<S>& shared, int thread, u64 seed, i64 row, u32 o) const {
+  // The team's row, which is output `n` of the tile.
+  N2N_HD void make_row(const SharedRow<S>& shared, const Team& team, u64 seed, i32 n) const {
     if constexpr (N != Noise::kNone) {
-      if (!noisy()) return without_noise().make_row(shared, thread, seed, row, o);
+      if (!noisy()) return without_noise().make_row(shared, {team.thread, team.threads, team.row}, seed, n);
     }
     const Element<S> element = Element<S>::template of<N>(t, seed);
+    const u32 o = output_at(n);
+    const i64 row = row_at(n);
     if constexpr (N == Noise::kCancelling) {
-      make_all_units(element, shared, thread, row, o);
+      make_all_units(element, shared, team, row, o);
     } else {
       // The last elements of a row do not fill a vector.
       constexpr int V = kVectorOf<S>;
       const u32 end = student_row() / V * V;
-      make_columns<V>(element, shared, static_cast<u32>(thread) * V, end, row, o);
-      make_columns<1>(element, shared, end + static_cast<u32>(thread), student_row(), row, o);
+      make_columns<V>(element, shared, team, team.thread * V, end, row, o);
+      make_columns<1>(element, shared, team, end + team.thread, student_row(), row, o);
     }
   }
 
-  // From column e on, with the other threads, up to `end`.
+  // From column e on, with the team's other threads, up to `end`.
   template <int V>
-  N2N_HD void make_columns(const Element<S>& element, const SharedRow<S>& shared, u32 e, u32 end, i64 row, u32 o) const {
-    const SharedRow<S> from = shared + row * row_bytes<true>(), to = made(shared);
-    for (; e < end; e += kBlockThreads * V) {
+  N2N_HD void make_columns(const Element<S>& element, const SharedRow<S>& shared, const Team& team, u32 e, u32 end,
+                           i64 row, u32 o) const {
+    const SharedRow<S> from = shared + row * row_bytes<true>(), to = made(shared, team);
+    for (; e < end; e += team.threads * V) {
       const auto columns = Columns<S, N, V>::of(t, e);
       C w[V], x[V];
       columns.load_numbers(from, true, w);
@@ -215,39 +248,40 @@ struct BlockTile {
 
   N2N_HD static u32 bytes(u32 elements) { return elements * static_cast<u32>(sizeof(S)); }
 
-  N2N_HD void make_all_units(const Element<S>& element, const SharedRow<S>& shared, int thread, i64 row, u32 o) const {
+  N2N_HD void make_all_units(const Element<S>& element, const SharedRow<S>& shared, const Team& team, i64 row,
+                             u32 o) const {
     // Of doubles a whole kernel does not fit the registers of two blocks.
     constexpr int kWhole = sizeof(S) > 4 ? 1 : 9;
     const SharedRow<S> staged = shared + row * row_bytes<true>();
     if (!t.staged) {
       const GlobalRow<S> from(source(row));
       if (t.K == 1) {
-        make_units<1, true>(element, from, shared, thread, o);
+        make_units<1, true>(element, from, shared, team, o);
       } else if (t.K == kWhole) {
-        make_units<kWhole, true>(element, from, shared, thread, o);
+        make_units<kWhole, true>(element, from, shared, team, o);
       } else {
-        make_units<kBlockWords, false>(element, from, shared, thread, o);
+        make_units<kBlockWords, false>(element, from, shared, team, o);
       }
     } else if (t.K == 1) {
-      make_units<1, true>(element, staged, shared, thread, o);
+      make_units<1, true>(element, staged, shared, team, o);
     } else if (t.K == 3) {
-      make_units<3, true>(element, staged, shared, thread, o);
+      make_units<3, true>(element, staged, shared, team, o);
     } else if (t.K == kWhole) {
-      make_units<kWhole, true>(element, staged, shared, thread, o);
+      make_units<kWhole, true>(element, staged, shared, team, o);
     } else {
-      make_units<kBlockWords, false>(element, staged, shared, thread, o);
+      make_units<kBlockWords, false>(element, staged, shared, team, o);
     }
   }
 
   template <int G, bool Whole, class Row>
-  N2N_HD void make_units(const Element<S>& element, const Row& from, const SharedRow<S>& shared, int thread,
+  N2N_HD void make_units(const Element<S>& element, const Row& from, const SharedRow<S>& shared, const Team& team,
                          u32 o) const {
     using Units = UnitRow<S, G, Whole, Row>;
     const Window window{bytes(row_begin()), bytes(row_end() - row_begin())};
-    const auto units = Units::of(element, from, made(shared), window, o);
+    const auto units = Units::of(element, from, made(shared, team), window, o);
     const u32 count = static_cast<u32>(t.src_I), parts = Units::parts(t);
-    const u32 places = kBlockThreads / parts, left = kBlockThreads % parts;
-    u32 place = static_cast<u32>(thread) / parts, part = static_cast<u32>(thread) % parts;
+    const u32 places = team.threads / parts, left = team.threads % parts;
+    u32 place = team.thread / parts, part = team.thread % parts;
     while (place < count) {
       units.make(place, part);
       place += places;
@@ -257,28 +291,28 @@ struct BlockTile {
   }
 
   // Vectors of the student's memory, which may begin within a vector of the row.
-  N2N_HD void store_row(const SharedRow<S>& shared, int thread, u32 o) const {
+  N2N_HD void store_row(const SharedRow<S>& shared, const Team& team, i32 n) const {
     constexpr u32 V = kVectorOf<S>;
-    const SharedRow<S> from = made(shared);
-    S* const to = target(o, row_begin());
+    const SharedRow<S> from = made(shared, team);
+    S* const to = target(output_at(n), row_begin());
     const u32 row = row_end() - row_begin(), past = static_cast<u32>(reinterpret_cast<u64>(to) % kVectorBytes) / sizeof(S);
     const u32 head = past == 0 ? 0 : V - past < row ? V - past : row;
     const u32 tail = head + (row - head) / V * V;
-    const u32 first = head + static_cast<u32>(thread) * V;
+    const u32 first = head + team.thread * V;
     if (head == 0) {
-      for (u32 e = first; e < tail; e += kBlockThreads * V) {
+      for (u32 e = first; e < tail; e += team.threads * V) {
         store_pack<S, V>(to + e, from.template get_pack<V>(bytes(e)), args.streaming);
       }
     } else {
-      for (u32 e = first; e < tail; e += kBlockThreads * V) {
+      for (u32 e = first; e < tail; e += team.threads * V) {
         Pack<S, V> v;
         N2N_UNROLL
         for (u32 j = 0; j < V; ++j) v.e[j] = from.get(bytes(e + j));
         store_pack<S, V>(to + e, v, args.streaming);
       }
     }
-    const u32 edge = static_cast<u32>(thread) < head ? static_cast<u32>(thread) : tail + static_cast<u32>(thread) - head;
-    if (edge < head || (static_cast<u32>(thread) >= head && edge < row)) *global(to + edge) = from.get(bytes(edge));
+    const u32 edge = team.thread < head ? team.thread : tail + team.thread - head;
+    if (edge < head || (team.thread >= head && edge < row)) *global(to + edge) = from.get(bytes(edge));
   }
 
   // The first of the tile's teacher rows, and the bytes from one to the next.

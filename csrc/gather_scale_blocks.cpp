@@ -24,14 +24,19 @@ void run_blocks(const GatherScaleArgs& args) {
       for (int thread = 0; thread < kBlockThreads; ++thread) tile.emit(shared, thread, args.seed);
       continue;
     }
-    for (i64 row = 0; row < tile.rows(); ++row) {
-      const auto made = tile.outputs(row);
-      for (i32 n = made.first; n < made.last; ++n) {
-        const u32 o = tile.output(row, n);
-        if (n == made.first || !tile.alike()) {
-          for (int thread = 0; thread < kBlockThreads; ++thread) tile.make_row(shared, thread, args.seed, row, o);
+    const auto all = tile.all_outputs();
+    i32 made = -1;
+    for (i32 n = all.first; n < all.last; n += static_cast<i32>(tile.t.row_room)) {
+      if (!tile.alike() || tile.row_at(n) != made) {
+        for (int thread = 0; thread < kBlockThreads; ++thread) {
+          const auto team = tile.making_team(thread);
+          if (n + team.row < all.last) tile.make_row(shared, team, args.seed, n + team.row);
         }
-        for (int thread = 0; thread < kBlockThreads; ++thread) tile.store_row(shared, thread, o);
+        made = tile.row_at(n);
+      }
+      for (int thread = 0; thread < kBlockThreads; ++thread) {
+        const auto team = tile.storing_team(thread);
+        if (n + team.row < all.last) tile.store_row(shared, team, n + team.row);
       }
     }
   }

@@ -19,16 +19,18 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocks[static_cast<int>(N)]) g
   finish_staging();
   __syncthreads();
   if (!tile.by_rows()) return tile.emit(shared, static_cast<int>(threadIdx.x), args.seed);
-  for (i64 row = 0; row < tile.rows(); ++row) {
-    const auto made = tile.outputs(row);
-    for (i32 n = made.first; n < made.last; ++n) {
-      if (n == made.first || !tile.alike()) {
-        __syncthreads();  // the row before has been stored
-        tile.make_row(shared, static_cast<int>(threadIdx.x), args.seed, row, tile.output(row, n));
-        __syncthreads();
-      }
-      tile.store_row(shared, static_cast<int>(threadIdx.x), tile.output(row, n));
+  const auto making = tile.making_team(static_cast<int>(threadIdx.x));
+  const auto storing = tile.storing_team(static_cast<int>(threadIdx.x));
+  const auto all = tile.all_outputs();
+  i32 made = -1;
+  for (i32 n = all.first; n < all.last; n += static_cast<i32>(tile.t.row_room)) {
+    if (!tile.alike() || tile.row_at(n) != made) {
+      __syncthreads();  // the rows before have been stored
+      if (n + making.row < all.last) tile.make_row(shared, making, args.seed, n + making.row);
+      __syncthreads();
+      made = tile.row_at(n);
     }
+    if (n + storing.row < all.last) tile.store_row(shared, storing, n + storing.row);
   }
 }
 

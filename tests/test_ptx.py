@@ -188,8 +188,8 @@ COUNTED = {
 def test_instructions_per_output(ptx: PtxModule, monkeypatch: pytest.MonkeyPatch) -> None:
     """PTX that a warp executes for each of its threads' outputs, at growth 2 with the paper's random map.
 
-    An H200 issues about 18 in the time that its memory takes for an output of 16 bits, and 35 for one of 32; but not all
-    of PTX becomes an instruction.
+    An H200 issues about 18 in the time that its memory takes for an output of 16 bits, and 35 for one of 32; but not
+    all of PTX becomes an instruction.
     """
     counts = {}
     for name, (size, (wide_o, wide_i), tile_bytes) in COUNTED.items():

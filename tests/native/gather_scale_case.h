@@ -87,11 +87,12 @@ struct Tensor {
     task.staged = flip();
     task.lanes_log2 = pick(0, 8);
     task.row_room = (task.staged ? task.tile_columns == row : task.in_next != 0 && task.tile_rows == 1) && flip();
+    if (task.row_room && task.staged && task.in_next) task.row_room = i64{1} << pick(0, 4);
   }
 
   i64 stage_bytes() const {
     const i64 vectors = (teacher[1] * teacher[2] + kVectorOf<S> - 1) / kVectorOf<S>;
-    const i64 made = (task.tile_columns + kVectorOf<S> - 1) / kVectorOf<S>;
+    const i64 made = (task.tile_columns + kVectorOf<S> - 1) / kVectorOf<S> | 1;
     return task.rows ? (task.staged * task.tile_rows * vectors + task.row_room * made) * kVectorBytes : 0;
   }
 

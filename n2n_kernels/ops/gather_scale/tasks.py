@@ -227,29 +227,40 @@ def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int, largest_stage: int
     tile_rows = np.where(staged, fits, 1)
     # A row of the student is made there too, with cancelling noise and where rows are not of whole vectors; of short
     # rows the threads would wait for each other too often.
-    made_bytes = -(-row // per_vector) * VECTOR_BYTES
+    vectors = -(-row // per_vector)
+    made_bytes = (vectors | 1) * VECTOR_BYTES  # several rows shall not begin in the same bank of memory
     cancelling = tasks[:, Column.IN_NEXT] != 0
     ragged = (row % per_vector != 0) & (row >= THREADS * per_vector)
-    fits = (np.where(cancelling, largest_stage, STAGE_BYTES) - made_bytes) // staged_bytes
-    row_room = dense & staged & (cancelling | ragged) & (fits >= 1)
-    tile_rows = np.where(row_room, np.minimum(tile_rows, fits), tile_rows)
+    room = np.where(cancelling, largest_stage, STAGE_BYTES)
+    at_once = np.where(cancelling, _rows_at_once(tasks, itemsize), 1)
+    at_once = np.minimum(at_once, np.maximum(1, 1 << np.log2(np.maximum(room // 2 // made_bytes, 1)).astype(np.int64)))
+    fits = (room - at_once * made_bytes) // staged_bytes
+    has_room = dense & staged & (cancelling | ragged) & (fits >= 1)
+    tile_rows = np.where(has_room, np.minimum(tile_rows, fits), tile_rows)
     # Of a row that does not fit, a tile makes a part. There, with cancelling noise, and as few parts as there is room for:
     # each looks at all units.
     columns = np.maximum((wanted / made * row).astype(np.int64) // per_vector * per_vector, per_vector)
-    windowed = dense & cancelling & ~row_room & (row * itemsize < 2**32)
-    vectors = made_bytes // VECTOR_BYTES
+    windowed = dense & cancelling & ~has_room & (row * itemsize < 2**32)
     parts = -(-vectors // (largest_stage // VECTOR_BYTES))
     window = -(-vectors // parts) * per_vector
     columns = np.where(windowed, window, columns)
     staged &= ~windowed
     tile_rows = np.where(windowed, 1, tile_rows)
-    tasks[:, Column.ROW_ROOM] = row_room | windowed
+    tasks[:, Column.ROW_ROOM] = np.where(has_room, at_once, windowed)
     tasks[:, Column.TILE_ROWS] = np.where(dense, tile_rows, 0)
     tasks[:, Column.TILE_COLUMNS] = np.where(dense, np.where(staged, row, np.minimum(columns, row)), 0)
     tasks[:, Column.STAGED] = dense & staged
     tasks[:, Column.LANES_LOG2] = np.where(dense, _lanes(tasks, itemsize), 0)
-    room = np.where(staged, tile_rows * staged_bytes + row_room * made_bytes, windowed * window * itemsize)
-    return int(room[dense].max(initial=0))
+    needed = np.where(staged, tile_rows * staged_bytes + has_room * at_once * made_bytes, windowed * window * itemsize)
+    return int(needed[dense].max(initial=0))
+
+
+def _rows_at_once(tasks: np.ndarray, itemsize: int) -> np.ndarray:
+    """Of rows with cancelling noise, as many as have something to do for most threads of a block: a power of two."""
+    kernel = tasks[:, Column.K]
+    whole = (kernel == 1) | (kernel == 3) | ((kernel == 9) & (itemsize <= 4))  # a thread takes all of a unit's kernel
+    items = tasks[:, Column.SRC_I] * np.where(whole, 1, (kernel + 6) // 4)
+    return np.clip(1 << np.log2(THREADS / np.maximum(items, 1)).astype(np.int64).clip(0), 1, THREADS // 16)
 
 
 def _lanes(tasks: np.ndarray, itemsize: int) -> np.ndarray:
