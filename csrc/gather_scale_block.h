@@ -1,11 +1,12 @@
 // gather_scale as a block of GPU threads does it: what each thread does between barriers.
 //
-// A tile of teacher rows goes in two phases. `stage`: the block reads the rows once, with 16-byte loads, into its shared
-// memory. Barrier. `emit`: each thread takes a few neighbouring columns of the output, finds once where they come from,
-// and then makes them for every teacher row and every replica of it, with 16-byte stores. So a weight is read from
-// memory once however often it is copied, and no division is left in the loop over rows. Rows too long for the stage are
-// read where they lie, through the caches. Whatever is not made of dense rows goes element by element. Rows with
-// cancelling noise are made in shared memory, if there is room (unit_rows.h).
+// A tile of teacher rows goes in two phases. `stage`: the block copies the rows once, sixteen bytes at a time and without
+// waiting for each, into its shared memory. Barrier. `emit`: each thread takes a few neighbouring columns of the output
+// (columns.h), finds once where they come from, and then makes them for every teacher row and every replica of it, with
+// 16-byte stores. So a weight is read from memory once however often it is copied, and no division is left in the loop
+// over rows. Rows too long for the stage are read where they lie, through the caches. Whatever is not made of dense rows
+// goes element by element. Rows with cancelling noise, and rows that do not begin at multiples of sixteen bytes, are made
+// in shared memory and stored from there (unit_rows.h).
 //
 // These are host-device functions of a thread's number, so that tests run all threads of all blocks on a CPU.
 #pragma once
@@ -295,7 +296,8 @@ struct BlockTile {
     constexpr u32 V = kVectorOf<S>;
     const SharedRow<S> from = made(shared, team);
     S* const to = target(output_at(n), row_begin());
-    const u32 row = row_end() - row_begin(), past = static_cast<u32>(reinterpret_cast<u64>(to) % kVectorBytes) / sizeof(S);
+    const u32 row = row_end() - row_begin();
+    const u32 past = static_cast<u32>(reinterpret_cast<u64>(to) % kVectorBytes / sizeof(S));
     const u32 head = past == 0 ? 0 : V - past < row ? V - past : row;
     const u32 tail = head + (row - head) / V * V;
     const u32 first = head + team.thread * V;
