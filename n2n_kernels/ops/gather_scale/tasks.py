@@ -237,8 +237,8 @@ def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int, largest_stage: int
     fits = (room - at_once * made_bytes) // staged_bytes
     has_room = dense & staged & (cancelling | ragged) & (fits >= 1)
     tile_rows = np.where(has_room, np.minimum(tile_rows, fits), tile_rows)
-    # Of a row that does not fit, a tile makes a part: with cancelling noise there too, and as few parts as there is room
-    # for, because each looks at all units.
+    # Of a row that does not fit, a tile makes a part: with cancelling noise there too, and there are as few parts as
+    # possible, because each looks at all units.
     columns = np.maximum((wanted / made * row).astype(np.int64) // per_vector * per_vector, per_vector)
     windowed = dense & cancelling & ~has_room & (row * itemsize < 2**32)
     parts = -(-vectors // (largest_stage // VECTOR_BYTES))
