@@ -11,7 +11,8 @@ namespace {
 constexpr int kBlocks[] = {3, 2, 2};
 
 template <class S, Noise N>
-__global__ void __launch_bounds__(kBlockThreads, kBlocks[static_cast<int>(N)]) gather_scale_kernel(const __grid_constant__ GatherScaleArgs args) {
+__global__ void __launch_bounds__(kBlockThreads, kBlocks[static_cast<int>(N)])
+    gather_scale_kernel(const __grid_constant__ GatherScaleArgs args) {
   extern __shared__ __align__(16) unsigned char stage[];
   const SharedRow<S> shared(stage);
   const auto tile = BlockTile<S, N>::of(args, blockIdx.x);

@@ -1,5 +1,5 @@
-// Where a row of a tensor lies for a GPU's thread: in global memory, or in its block's shared memory. Places within a row
-// are in bytes, so that no address has to be multiplied out.
+// Where a row of a tensor lies for a GPU's thread: in global memory, or in its block's shared memory. Places within a
+// row are in bytes, so that no address has to be multiplied out.
 #pragma once
 
 #include "pack.h"

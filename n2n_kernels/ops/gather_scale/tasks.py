@@ -71,8 +71,8 @@ THREADS = 256
 #: blocks fit a multiprocessor of an H100 or H200 (228 KB, of which each block takes 1 KB more).
 STAGE_BYTES = 74 * 1024
 
-#: Shared memory of a multiprocessor, of which a block takes half at most with cancelling noise: an H100's or H200's
-#: where there is none.
+#: Shared memory of a multiprocessor, an H100's or H200's where there is none. Three blocks share it, with cancelling
+#: noise two.
 _MULTIPROCESSOR_BYTES = 228 * 1024
 
 #: What a tile writes, about: small enough that the last tiles of a launch do not leave a GPU idle for long
@@ -105,7 +105,7 @@ def launches(forms: Sequence[Form], noise: str, tensor_ids: Sequence[int], arena
     number = {form: n for n, form in enumerate(dict.fromkeys(forms))}
     numbers = np.fromiter(map(number.__getitem__, forms), np.int64, len(forms))
     ids = np.array(tensor_ids, dtype=np.int64)
-    largest = _largest_stage(arena.device)
+    stages = _stages(arena.device)
     result = []
     for dtype in {form.kind.dtype: None for form in number}:
         mine = [form for form in number if form.kind.dtype == dtype and not form.kind.empty]
@@ -119,7 +119,7 @@ def launches(forms: Sequence[Form], noise: str, tensor_ids: Sequence[int], arena
         count = np.bincount(which)
         sizes = tasks[:, Column.O] * tasks[:, Column.I] * tasks[:, Column.K] * dtype.itemsize
         output_bytes = int((sizes * count).sum())
-        stage_bytes = _cut(tasks, dtype.itemsize, output_bytes, largest)
+        stage_bytes = _cut(tasks, dtype.itemsize, output_bytes, *stages)
         tasks = tasks[which]
         tasks[:, Column.TENSOR_ID] = ids[members]
         most = max((form.kind.in_map.most_replicas() for form in mine if form.kind.in_map), default=1)
@@ -127,11 +127,12 @@ def launches(forms: Sequence[Form], noise: str, tensor_ids: Sequence[int], arena
     return result
 
 
-def _largest_stage(device: torch.device) -> int:
+def _stages(device: torch.device) -> tuple[int, int]:
+    """Bytes of shared memory that a block may take, and where it makes rows with cancelling noise in it."""
     there = _MULTIPROCESSOR_BYTES
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
-    return there // 2 - 1024
+    return max(0, min(there // 3 - 1024, STAGE_BYTES)), there // 2 - 1024
 
 
 def _row(form: Form, noise: str, arena: Arena) -> np.ndarray:
@@ -207,7 +208,7 @@ def _add_scale(arena: Arena, scale: Scale, compute: type) -> int:
     return arena.add((scale, compute), lambda: scale.values.astype(compute))
 
 
-def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int, largest_stage: int) -> int:
+def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int, stage: int, cancelling_stage: int) -> int:
     """Decides the tiles' sizes, into `tasks`; the shared memory that the launch needs."""
     dense = tasks[:, Column.ROWS] != 0
     if not dense.any():
@@ -222,8 +223,8 @@ def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int, largest_stage: int
     wanted = min(max(output_bytes // _TILES_WANTED, _TILE_BYTES[0]), _TILE_BYTES[1])
     wanted = max(wanted, min(output_bytes // (8 * _TILES_WANTED), _LARGE_TILE_BYTES))
     tile_rows = np.clip((wanted / made).astype(np.int64), 1, rows)
-    fits = np.minimum(tile_rows, np.maximum(STAGE_BYTES // staged_bytes, 1))
-    staged = staged_bytes <= STAGE_BYTES
+    fits = np.minimum(tile_rows, np.maximum(stage // staged_bytes, 1))
+    staged = staged_bytes <= stage
     tile_rows = np.where(staged, fits, 1)
     # A row of the student is made there too, with cancelling noise and where rows are not of whole vectors; of short
     # rows the threads would wait for each other too often.
@@ -231,7 +232,7 @@ def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int, largest_stage: int
     made_bytes = (vectors | 1) * VECTOR_BYTES  # several rows shall not begin in the same bank of memory
     cancelling = tasks[:, Column.IN_NEXT] != 0
     ragged = (row % per_vector != 0) & (row >= THREADS * per_vector)
-    room = np.where(cancelling, largest_stage, STAGE_BYTES)
+    room = np.where(cancelling, cancelling_stage, stage)
     at_once = np.where(cancelling, _rows_at_once(tasks, itemsize), 1)
     at_once = np.minimum(at_once, np.maximum(1, 1 << np.log2(np.maximum(room // 2 // made_bytes, 1)).astype(np.int64)))
     fits = (room - at_once * made_bytes) // staged_bytes
@@ -241,7 +242,7 @@ def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int, largest_stage: int
     # possible, because each looks at all units.
     columns = np.maximum((wanted / made * row).astype(np.int64) // per_vector * per_vector, per_vector)
     windowed = dense & cancelling & ~has_room & (row * itemsize < 2**32)
-    parts = -(-vectors // (largest_stage // VECTOR_BYTES))
+    parts = -(-vectors // (cancelling_stage // VECTOR_BYTES))
     window = -(-vectors // parts) * per_vector
     columns = np.where(windowed, window, columns)
     staged &= ~windowed
