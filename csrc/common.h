@@ -88,6 +88,9 @@ struct Scalar<bf16> {
 #if defined(N2N_AMPERE)
     return bf16{static_cast<u16>(store_pair(x, 0.0f))};
 #else
+#if defined(__CUDA_ARCH__)
+    if (x != x) return bf16{0x7FFF};  // as the instruction has it
+#endif
     const u32 u = bit_cast<u32>(x);
     return bf16{static_cast<u16>((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16)};
 #endif

@@ -37,12 +37,15 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocks[static_cast<int>(N)])
 
 template <class S, Noise N>
 void launch(const GatherScaleArgs& args, cudaStream_t stream) {
-  // Beyond 48 KB a kernel's shared memory has to be asked for, on each device.
+  // Beyond 48 KB a kernel's shared memory has to be asked for, on each device. All that there is, so that no other thread's
+  // launch of the kernel takes any of it back.
   constexpr i64 kWithoutAsking = 48 * 1024;
   if (args.stage_bytes > kWithoutAsking) {
-    check(cudaFuncSetAttribute(gather_scale_kernel<S, N>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(args.stage_bytes)),
-          "asking for the shared memory of gather_scale");
+    constexpr const char* kWhat = "asking for the shared memory of gather_scale";
+    int device = 0, most = 0;
+    check(cudaGetDevice(&device), kWhat);
+    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), kWhat);
+    check(cudaFuncSetAttribute(gather_scale_kernel<S, N>, cudaFuncAttributeMaxDynamicSharedMemorySize, most), kWhat);
   }
   gather_scale_kernel<S, N>
       <<<static_cast<unsigned>(args.count), kBlockThreads, static_cast<std::size_t>(args.stage_bytes), stream>>>(args);

@@ -132,7 +132,9 @@ def _stages(device: torch.device) -> tuple[int, int]:
     there = _MULTIPROCESSOR_BYTES
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
-    return max(0, min(there // 3 - 1024, STAGE_BYTES)), there // 2 - 1024
+    # It is given out in pieces of 256 bytes at most.
+    three, two = (max(0, there // blocks - 1024) // 256 * 256 for blocks in (3, 2))
+    return min(three, STAGE_BYTES), two
 
 
 def _row(form: Form, noise: str, arena: Arena) -> np.ndarray:
