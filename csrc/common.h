@@ -83,7 +83,8 @@ struct Scalar<bf16> {
   // The first and the second of two in a word.
   N2N_HD static float load_low(u32 word) { return bit_cast<float>(word << 16); }
   N2N_HD static float load_high(u32 word) { return bit_cast<float>(word & 0xFFFF0000u); }
-  // For numbers and infinities. NaN never gets here (see `finish` below): the carry would turn it into infinity.
+  // For numbers and infinities; what may be NaN goes through `finish` below. Here on a CPU the carry can turn it into a
+  // number. On a GPU it stays NaN, which unit_rows.h relies on, and whose bits differ from `quiet_nan`.
   N2N_HD static bf16 store(float x) {
 #if defined(N2N_AMPERE)
     return bf16{static_cast<u16>(store_pair(x, 0.0f))};

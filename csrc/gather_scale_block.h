@@ -141,8 +141,8 @@ struct BlockTile {
   }
 
   // Instead of `emit`, for each row of the student: it is made in shared memory, and stored from there in whole vectors,
-  // with a barrier before each. Several rows at a time, if they are short. For cancelling noise, and for rows that do not all begin at a multiple of a vector. Of a
-  // row that does not fit there a tile makes a part, with cancelling noise.
+  // with a barrier before each. Several rows at a time, if they are short. For cancelling noise, and for rows that do not
+  // all begin at a multiple of a vector. Of a row that does not fit there a tile makes a part, with cancelling noise.
   N2N_HD bool by_rows() const {
     return t.row_room && ((N == Noise::kCancelling && noisy()) || (t.staged && !target_aligned()));
   }

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from ptx import GlobalMemory, Kernel, Region
+from ptx import Kernel
+from ptx_memory import GlobalMemory, Region
 from tools import find_tool
 
 import n2n_kernels as nk

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ptx import Kernel, PtxMemoryError
+from ptx import Kernel
+from ptx_memory import PtxMemoryError
 from ptx_module import PtxModule, built_ptx
 from tools import check_counts
 
