@@ -1,5 +1,5 @@
 // A few neighbouring columns of gather_scale's output: where they come from and what they are scaled by, found once and used
-// for every row that a GPU's thread makes of them.
+// for every row that a GPU's thread makes of them. Cancelling noise goes by units instead (unit_rows.h).
 #pragma once
 
 #include "gather_scale.h"
@@ -11,32 +11,26 @@ namespace n2n {
 template <class S, Noise N, int V>
 struct Columns {
   using C = typename Scalar<S>::compute;
+  static_assert(N != Noise::kCancelling, "goes by units");
 
   u32 offset[V];   // within the teacher's row, in bytes
   C scale[V];
   bool adjacent;   // the offsets are consecutive, and the first one is a multiple of V
-  // For noise only.
-  u32 logical[V];  // what it is counted by: the place in the student's row, or in the teacher's (cancelling)
-  bool counted;    // `logical` is consecutive
-  i32 role[V];     // for cancelling noise, as are the others
-  C first[V];      // the scale of the unit's first replica
-  C total[V];      // and of all together
-  bool linked;     // a unit has more than one replica
-  bool crowded;    // a unit has more than two
+  // For the paper's noise only: what it is counted by, the place in the student's row, and whether that is consecutive.
+  u32 logical[V];
+  bool counted;
 
   N2N_HD static Columns of(const Task& t, u32 e) {
     Columns c;
-    c.linked = c.crowded = false;
     const u32 prefix = static_cast<u32>(t.in_prefix), units = static_cast<u32>(t.src_I);
-    // In the map's identity prefix nothing is looked up, and a vector's elements lie side by side. Cancelling noise comes
-    // here for rows alone that do not fit shared memory.
+    // In the map's identity prefix nothing is looked up, and a vector's elements lie side by side.
     if (t.k_outer || t.K == 1) {
       const u32 inner = static_cast<u32>(t.I);
       const u32 k = t.K == 1 ? 0 : divide(e, static_cast<u32>(t.magic), static_cast<u32>(t.shift));
       const u32 i = e - k * inner;
       c.adjacent = i + V <= prefix && (k * units + i) % V == 0;
-      c.counted = t.K == 1 && (N != Noise::kCancelling || c.adjacent);
-      if (N != Noise::kCancelling && i + V <= inner) {
+      c.counted = t.K == 1;
+      if (i + V <= inner) {
         c.of_neighbours(t, k, i);
       } else {
         c.one_after_another<true>(t, i, k);
@@ -46,8 +40,8 @@ struct Columns {
       const u32 i = divide(e, static_cast<u32>(t.magic), static_cast<u32>(t.shift));
       const u32 k = e - i * kernel;
       c.adjacent = e + V <= prefix * kernel;
-      c.counted = N != Noise::kCancelling || c.adjacent;
-      if (N != Noise::kCancelling && kernel >= V) {
+      c.counted = true;
+      if (kernel >= V) {
         c.of_two_units(t, i, k);
       } else {
         c.one_after_another<false>(t, i, k);
@@ -55,8 +49,6 @@ struct Columns {
     }
     return c;
   }
-
-  N2N_HD static u32 bytes(u32 elements) { return elements * static_cast<u32>(sizeof(S)); }
 
   N2N_HD u32 unit_of(const Task& t, u32 i) const {
     return !adjacent && t.in_map ? static_cast<u32>(table<i32>(t.in_map, i)) : i;
@@ -76,7 +68,7 @@ struct Columns {
     if (t.in_scale) neighbours(t.in_scale, i, scale);
     N2N_UNROLL
     for (int j = 0; j < V; ++j) {
-      offset[j] = bytes(origin + static_cast<u32>(unit[j]));
+      offset[j] = bytes_of<S>(origin + static_cast<u32>(unit[j]));
       if (N == Noise::kReplicas) logical[j] = (i + static_cast<u32>(j)) * static_cast<u32>(t.K) + k;
     }
   }
@@ -100,12 +92,12 @@ struct Columns {
   N2N_HD void of_two_units(const Task& t, u32 i, u32 k) {
     const u32 kernel = static_cast<u32>(t.K), left = kernel - k;
     const u32 next = left < V ? i + 1 : i;
-    const u32 here = bytes(unit_of(t, i) * kernel + k), there = bytes(unit_of(t, next) * kernel - left);
+    const u32 here = bytes_of<S>(unit_of(t, i) * kernel + k), there = bytes_of<S>(unit_of(t, next) * kernel - left);
     const C scale_here = scale_of(t, i), scale_there = scale_of(t, next);
     N2N_UNROLL
     for (int j = 0; j < V; ++j) {
       const bool first = static_cast<u32>(j) < left;
-      offset[j] = (first ? here : there) + bytes(static_cast<u32>(j));
+      offset[j] = (first ? here : there) + bytes_of<S>(static_cast<u32>(j));
       scale[j] = first ? scale_here : scale_there;
       if (N == Noise::kReplicas) logical[j] = i * kernel + k + static_cast<u32>(j);
     }
@@ -119,18 +111,9 @@ struct Columns {
     N2N_UNROLL
     for (int j = 0; j < V; ++j) {
       if (j == 0 || UnitsInside || k == 0) unit = unit_of(t, i);
-      offset[j] = bytes(UnitsInside ? k * units + unit : unit * kernel + k);
+      offset[j] = bytes_of<S>(UnitsInside ? k * units + unit : unit * kernel + k);
       scale[j] = scale_of(t, i);
       if (N == Noise::kReplicas) logical[j] = i * kernel + k;
-      if (N == Noise::kCancelling) {
-        logical[j] = unit * kernel + k;
-        role[j] = t.in_next ? table<i32>(t.in_role, i) : kAlone;
-        linked = linked || role[j] != kAlone;
-        crowded = crowded || role[j] == kOneOfMore;
-        const bool last = role[j] == kLastOfTwo;
-        first[j] = last && t.in_scale ? table<C>(t.in_scale, table<i32>(t.in_next, i)) : scale[j];
-        total[j] = last ? table<C>(t.in_total, i) : C(0);
-      }
       if (UnitsInside) {
         if (++i == static_cast<u32>(t.I)) i = 0, ++k;
       } else {

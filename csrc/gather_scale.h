@@ -12,9 +12,6 @@ namespace n2n {
 
 enum class Noise : int { kNone = 0, kReplicas = 1, kCancelling = 2 };
 
-// What the column of a map is to cancelling noise.
-enum Role : i32 { kAlone = 0, kFirstOfTwo = 1, kLastOfTwo = 2, kOneOfMore = 3 };
-
 // Eight-byte fields only, so that the table is an int64 matrix that NumPy writes and every backend reads, Triton's
 // included. Addresses are 0 where a table is absent; maps are int32, scales have the compute type.
 struct Task {
@@ -25,7 +22,6 @@ struct Task {
   i64 out_seen;               // int32 [O]: 1 where the row's unit has occurred in an earlier row (noise on replicas)
   i64 in_next;                // int32 [I]: the next replica of the same unit, cyclically (cancelling noise)
   i64 in_order;               // int32 [I]: how many of the unit's replicas come before (cancelling noise)
-  i64 in_role;                // int32 [I]: a Role (cancelling noise)
   i64 in_total;               // [I]: the sum of in_scale over the unit's replicas (cancelling noise)
   i64 in_begin, in_list;      // int32 [src_I + 1], [I]: the columns that copy teacher column u (cancelling noise)
   i64 in_units;               // int32 [src_I]: the teacher's, those with most copies first (cancelling noise)
@@ -36,15 +32,16 @@ struct Task {
   i64 dst_stride_o, dst_stride_i, dst_stride_k;
   i64 k_outer;    // 1: walk the output as [O, K, I] (channels_last), 0: as [O, I, K]
   i64 in_prefix;  // so many first entries of in_map are 0, 1, 2, ...
-  i64 rows;       // 1: rows are dense, in one order, in both tensors: tiles of teacher rows. 0: tiles of elements
+  i64 rows;       // 1: rows are dense, in one order, in both tensors, and below 4 GB: tiles of teacher rows. 0: of elements
   i64 tile_rows, tile_columns;  // of a tile of teacher rows: its teacher rows, and elements of the rows made of them
   i64 staged;     // 1: a tile's teacher rows fit the launch's stage
   i64 lanes_log2; // threads that work side by side on a row, as a power of two
   i64 magic, shift;  // for dividing by the row's inner extent, see `divide`
   i64 tensor_id;  // of the noise's counter
-  i64 row_room;   // the stage has room for what a tile makes of so many of the student's rows too, behind the teacher's
+  i64 row_room;   // the stage has room for what a tile makes of so many of the student's rows too, behind the teacher's:
+                  // of at least one, if `rows` and there is in_next
 };
-static_assert(sizeof(Task) == 39 * 8, "Task is a row of the int64 table");
+static_assert(sizeof(Task) == 38 * 8, "Task is a row of the int64 table");
 
 // A tile's place: its task, and where it begins. For tiles of elements `first` counts tiles of kTile elements, and
 // `column` is 0; for tiles of teacher rows, `first` is the first one, and `column` the first element within the rows.
@@ -157,7 +154,7 @@ struct Element {
     if (N == Noise::kReplicas && noisy && t.out_seen && is_finite(w) && table<i32>(t.out_seen, c.o)) {
       return on_replica(s, share(w, c.o, c.i), word_at(key, (c.o * t.I + c.i) * t.K + c.k));
     }
-    if (N == Noise::kCancelling && noisy && t.in_next && is_finite(w) && table<i32>(t.in_role, c.i) != kAlone) {
+    if (N == Noise::kCancelling && noisy && t.in_next && is_finite(w) && table<i32>(t.in_next, c.i) != static_cast<i32>(c.i)) {
       return cancelling(s, w, c.o, c.i, c.k);
     }
     return finish<S>(s, share(w, c.o, c.i));

@@ -19,31 +19,6 @@ namespace n2n {
 
 constexpr int kBlockThreads = 256;
 
-// Adds the noise of row o to the shares x of the elements w of the teacher's row, which are finite. False if the result
-// needs the care of `finish`.
-template <class S, Noise N, int V, class C = typename Scalar<S>::compute>
-N2N_HD bool add_noise(const Element<S>& element, const Columns<S, N, V>& columns, const C (&w)[V], C c_out, i64 o,
-                      C (&x)[V]) {
-  const Task& t = element.t;
-  u32 word[V];
-  columns.words(element.key, o * (N == Noise::kReplicas ? t.I : t.src_I) * t.K, word);
-  bool numbers = true;
-  N2N_UNROLL
-  for (int j = 0; j < V; ++j) {
-    if (N == Noise::kReplicas) {
-      x[j] = x[j] + from_noise<C>(noise_from_word(word[j])) * element.sigma;
-    } else {
-      const i32 z = half_noise_from_word(word[j], 0) - half_noise_from_word(word[j], 1);
-      const C first = w[j] * columns.first[j] * c_out + from_noise<C>(z) * element.sigma;
-      const C rest = w[j] * columns.total[j] * c_out - (C(0) + Scalar<S>::load(Scalar<S>::store(first)));
-      x[j] = columns.role[j] == kAlone ? x[j] : columns.role[j] == kLastOfTwo ? rest : first;
-      numbers = numbers && first == first && x[j] == x[j];
-    }
-  }
-  // A number and a finite one do not make a NaN.
-  return N == Noise::kReplicas ? is_finite(element.sigma * C(kLargestNoise)) : numbers;
-}
-
 // A tile as its block sees it.
 template <class S, Noise N>
 struct BlockTile {
@@ -91,17 +66,16 @@ struct BlockTile {
       if (!noisy()) return without_noise().emit(shared, thread, seed);
     }
     const Element<S> element = Element<S>::template of<N>(t, seed);
-    if (!t.rows) {
+    if constexpr (N == Noise::kCancelling) {
+      emit_elements(element, thread);  // rows are made `by_rows`
+    } else if (!t.rows) {
       emit_elements(element, thread);
     } else if (!target_aligned()) {
       emit_staged<1>(element, shared, thread);
     } else {
-      emit_staged<kWide>(element, shared, thread);
+      emit_staged<kVectorOf<S>>(element, shared, thread);
     }
   }
-
-  // For eight elements at once, what cancelling noise looks up does not fit the registers of two blocks.
-  static constexpr int kWide = N == Noise::kCancelling && kVectorOf<S> > 4 ? 4 : kVectorOf<S>;
 
   // Nothing is looked up for the noise of a tensor that has none.
   N2N_HD bool noisy() const {
@@ -239,15 +213,13 @@ struct BlockTile {
       columns.load_numbers(from, true, w);
       N2N_UNROLL
       for (int j = 0; j < V; ++j) x[j] = w[j] * columns.scale[j];
-      if ((N == Noise::kNone || all_finite(w)) && finish_columns(element, columns, o, w, all_numbers(x), x)) {
-        to.template put_pack<V>(bytes(e), round_all<S, V>(x));
+      if ((N == Noise::kNone || all_finite(w)) && finish_columns(element, columns, o, all_numbers(x), x)) {
+        to.template put_pack<V>(bytes_of<S>(e), round_all<S, V>(x));
       } else {
-        define(element, o, e, V, [&](u32 place, const Cursor&, S value) { to.put(bytes(place), value); });
+        define(element, o, e, V, [&](u32 place, const Cursor&, S value) { to.put(bytes_of<S>(place), value); });
       }
     }
   }
-
-  N2N_HD static u32 bytes(u32 elements) { return elements * static_cast<u32>(sizeof(S)); }
 
   N2N_HD void make_all_units(const Element<S>& element, const SharedRow<S>& shared, const Team& team, i64 row,
                              u32 o) const {
@@ -278,7 +250,7 @@ struct BlockTile {
   N2N_HD void make_units(const Element<S>& element, const Row& from, const SharedRow<S>& shared, const Team& team,
                          u32 o) const {
     using Units = UnitRow<S, G, Whole, Row>;
-    const Window window{bytes(row_begin()), bytes(row_end() - row_begin())};
+    const Window window{bytes_of<S>(row_begin()), bytes_of<S>(row_end() - row_begin())};
     const auto units = Units::of(element, from, made(shared, team), window, o);
     const u32 count = static_cast<u32>(t.src_I), parts = Units::parts(t);
     const u32 places = team.threads / parts, left = team.threads % parts;
@@ -303,18 +275,18 @@ struct BlockTile {
     const u32 first = head + team.thread * V;
     if (head == 0) {
       for (u32 e = first; e < tail; e += team.threads * V) {
-        store_pack<S, V>(to + e, from.template get_pack<V>(bytes(e)), args.streaming);
+        store_pack<S, V>(to + e, from.template get_pack<V>(bytes_of<S>(e)), args.streaming);
       }
     } else {
       for (u32 e = first; e < tail; e += team.threads * V) {
         Pack<S, V> v;
         N2N_UNROLL
-        for (u32 j = 0; j < V; ++j) v.e[j] = from.get(bytes(e + j));
+        for (u32 j = 0; j < V; ++j) v.e[j] = from.get(bytes_of<S>(e + j));
         store_pack<S, V>(to + e, v, args.streaming);
       }
     }
     const u32 edge = team.thread < head ? team.thread : tail + team.thread - head;
-    if (edge < head || (team.thread >= head && edge < row)) *global(to + edge) = from.get(bytes(edge));
+    if (edge < head || (team.thread >= head && edge < row)) *global(to + edge) = from.get(bytes_of<S>(edge));
   }
 
   // The first of the tile's teacher rows, and the bytes from one to the next.
@@ -360,7 +332,7 @@ struct BlockTile {
           } else {
             // Noise is for finite weights.
             good = N == Noise::kNone || all_finite(w);
-            if (good) make_replicas<V>(element, columns, r, e, w, x);
+            if (good) make_replicas<V>(element, columns, r, e, x);
           }
         }
         if (!good) define_replicas(element, r, e, V);
@@ -379,7 +351,7 @@ struct BlockTile {
   // The same where each has a scale or noise of its own: `x` is what they have without.
   template <int V>
   N2N_HD void make_replicas(const Element<S>& element, const Columns<S, N, V>& columns, i32 row, u32 e,
-                            const C (&w)[V], const C (&x)[V]) const {
+                            const C (&x)[V]) const {
     const Pack<S, V> same = round_all<S, V>(x);
     const bool numbers = all_numbers(x);
     const Outputs made = outputs(row);
@@ -388,11 +360,11 @@ struct BlockTile {
       const u32 o = output(row, n);
       Pack<S, V> u = same;
       bool good = numbers;
-      if (t.out_scale || has_noise(element, columns, o)) {
+      if (t.out_scale || has_noise(element, o)) {
         C y[V];
         N2N_UNROLL
         for (int j = 0; j < V; ++j) y[j] = x[j];
-        good = finish_columns(element, columns, o, w, numbers, y);
+        good = finish_columns(element, columns, o, numbers, y);
         u = round_all<S, V>(y);
       }
       if (good) {
@@ -406,29 +378,31 @@ struct BlockTile {
   // Makes x, which is what all replicas have, what row o has: false if that needs the care of `finish`, as x does if it is
   // not of `numbers`.
   template <int V>
-  N2N_HD bool finish_columns(const Element<S>& element, const Columns<S, N, V>& columns, u32 o, const C (&w)[V],
-                             bool numbers, C (&x)[V]) const {
+  N2N_HD bool finish_columns(const Element<S>& element, const Columns<S, N, V>& columns, u32 o, bool numbers,
+                             C (&x)[V]) const {
     bool good = numbers;
-    C c_out = C(1);
     if (t.out_scale) {
-      c_out = table<C>(t.out_scale, o);
+      const C c_out = table<C>(t.out_scale, o);
       N2N_UNROLL
       for (int j = 0; j < V; ++j) x[j] = x[j] * c_out;
       good = all_numbers(x);
     }
-    if (has_noise(element, columns, o)) {
-      good = good && !columns.crowded && add_noise<S, N, V>(element, columns, w, c_out, o, x);
+    if (has_noise(element, o)) {
+      u32 word[V];
+      columns.words(element.key, static_cast<i64>(o) * t.I * t.K, word);
+      N2N_UNROLL
+      for (int j = 0; j < V; ++j) x[j] = x[j] + from_noise<C>(noise_from_word(word[j])) * element.sigma;
+      // A number and a finite one do not make a NaN.
+      good = good && is_finite(element.sigma * C(kLargestNoise));
     }
     return good;
   }
 
-  template <int V>
-  N2N_HD bool has_noise(const Element<S>& element, const Columns<S, N, V>& columns, u32 o) const {
-    if (N == Noise::kNone || !element.noisy) return false;
-    return N == Noise::kReplicas ? t.out_seen && table<i32>(t.out_seen, o) : columns.linked;
+  N2N_HD bool has_noise(const Element<S>& element, u32 o) const {
+    return N == Noise::kReplicas && element.noisy && t.out_seen && table<i32>(t.out_seen, o);
   }
 
-  // The definition, where a NaN is made, and for the columns of units that have more than two replicas.
+  // The definition, where a NaN is made.
   N2N_HD void define_replicas(const Element<S>& element, i32 row, u32 e, int count) const {
     const Outputs made = outputs(row);
     N2N_ROLL

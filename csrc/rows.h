@@ -7,6 +7,11 @@
 namespace n2n {
 
 template <class S>
+N2N_HD u32 bytes_of(u32 elements) {
+  return elements * static_cast<u32>(sizeof(S));
+}
+
+template <class S>
 class GlobalRow {
  public:
   N2N_HD explicit GlobalRow(const S* begin) : begin_(reinterpret_cast<const char*>(begin)) {}

@@ -72,8 +72,8 @@ struct UnitRow {
     for (int j = 0; j < G; ++j) {
       const u32 k = p.first + static_cast<u32>(j);
       p.inside[j] = Whole || k < kernel;
-      p.place[j] = bytes(k * to_step);
-      w[j] = p.inside[j] ? Scalar<S>::load(teacher.get(bytes(origin + k * from_step))) : C(0);
+      p.place[j] = bytes_of<S>(k * to_step);
+      w[j] = p.inside[j] ? Scalar<S>::load(teacher.get(bytes_of<S>(origin + k * from_step))) : C(0);
       others[j] = C(0);
     }
     const bool finite = all_finite(w);
@@ -120,11 +120,9 @@ struct UnitRow {
     u32 place[G];    // in a column of the student's row, in bytes
   };
 
-  N2N_HD static u32 bytes(u32 elements) { return elements * static_cast<u32>(sizeof(S)); }
-
   // Where a column of the student's row begins, in bytes.
   N2N_HD u32 column_at(u32 column) const {
-    return bytes(element.t.k_outer ? column : column * static_cast<u32>(element.t.K));
+    return bytes_of<S>(element.t.k_outer ? column : column * static_cast<u32>(element.t.K));
   }
 
   N2N_HD bool touches_window(i32 begin, i32 last) const {
@@ -133,7 +131,7 @@ struct UnitRow {
     N2N_ROLL
     for (i32 n = begin; n <= last; ++n) {
       const u32 from = column_at(static_cast<u32>(table<i32>(element.t.in_list, n)));
-      const u32 to = from + bytes(static_cast<u32>(element.t.K));
+      const u32 to = from + bytes_of<S>(static_cast<u32>(element.t.K));
       touches = touches || (from < window.begin + window.size && window.begin < to);
     }
     return touches;
@@ -163,7 +161,7 @@ struct UnitRow {
       N2N_ROLL
       for (u32 k = first; k != first + static_cast<u32>(G); ++k) {
         if (k >= static_cast<u32>(element.t.K)) continue;
-        const u32 place = bytes(k * static_cast<u32>(element.t.k_outer ? element.t.I : 1));
+        const u32 place = bytes_of<S>(k * static_cast<u32>(element.t.k_outer ? element.t.I : 1));
         put_at(column_at(column) + place, element.template compute<Noise::kCancelling>(Cursor{o, column, k}));
       }
     }

@@ -31,7 +31,7 @@ struct Tensor {
   std::unique_ptr<Exactly<S>> src, dst;
   std::vector<i64> map[2];  // empty: the identity
   std::vector<C> scale[2];  // empty: none
-  std::vector<i32> index[2], row_begin, row_list, seen, next, order, role, in_begin, in_list, in_units;
+  std::vector<i32> index[2], row_begin, row_list, seen, next, order, in_begin, in_list, in_units;
   std::vector<C> total;
   double sigma = 0;
   Task task{};
@@ -86,8 +86,14 @@ struct Tensor {
     task.tile_columns = flip() ? row : std::min(row, pick(1, 6) * kVectorOf<S>);
     task.staged = flip();
     task.lanes_log2 = pick(0, 8);
-    task.row_room = (task.staged ? task.tile_columns == row : task.in_next != 0 && task.tile_rows == 1) && flip();
-    if (task.row_room && task.staged && task.in_next) task.row_room = i64{1} << pick(0, 4);
+    if (task.in_next) {
+      // Cancelling noise: some whole rows beside the teacher's, or a window of one row.
+      if (task.staged) task.tile_columns = row;
+      if (!task.staged) task.tile_rows = 1;
+      task.row_room = task.staged ? i64{1} << pick(0, 4) : 1;
+    } else {
+      task.row_room = task.staged && task.tile_columns == row && flip();
+    }
   }
 
   i64 stage_bytes() const {
@@ -147,16 +153,14 @@ struct Tensor {
         double sum = 0;
         do j = (j + 1) % student[1];
         while (unit(1, j) != unit(1, i));
-        i32 before = 0, replicas = 0;
+        i32 before = 0;
         for (i64 u = 0; u < student[1]; ++u) {
           if (unit(1, u) != unit(1, i)) continue;
           sum += static_cast<double>(factor(1, u));
           before += u < i;
-          ++replicas;
         }
         next.push_back(static_cast<i32>(j));
         order.push_back(before);
-        role.push_back(replicas == 1 ? kAlone : replicas > 2 ? kOneOfMore : before == 0 ? kFirstOfTwo : kLastOfTwo);
         total.push_back(static_cast<C>(sum));
       }
       for (i64 u = 0; u <= teacher[1]; ++u) {
@@ -176,7 +180,6 @@ struct Tensor {
       task.in_list = reinterpret_cast<i64>(in_list.data());
       task.in_next = reinterpret_cast<i64>(next.data());
       task.in_order = reinterpret_cast<i64>(order.data());
-      task.in_role = reinterpret_cast<i64>(role.data());
       task.in_total = reinterpret_cast<i64>(total.data());
     }
   }

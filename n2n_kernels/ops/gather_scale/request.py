@@ -110,11 +110,6 @@ class AxisMap:
         following = self.begins[self.index] + (self.order + 1) % self.replicas
         return self.by_unit[following]
 
-    @lazy
-    def roles(self) -> np.ndarray:
-        """int64 [n']: `n2n::Role`: 0 alone, 1 and 2 the first and the last of two, 3 one of more."""
-        return np.where(self.replicas == 1, 0, np.where(self.replicas == 2, 1 + self.order, 3))
-
     def most_replicas(self) -> int:
         return int(self.replicas.max(initial=0))
 

@@ -32,7 +32,6 @@ class Column(IntEnum):
     OUT_SEEN = auto()
     IN_NEXT = auto()
     IN_ORDER = auto()
-    IN_ROLE = auto()
     IN_TOTAL = auto()
     IN_BEGIN = auto()
     IN_LIST = auto()
@@ -149,8 +148,8 @@ def _row(form: Form, noise: str, arena: Arena) -> np.ndarray:
     row[Column.K_OUTER] = k_outer
     row[Column.ROWS] = (
         target.I * target.K > 1
-        and source.O < 2**31  # teacher rows are counted in 32 bits, and so are the bytes of one
-        and source.I * source.K * kind.dtype.itemsize < 2**32
+        and source.O < 2**31  # teacher rows are counted in 32 bits, and so are the bytes of one, and of a student's
+        and max(source.I * source.K, target.I * target.K) * kind.dtype.itemsize < 2**32
         and _dense(target, k_outer)
         and _dense(source, k_outer)
     )
@@ -193,7 +192,6 @@ def _point(row: np.ndarray, kind: Kind, noise: str, arena: Arena) -> None:
         if noise == "cancelling" and in_map.most_replicas() > 1:
             row[Column.IN_NEXT] = integers(in_map, "next")
             row[Column.IN_ORDER] = integers(in_map, "order")
-            row[Column.IN_ROLE] = integers(in_map, "roles")
             row[Column.IN_BEGIN] = integers(in_map, "begins")
             row[Column.IN_LIST] = integers(in_map, "by_unit")
             row[Column.IN_UNITS] = integers(in_map, "by_replicas")
@@ -243,7 +241,7 @@ def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int, stage: int, cancel
     # Of a row that does not fit, a tile makes a part: with cancelling noise there too, and there are as few parts as
     # possible, because each looks at all units.
     columns = np.maximum((wanted / made * row).astype(np.int64) // per_vector * per_vector, per_vector)
-    windowed = dense & cancelling & ~has_room & (row * itemsize < 2**32)
+    windowed = dense & cancelling & ~has_room
     parts = -(-vectors // (cancelling_stage // VECTOR_BYTES))
     window = -(-vectors // parts) * per_vector
     columns = np.where(windowed, window, columns)
