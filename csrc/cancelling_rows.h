@@ -65,17 +65,17 @@ class CancellingRows {
     steps_.clear(), units_.clear(), last_.clear(), total_.clear();
     const auto k = static_cast<std::size_t>(k_);
     for (i64 place = 0; place < t.src_I; ++place) {
-      const i32 unit = table<i32>(t.in_units, place), begin = table<i32>(t.in_begin, unit);
-      const i32 replicas = table<i32>(t.in_begin, unit + 1) - begin;
-      if (replicas == 1) break;
-      if (steps_.empty()) steps_.resize(static_cast<std::size_t>(replicas - 1));
-      for (i32 m = 0; m + 1 < replicas; ++m) {
+      const UnitEntry entry = unit_entry(t, place);
+      if (entry.copies == 1) break;
+      if (steps_.empty()) steps_.resize(static_cast<std::size_t>(entry.copies - 1));
+      const i32 begin = table<i32>(t.in_begin, entry.unit);
+      for (i32 m = 0; m + 1 < entry.copies; ++m) {
         Step& step = steps_[static_cast<std::size_t>(m)];
         step.columns.push_back(table<i32>(t.in_list, begin + m));
         step.scale.insert(step.scale.end(), k, element.scale_in(step.columns.back()));
       }
-      units_.push_back(unit);
-      last_.push_back(table<i32>(t.in_list, begin + replicas - 1));
+      units_.push_back(entry.unit);
+      last_.push_back(entry.last);
       total_.insert(total_.end(), k, table<C>(t.in_total, last_.back()));
     }
     for (Listing& listing : listings_) listing.made = false;

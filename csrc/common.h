@@ -167,6 +167,18 @@ N2N_HD float kept(float x) {
   return x;
 }
 N2N_HD double kept(double x) { return x; }
+N2N_HD u32 kept(u32 x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+N2N_HD u64 kept(u64 x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(x));
+#endif
+  return x;
+}
 
 template <class T>
 N2N_HD bool is_finite(T x) {

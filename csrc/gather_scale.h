@@ -7,6 +7,7 @@
 
 #include "philox.h"
 #include "tile.h"
+#include "vector.h"
 
 namespace n2n {
 
@@ -24,7 +25,7 @@ struct Task {
   i64 in_order;               // int32 [I]: how many of the unit's replicas come before (cancelling noise)
   i64 in_total;               // [I]: the sum of in_scale over the unit's replicas (cancelling noise)
   i64 in_begin, in_list;      // int32 [src_I + 1], [I]: the columns that copy teacher column u (cancelling noise)
-  i64 in_units;               // int32 [src_I]: the teacher's, those with most copies first (cancelling noise)
+  i64 in_units;               // int32 [src_I, 4]: UnitEntry of the teacher's, those with most copies first (cancelling noise)
   i64 sigma;                  // one double: the factor on the integer noise; absent or 0: this tensor gets none
   i64 O, I, K;                // the student's extents; K is the product of the kernel's
   i64 src_O, src_I;           // the teacher's
@@ -40,8 +41,9 @@ struct Task {
   i64 tensor_id;  // of the noise's counter
   i64 row_room;   // the stage has room for what a tile makes of so many of the student's rows too, behind the teacher's:
                   // of at least one, if `rows` and there is in_next
+  i64 words;      // 1: and for the words of their units' noise, of kernels of one element, behind those
 };
-static_assert(sizeof(Task) == 38 * 8, "Task is a row of the int64 table");
+static_assert(sizeof(Task) == 39 * 8, "Task is a row of the int64 table");
 
 // A tile's place: its task, and where it begins. For tiles of elements `first` counts tiles of kTile elements, and
 // `column` is 0; for tiles of teacher rows, `first` is the first one, and `column` the first element within the rows.
@@ -63,6 +65,16 @@ N2N_HD T read_only(const T* address) {
 template <class T>
 N2N_HD T table(i64 address, i64 index) {
   return read_only(reinterpret_cast<const T*>(address) + index);
+}
+
+// A unit of the teacher, and of the columns that copy it the first, the last, and how many there are.
+struct UnitEntry {
+  i32 unit, first, last, copies;
+};
+static_assert(sizeof(UnitEntry) == kVectorBytes, "UnitEntry is a row of an int32 table");
+
+N2N_HD UnitEntry unit_entry(const Task& t, i64 place) {
+  return bit_cast<UnitEntry>(load_vector(reinterpret_cast<const UnitEntry*>(t.in_units) + place));
 }
 
 // n / d for n < 2^31, by the reciprocal that the host has prepared (tasks.py): magic = ceil(2^shift / d) < 2^32 with

@@ -183,6 +183,25 @@ struct BlockTile {
     return shared + (t.staged ? t.tile_rows * row_bytes<true>() : 0) + team.row * vectors * kVectorBytes;
   }
 
+  // Whether the words of noise are made first for all units of a row, behind the rows that are made (unit_rows.h). They are
+  // whole blocks, of which the first may begin before the row.
+  N2N_HD bool has_words() const { return N == Noise::kCancelling && t.words && noisy(); }
+  N2N_HD SharedRow<u32> words(const SharedRow<S>& shared, const Team& team) const {
+    const i64 blocks = (t.src_I + 2 * kBlockWords - 2) / kBlockWords | 1;
+    return made(shared, {0, 0, static_cast<i32>(t.row_room)}).template of<u32>() + team.row * blocks * kVectorBytes;
+  }
+  // For the team's row, which is output `n` of the tile.
+  N2N_HD void make_words(const SharedRow<S>& shared, const Team& team, u64 seed, i32 n) const {
+    const Element<S> element = Element<S>::template of<N>(t, seed);
+    const SharedRow<u32> to = words(shared, team);
+    const u64 begin = static_cast<u64>(element.unit_index(output_at(n), 0, 0)), first = begin / kBlockWords;
+    const u32 count = static_cast<u32>((begin + static_cast<u64>(t.src_I) + kBlockWords - 1) / kBlockWords - first);
+    for (u32 block = team.thread; block < count; block += team.threads) {
+      const Philox made = words_of(element.key, first + block);
+      to.template put_pack<kBlockWords>(block * kVectorBytes, bit_cast<Pack<u32, kBlockWords>>(made));
+    }
+  }
+
   // The team's row, which is output `n` of the tile.
   N2N_HD void make_row(const SharedRow<S>& shared, const Team& team, u64 seed, i32 n) const {
     if constexpr (N != Noise::kNone) {
@@ -250,8 +269,9 @@ struct BlockTile {
   N2N_HD void make_units(const Element<S>& element, const Row& from, const SharedRow<S>& shared, const Team& team,
                          u32 o) const {
     using Units = UnitRow<S, G, Whole, Row>;
-    const Window window{bytes_of<S>(row_begin()), bytes_of<S>(row_end() - row_begin())};
-    const auto units = Units::of(element, from, made(shared, team), window, o);
+    const u32 made_of_row = row_end() - row_begin();
+    const Window window{bytes_of<S>(row_begin()), bytes_of<S>(made_of_row), made_of_row == student_row()};
+    const auto units = Units::of(element, from, made(shared, team), words(shared, team), window, o);
     const u32 count = static_cast<u32>(t.src_I), parts = Units::parts(t);
     const u32 places = team.threads / parts, left = team.threads % parts;
     u32 place = team.thread / parts, part = team.thread % parts;

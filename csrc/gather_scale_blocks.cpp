@@ -25,8 +25,16 @@ void run_blocks(const GatherScaleArgs& args) {
       continue;
     }
     const auto all = tile.all_outputs();
+    const i32 at_once = static_cast<i32>(tile.t.row_room);
+    const auto make_words = [&](i32 first) {
+      for (int thread = 0; thread < kBlockThreads && tile.has_words(); ++thread) {
+        const auto team = tile.storing_team(thread);
+        if (first + team.row < all.last) tile.make_words(shared, team, args.seed, first + team.row);
+      }
+    };
+    make_words(all.first);
     i32 made = -1;
-    for (i32 n = all.first; n < all.last; n += static_cast<i32>(tile.t.row_room)) {
+    for (i32 n = all.first; n < all.last; n += at_once) {
       if (!tile.alike() || tile.row_at(n) != made) {
         for (int thread = 0; thread < kBlockThreads; ++thread) {
           const auto team = tile.making_team(thread);
@@ -38,6 +46,7 @@ void run_blocks(const GatherScaleArgs& args) {
         const auto team = tile.storing_team(thread);
         if (n + team.row < all.last) tile.store_row(shared, team, n + team.row);
       }
+      make_words(n + at_once);
     }
   }
 }

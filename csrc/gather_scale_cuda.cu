@@ -23,8 +23,12 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocks[static_cast<int>(N)])
   const auto making = tile.making_team(static_cast<int>(threadIdx.x));
   const auto storing = tile.storing_team(static_cast<int>(threadIdx.x));
   const auto all = tile.all_outputs();
+  const i32 at_once = static_cast<i32>(tile.t.row_room);
+  if (tile.has_words() && all.first + storing.row < all.last) {
+    tile.make_words(shared, storing, args.seed, all.first + storing.row);
+  }
   i32 made = -1;
-  for (i32 n = all.first; n < all.last; n += static_cast<i32>(tile.t.row_room)) {
+  for (i32 n = all.first; n < all.last; n += at_once) {
     if (!tile.alike() || tile.row_at(n) != made) {
       __syncthreads();  // the rows before have been stored
       if (n + making.row < all.last) tile.make_row(shared, making, args.seed, n + making.row);
@@ -32,6 +36,9 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocks[static_cast<int>(N)])
       made = tile.row_at(n);
     }
     if (n + storing.row < all.last) tile.store_row(shared, storing, n + storing.row);
+    if (tile.has_words() && n + at_once + storing.row < all.last) {
+      tile.make_words(shared, storing, args.seed, n + at_once + storing.row);
+    }
   }
 }
 

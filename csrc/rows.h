@@ -37,7 +37,14 @@ class SharedRow {
   N2N_HD explicit SharedRow(void* begin) : at_(static_cast<u32>(__cvta_generic_to_shared(begin))) {
     asm volatile("" : "+r"(at_));
   }
+  N2N_HD explicit SharedRow(u32 at) : at_(at) {}
   N2N_HD SharedRow operator+(i64 bytes) const { return SharedRow(at_ + static_cast<u32>(bytes)); }
+  template <class T>
+  N2N_HD SharedRow<T> of() const {
+    return SharedRow<T>(at_);
+  }
+  // Not computed anew at each use.
+  N2N_HD SharedRow kept() const { return SharedRow(n2n::kept(at_)); }
 
   N2N_HD S get(u32 place) const {
     if constexpr (sizeof(S) == 2) {
@@ -113,12 +120,15 @@ class SharedRow {
   }
 
  private:
-  N2N_HD explicit SharedRow(u32 at) : at_(at) {}
-
   u32 at_;
 #else
   explicit SharedRow(void* begin) : begin_(static_cast<char*>(begin)) {}
   SharedRow operator+(i64 bytes) const { return SharedRow(begin_ + bytes); }
+  template <class T>
+  SharedRow<T> of() const {
+    return SharedRow<T>(begin_);
+  }
+  SharedRow kept() const { return *this; }
   S get(u32 place) const { return *reinterpret_cast<const S*>(begin_ + place); }
   template <int V>
   Pack<S, V> get_pack(u32 place) const {

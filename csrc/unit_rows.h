@@ -5,6 +5,8 @@
 // wherever in the student's row these are. Made element by element of the student, each would compute the words of all the others
 // (`Element::cancelling`, the definition) for itself. Units are taken in the order of how many replicas they have, so
 // that the threads of a warp do the same. Shared memory puts the row in order, so that it is stored in whole vectors.
+// Where a unit has a single element (1x1, linear), the four words of a computation are of four units, so the whole row's
+// are made first, in shared memory too, if they fit.
 //
 // Of a row that does not fit shared memory, a block makes a window: of all units that have a column there, all replicas,
 // because each depends on the others, of which it keeps what lies in the window. The teacher's row is read where it lies.
@@ -24,6 +26,7 @@ constexpr int kBlockWords = 4;
 // The bytes of a student's row that are made.
 struct Window {
   u32 begin, size;
+  bool whole;  // they are the row
 };
 
 // G: elements of a unit's kernel that a thread takes at a time. All of them, if `Whole`; else a block of words. Row: where
@@ -37,16 +40,18 @@ struct UnitRow {
   const Element<S>& element;
   Row teacher;        // its row
   SharedRow<S> made;  // the student's, in the order of its memory
+  SharedRow<u32> made_words;  // of the first stream, that of the row's first element first
   Window window;
   u32 o;
   C c_out, sigma;
   u64 index;  // of the noise, where the row begins
 
   N2N_HD static UnitRow of(const Element<S>& element, const Row& teacher, const SharedRow<S>& made,
-                           const Window& window, u32 o) {
+                           const SharedRow<u32>& made_words, const Window& window, u32 o) {
     const C c_out = element.t.out_scale ? table<C>(element.t.out_scale, o) : C(1);
     const u64 index = static_cast<u64>(element.unit_index(o, 0, 0));
-    return UnitRow{element, teacher, made, window, o, c_out, kept(element.sigma), index};
+    const SharedRow<u32> from_first = (made_words + bytes_of<u32>(static_cast<u32>(index) % kBlockWords)).kept();
+    return UnitRow{element, teacher, made, from_first, window, o, c_out, kept(element.sigma), kept(index)};
   }
 
   // Of a unit's kernel: the first and the last block of words may begin before it and end after it.
@@ -57,9 +62,9 @@ struct UnitRow {
   // A part of the unit at `place` in the order.
   N2N_HD void make(u32 place, u32 part) const {
     const Task& t = element.t;
-    const u32 kernel = Whole ? G : static_cast<u32>(t.K), unit = static_cast<u32>(table<i32>(t.in_units, place));
-    const i32 begin = table<i32>(t.in_begin, unit), last = table<i32>(t.in_begin, i64{unit} + 1) - 1;
-    if (kWindowed && !touches_window(begin, last)) return;
+    const UnitEntry entry = unit_entry(t, place);
+    if (kWindowed && !window.whole && !touches_window(entry)) return;
+    const u32 kernel = Whole ? G : static_cast<u32>(t.K), unit = static_cast<u32>(entry.unit);
     const u64 at = index + u64{unit} * kernel;
     Part p;
     // It wraps around where a block of words begins before the kernel.
@@ -77,20 +82,21 @@ struct UnitRow {
       others[j] = C(0);
     }
     const bool finite = all_finite(w);
-    i32 n = begin;
-    if (n < last) {
+    const i32 others_count = entry.copies - 1;
+    if (others_count > 0) {
       NoiseKey key = element.key;
       u32 word[G], sum[G];
-      words(key, block, static_cast<u32>(at) % kBlockWords, word);
+      if (G == 1 && t.words) {
+        word[0] = made_words.get(bytes_of<u32>(unit));
+      } else {
+        words(key, block, static_cast<u32>(at) % kBlockWords, word);
+      }
       N2N_UNROLL
       for (int j = 0; j < G; ++j) sum[j] = half_sum_from_word(word[j], 0);
+      u32 column = static_cast<u32>(entry.first);
+      i32 n = 0, begin = 0;
       N2N_ROLL
-      for (u32 half = 1; n < last; ++n, half ^= 1u) {
-        if (half == 0) {
-          ++key.stream;
-          words(key, block, static_cast<u32>(at) % kBlockWords, word);
-        }
-        const u32 column = static_cast<u32>(table<i32>(t.in_list, n));
+      for (u32 half = 1;; half ^= 1u) {
         const C share = element.scale_in(column);
         C x[G];
         N2N_UNROLL
@@ -101,16 +107,23 @@ struct UnitRow {
           sum[j] = next;
         }
         put(p, column, x);
+        if (++n == others_count) break;
+        if (n == 1) begin = table<i32>(t.in_begin, unit);
+        column = static_cast<u32>(table<i32>(t.in_list, i64{begin} + n));
+        if (half == 1) {
+          ++key.stream;
+          words(key, block, static_cast<u32>(at) % kBlockWords, word);
+        }
       }
     }
-    const u32 column = static_cast<u32>(table<i32>(t.in_list, last));
-    const C whole = begin < last ? table<C>(t.in_total, column) : element.scale_in(column);
+    const u32 column = static_cast<u32>(entry.last);
+    const C whole = others_count > 0 ? table<C>(t.in_total, column) : element.scale_in(column);
     C x[G];
     N2N_UNROLL
     for (int j = 0; j < G; ++j) x[j] = w[j] * whole * c_out - others[j];
     put(p, column, x);
     // A NaN among the others makes one of the last.
-    if (!(finite && all_numbers(x))) define(begin, last, p.first);
+    if (!(finite && all_numbers(x))) define(entry, p.first);
   }
 
  private:
@@ -125,12 +138,17 @@ struct UnitRow {
     return bytes_of<S>(element.t.k_outer ? column : column * static_cast<u32>(element.t.K));
   }
 
-  N2N_HD bool touches_window(i32 begin, i32 last) const {
+  // The column that is replica number n.
+  N2N_HD u32 replica(const UnitEntry& entry, i32 n) const {
+    return static_cast<u32>(table<i32>(element.t.in_list, i64{table<i32>(element.t.in_begin, entry.unit)} + n));
+  }
+
+  N2N_HD bool touches_window(const UnitEntry& entry) const {
     if (element.t.k_outer) return true;  // a column is everywhere
     bool touches = false;
     N2N_ROLL
-    for (i32 n = begin; n <= last; ++n) {
-      const u32 from = column_at(static_cast<u32>(table<i32>(element.t.in_list, n)));
+    for (i32 n = 0; n < entry.copies; ++n) {
+      const u32 from = column_at(replica(entry, n));
       const u32 to = from + bytes_of<S>(static_cast<u32>(element.t.K));
       touches = touches || (from < window.begin + window.size && window.begin < to);
     }
@@ -154,10 +172,10 @@ struct UnitRow {
   }
 
   // The definition, where a weight is not finite or a NaN is made.
-  N2N_HD void define(i32 begin, i32 last, u32 first) const {
+  N2N_HD void define(const UnitEntry& entry, u32 first) const {
     N2N_ROLL
-    for (i32 n = begin; n <= last; ++n) {
-      const u32 column = static_cast<u32>(table<i32>(element.t.in_list, n));
+    for (i32 n = 0; n < entry.copies; ++n) {
+      const u32 column = replica(entry, n);
       N2N_ROLL
       for (u32 k = first; k != first + static_cast<u32>(G); ++k) {
         if (k >= static_cast<u32>(element.t.K)) continue;

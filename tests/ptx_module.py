@@ -178,7 +178,7 @@ def _gather_scale_regions(rows: np.ndarray, dtype: torch.dtype) -> list[Region]:
             Column.OUT_MAP: 4 * o, Column.IN_MAP: 4 * i, Column.ROW_BEGIN: 4 * (src_o + 1), Column.ROW_LIST: 4 * o,
             Column.OUT_SCALE: scale * o, Column.IN_SCALE: scale * i, Column.OUT_SEEN: 4 * o, Column.IN_NEXT: 4 * i,
             Column.IN_ORDER: 4 * i, Column.IN_TOTAL: scale * i, Column.IN_BEGIN: 4 * (src_i + 1),
-            Column.IN_LIST: 4 * i, Column.IN_UNITS: 4 * src_i, Column.SIGMA: 8,
+            Column.IN_LIST: 4 * i, Column.IN_UNITS: 16 * src_i, Column.SIGMA: 8,
         }  # fmt: skip
         for extents, strides, base in (
             ((src_o, src_i, k), Column.SRC_STRIDE_O, Column.SRC),

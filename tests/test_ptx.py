@@ -49,6 +49,7 @@ SHAPES = {
     "3x3, rows that are not of whole vectors": ((2, 229, 3, 3), (3, 231), False),
     "1x1": ((3, 40), (5, 64), False),
     "1x1, odd": ((3, 13), (5, 29), False),
+    "1x1, long rows": ((2, 130), (3, 300), False),
     "channels_last": ((2, 16, 3, 3), (4, 24), True),
     "channels_last, odd": ((2, 7, 3, 3), (3, 11), True),
     "kernel of three": ((3, 24, 3), (5, 40), False),

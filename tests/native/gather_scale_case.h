@@ -31,7 +31,8 @@ struct Tensor {
   std::unique_ptr<Exactly<S>> src, dst;
   std::vector<i64> map[2];  // empty: the identity
   std::vector<C> scale[2];  // empty: none
-  std::vector<i32> index[2], row_begin, row_list, seen, next, order, in_begin, in_list, in_units;
+  std::vector<i32> index[2], row_begin, row_list, seen, next, order, in_begin, in_list;
+  std::vector<UnitEntry> in_units;
   std::vector<C> total;
   double sigma = 0;
   Task task{};
@@ -91,6 +92,7 @@ struct Tensor {
       if (task.staged) task.tile_columns = row;
       if (!task.staged) task.tile_rows = 1;
       task.row_room = task.staged ? i64{1} << pick(0, 4) : 1;
+      task.words = teacher[2] == 1 && flip();
     } else {
       task.row_room = task.staged && task.tile_columns == row && flip();
     }
@@ -99,7 +101,8 @@ struct Tensor {
   i64 stage_bytes() const {
     const i64 vectors = (teacher[1] * teacher[2] + kVectorOf<S> - 1) / kVectorOf<S>;
     const i64 made = (task.tile_columns + kVectorOf<S> - 1) / kVectorOf<S> | 1;
-    return task.rows ? (task.staged * task.tile_rows * vectors + task.row_room * made) * kVectorBytes : 0;
+    const i64 each = made + task.words * ((teacher[1] + 6) / 4 | 1);
+    return task.rows ? (task.staged * task.tile_rows * vectors + task.row_room * each) * kVectorBytes : 0;
   }
 
   std::vector<Tile> tiles(i32 number) const {
@@ -169,12 +172,13 @@ struct Tensor {
           if (unit(1, i) == u) in_list.push_back(static_cast<i32>(i));
         }
       }
-      for (i64 u = 0; u < teacher[1]; ++u) in_units.push_back(static_cast<i32>(u));
+      for (i64 u = 0; u < teacher[1]; ++u) {
+        const i32 begin = in_begin[static_cast<std::size_t>(u)], end = in_begin[static_cast<std::size_t>(u) + 1];
+        in_units.push_back({static_cast<i32>(u), in_list[static_cast<std::size_t>(begin)],
+                            in_list[static_cast<std::size_t>(end) - 1], end - begin});
+      }
       std::shuffle(in_units.begin(), in_units.end(), rng);  // any order will do for those with as many copies
-      const auto copies = [&](i32 u) {
-        return std::count(map[1].begin(), map[1].end(), u);
-      };
-      std::sort(in_units.begin(), in_units.end(), [&](i32 a, i32 b) { return copies(a) > copies(b); });
+      std::sort(in_units.begin(), in_units.end(), [](auto& a, auto& b) { return a.copies > b.copies; });
       task.in_units = reinterpret_cast<i64>(in_units.data());
       task.in_begin = reinterpret_cast<i64>(in_begin.data());
       task.in_list = reinterpret_cast<i64>(in_list.data());

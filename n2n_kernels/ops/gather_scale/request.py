@@ -88,9 +88,12 @@ class AxisMap:
         return np.concatenate([[0], np.cumsum(np.bincount(self.index))])
 
     @lazy
-    def by_replicas(self) -> np.ndarray:
-        """int64 [n]: the units, those with most replicas first."""
-        return np.argsort(-np.diff(self.begins), kind="stable")
+    def units(self) -> np.ndarray:
+        """int64 [n, 4]: each unit, its first and its last replica, and how many it has; those with most come first."""
+        count = np.diff(self.begins)
+        replicas = np.stack([self.by_unit[self.begins[:-1]], self.by_unit[self.begins[1:] - 1]])
+        units = np.stack([np.arange(len(count)), *replicas, count], axis=1)
+        return units[np.argsort(-count, kind="stable")]
 
     @lazy
     def order(self) -> np.ndarray:

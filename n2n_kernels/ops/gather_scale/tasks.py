@@ -59,6 +59,7 @@ class Column(IntEnum):
     SHIFT = auto()
     TENSOR_ID = auto()
     ROW_ROOM = auto()
+    WORDS = auto()
 
 
 POINTERS = slice(Column.OUT_MAP, Column.IN_UNITS + 1)
@@ -194,7 +195,7 @@ def _point(row: np.ndarray, kind: Kind, noise: str, arena: Arena) -> None:
             row[Column.IN_ORDER] = integers(in_map, "order")
             row[Column.IN_BEGIN] = integers(in_map, "begins")
             row[Column.IN_LIST] = integers(in_map, "by_unit")
-            row[Column.IN_UNITS] = integers(in_map, "by_replicas")
+            row[Column.IN_UNITS] = integers(in_map, "units")
             shares = kind.in_scale.values if kind.in_scale is not None else np.ones(len(in_map.index))
             row[Column.IN_TOTAL] = arena.add(
                 (in_map, kind.in_scale, compute), lambda: in_map.replica_sums(shares).astype(compute)
@@ -231,28 +232,34 @@ def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int, stage: int, cancel
     vectors = -(-row // per_vector)
     made_bytes = (vectors | 1) * VECTOR_BYTES  # several rows shall not begin in the same bank of memory
     cancelling = tasks[:, Column.IN_NEXT] != 0
+    # Of kernels of one element, words of noise too: four to a vector, of which the first may be of the row before.
+    words = ((tasks[:, Column.SRC_I] + 6) // 4 | 1) * VECTOR_BYTES
+    words = np.where(cancelling & (tasks[:, Column.K] == 1) & (words <= cancelling_stage // 2), words, 0)
+    for_row = made_bytes + words
     ragged = (row % per_vector != 0) & (row >= THREADS * per_vector)
     room = np.where(cancelling, cancelling_stage, stage)
     at_once = np.where(cancelling, _rows_at_once(tasks, itemsize), 1)
-    at_once = np.minimum(at_once, np.maximum(1, 1 << np.log2(np.maximum(room // 2 // made_bytes, 1)).astype(np.int64)))
-    fits = (room - at_once * made_bytes) // staged_bytes
+    at_once = np.minimum(at_once, np.maximum(1, 1 << np.log2(np.maximum(room // 2 // for_row, 1)).astype(np.int64)))
+    fits = (room - at_once * for_row) // staged_bytes
     has_room = dense & staged & (cancelling | ragged) & (fits >= 1)
     tile_rows = np.where(has_room, np.minimum(tile_rows, fits), tile_rows)
     # Of a row that does not fit, a tile makes a part: with cancelling noise there too, and there are as few parts as
     # possible, because each looks at all units.
     columns = np.maximum((wanted / made * row).astype(np.int64) // per_vector * per_vector, per_vector)
     windowed = dense & cancelling & ~has_room
-    parts = -(-vectors // (cancelling_stage // VECTOR_BYTES))
+    parts = -(-vectors // ((cancelling_stage - words) // VECTOR_BYTES - 1))  # one for an odd number
     window = -(-vectors // parts) * per_vector
     columns = np.where(windowed, window, columns)
     staged &= ~windowed
     tile_rows = np.where(windowed, 1, tile_rows)
     tasks[:, Column.ROW_ROOM] = np.where(has_room, at_once, windowed)
+    tasks[:, Column.WORDS] = dense & (words > 0)
     tasks[:, Column.TILE_ROWS] = np.where(dense, tile_rows, 0)
     tasks[:, Column.TILE_COLUMNS] = np.where(dense, np.where(staged, row, np.minimum(columns, row)), 0)
     tasks[:, Column.STAGED] = dense & staged
     tasks[:, Column.LANES_LOG2] = np.where(dense, _lanes(tasks, itemsize), 0)
-    needed = np.where(staged, tile_rows * staged_bytes + has_room * at_once * made_bytes, windowed * window * itemsize)
+    in_window = windowed * (window * itemsize + VECTOR_BYTES + words)
+    needed = np.where(staged, tile_rows * staged_bytes + has_room * at_once * for_row, in_window)
     return int(needed[dense].max(initial=0))
 
 
