@@ -82,6 +82,10 @@ _TILE_BYTES = (8 * 1024, 64 * 1024)
 _LARGE_TILE_BYTES = 320 * 1024
 _TILES_WANTED = 8 * 6 * 132
 
+#: Of a row with cancelling noise, a thread makes about so many pieces, or of all rows that are made at a time: what it
+#: does once for a row then does not count.
+_ITEMS_OF_THREAD = 8
+
 
 @dataclass(frozen=True, eq=False)
 class Launch:
@@ -239,7 +243,9 @@ def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int, stage: int, cancel
     ragged = (row % per_vector != 0) & (row >= THREADS * per_vector)
     room = np.where(cancelling, cancelling_stage, stage)
     at_once = np.where(cancelling, _rows_at_once(tasks, itemsize), 1)
-    at_once = np.minimum(at_once, np.maximum(1, 1 << np.log2(np.maximum(room // 2 // for_row, 1)).astype(np.int64)))
+    # A tile has at least twice as many, so that few threads have nothing to do at its end.
+    most = np.minimum(room // 2 // for_row, tile_rows * tasks[:, Column.O] // (2 * rows))
+    at_once = np.minimum(at_once, 1 << np.log2(np.maximum(most, 1)).astype(np.int64))
     fits = (room - at_once * for_row) // staged_bytes
     has_room = dense & staged & (cancelling | ragged) & (fits >= 1)
     tile_rows = np.where(has_room, np.minimum(tile_rows, fits), tile_rows)
@@ -268,7 +274,8 @@ def _rows_at_once(tasks: np.ndarray, itemsize: int) -> np.ndarray:
     kernel = tasks[:, Column.K]
     whole = (kernel == 1) | (kernel == 3) | ((kernel == 9) & (itemsize <= 4))  # a thread takes all of a unit's kernel
     items = tasks[:, Column.SRC_I] * np.where(whole, 1, (kernel + 6) // 4)
-    return np.clip(1 << np.log2(THREADS / np.maximum(items, 1)).astype(np.int64).clip(0), 1, THREADS // 16)
+    wanted = _ITEMS_OF_THREAD * THREADS / np.maximum(items, 1)
+    return np.clip(1 << np.log2(wanted).astype(np.int64).clip(0), 1, THREADS // 16)
 
 
 def _lanes(tasks: np.ndarray, itemsize: int) -> np.ndarray:
