@@ -4,8 +4,10 @@ import functools
 import importlib
 import importlib.util
 import os
+import re
 from types import ModuleType
 
+import numpy as np
 import torch
 
 from n2n_kernels import native
@@ -19,6 +21,18 @@ def _triton_missing() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     return None
+
+
+def _interpreter_broken() -> str | None:
+    """Until 3.7, Triton's interpreter asks NumPy for the number in an array of one element, which 2.4 refuses."""
+    triton = importlib.import_module("triton").__version__
+    if _release(triton) < (3, 7) and _release(np.__version__) >= (2, 4):
+        return f"the interpreter of Triton {triton} does not run with NumPy {np.__version__}, but with one before 2.4"
+    return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 def triton_interpreted() -> bool:
@@ -47,7 +61,9 @@ def missing(backend: str) -> str | None:
         return None if torch.cuda.is_available() else "no CUDA device"
     if (reason := _triton_missing()) is not None:
         return reason
-    if triton_interpreted() or torch.cuda.is_available():
+    if triton_interpreted():
+        return _interpreter_broken()
+    if torch.cuda.is_available():
         return None
     return "no CUDA device (TRITON_INTERPRET=1, set before Python starts, runs the kernels on the CPU)"
 

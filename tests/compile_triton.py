@@ -44,7 +44,7 @@ def sources(codes: list[int], noises: list[int]) -> Iterator[tuple[str, ASTSourc
                 f"gather_scale {name} noise {noise}",
                 source(
                     gather_scale.gather_scale_kernel,
-                    {"tasks": "*i64", "tiles": "*i32", "k0": "i64", "k1": "i32", "most_replicas": "i32"},
+                    {"tasks": "*i64", "tiles": "*i32", "k0": "i64", "k1": "i32"},
                     {
                         "CODE": code,
                         "NOISE": noise,

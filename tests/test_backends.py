@@ -73,6 +73,12 @@ def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backends.missing("cuda") == "no CUDA device"
     monkeypatch.setattr(backends, "triton_interpreted", lambda: False)
     assert "TRITON_INTERPRET=1" in str(backends.missing("triton"))
+    monkeypatch.setattr(backends, "triton_interpreted", lambda: True)
+    for triton, numpy, works in (("3.6.0", "2.4.0", False), ("3.6.0", "2.3.5", True), ("3.10.0+git", "2.10.1", True)):
+        monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=triton))
+        monkeypatch.setattr(backends.np, "__version__", numpy)
+        reason = backends.missing("triton")
+        assert reason is None if works else f"Triton {triton} does not run with NumPy {numpy}" in str(reason)
     monkeypatch.setattr(backends, "_triton_missing", lambda: "no triton")
     assert backends.missing("triton") == "no triton"
     with pytest.raises(ValueError, match=r"backend \(='metal'\) must be one of cuda, triton, cpu, reference"):

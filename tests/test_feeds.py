@@ -160,6 +160,7 @@ def test_shift() -> None:
 
 
 def test_memory_from_anywhere_is_the_same() -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     data = digits(8)
     feed = MemoryFeed(data, 500, max_shift=1, flips=True)
     whole = list(islice(feed.batches(0, 0), 5))

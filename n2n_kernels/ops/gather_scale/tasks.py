@@ -100,7 +100,6 @@ class Launch:
     tiles: np.ndarray  # int32 [tiles, 4]
     stage_bytes: int
     output_bytes: int
-    most_replicas: int
 
 
 def launches(forms: Sequence[Form], noise: str, tensor_ids: Sequence[int], arena: Arena) -> list[Launch]:
@@ -126,8 +125,7 @@ def launches(forms: Sequence[Form], noise: str, tensor_ids: Sequence[int], arena
         stage_bytes = _cut(tasks, dtype.itemsize, output_bytes, *stages)
         tasks = tasks[which]
         tasks[:, Column.TENSOR_ID] = ids[members]
-        most = max((form.kind.in_map.most_replicas() for form in mine if form.kind.in_map), default=1)
-        result.append(Launch(dtype, members, tasks, _tiles(tasks), stage_bytes, output_bytes, most))
+        result.append(Launch(dtype, members, tasks, _tiles(tasks), stage_bytes, output_bytes))
     return result
 
 

@@ -79,18 +79,24 @@ def share(task, w, o, rows, i, mask, CODE: tl.constexpr):
 
 
 @triton.jit
-def replica_noise(index, order, tensor_id, k0, k1):
-    """`n2n::Element::replica_noise`: of replica number `order` of a unit."""
-    return half_noise(word_at(index, tensor_id, (order >> 1) + CANCELLING, k0, k1), order & 1)
+def replicas_of(task, i, mask, sigma, NOISE: tl.constexpr):
+    """What cancelling noise needs to know of columns `i`: how many of the unit's replicas come before, which is next
+    (cyclically; itself, if there is no noise); and for all of them together, whether there is any noise, whether such a
+    number is odd, and how many others a last replica has at most."""
+    if NOISE == CANCELLING:
+        nexts = tl.load(task + IN_NEXT)
+        linked = mask & (sigma << 1 != 0) & (nexts != 0)
+        order = load_int(tl.load(task + IN_ORDER), i, linked)
+        following = tl.where(linked, load_int(nexts, i, linked), i)
+        others = tl.where(following < i, order, 0)
+        return order, following, tl.max((following != i).to(tl.int32)), tl.max(order & 1), tl.max(others)
+    else:
+        return i, i, 0, 0, 0
 
 
 @triton.jit
-def perturbed(task, source, w, o, rows, i, following, index, mask, sigma, k0, k1, CODE: tl.constexpr):
-    """Bits of a replica's share plus sigma * (z[its order] - z[the next one's])."""
-    orders = tl.load(task + IN_ORDER)
-    tensor_id = tl.load(task + TENSOR_ID).to(tl.uint32)
-    z = replica_noise(index, load_int(orders, i, mask), tensor_id, k0, k1)
-    z = z - replica_noise(index, load_int(orders, following, mask), tensor_id, k0, k1)
+def perturbed(task, source, w, o, rows, i, z, mask, sigma, CODE: tl.constexpr):
+    """Bits of a replica's share plus sigma * z, z the difference of its noise and the next one's."""
     return finish(
         source,
         w,
@@ -102,10 +108,11 @@ def perturbed(task, source, w, o, rows, i, following, index, mask, sigma, k0, k1
 
 @triton.jit
 def made(
-    task, source, o, rows, i, unit, k, mask, sigma, k0, k1, most_replicas,
+    task, source, o, rows, i, unit, k, mask, sigma, k0, k1, replicas,
     CODE: tl.constexpr, NOISE: tl.constexpr,
 ):  # fmt: skip
-    """Bits of the elements (o, i, k) of the student, from `source`, those of the teacher's elements."""
+    """Bits of the elements (o, i, k) of the student, from `source`, those of the teacher's elements. `replicas`: what
+    `replicas_of` says of the columns."""
     I, K = tl.load(task + EXTENT + 1), tl.load(task + EXTENT + 2)  # noqa: E741
     w = to_compute(source, CODE)
     x = share(task, w, o, rows, i, mask, CODE)
@@ -116,31 +123,46 @@ def made(
         x = tl.where(noisy, x + as_compute(z, CODE) * as_compute(sigma.to(tl.float64, bitcast=True), CODE), x)
     bits = finish(source, w, x, CODE)
     if NOISE == CANCELLING:
-        index = (o * tl.load(task + SRC_I) + unit) * K + k
-        nexts = tl.load(task + IN_NEXT)
-        linked = mask & (sigma << 1 != 0) & (nexts != 0) & (w - w == 0)
-        following = tl.where(linked, load_int(nexts, i, linked), i)
-        one = perturbed(task, source, w, o, rows, i, following, index, linked, sigma, k0, k1, CODE)
-        bits = tl.where(following > i, one, bits)
-        # The last replica takes what the others, as stored, leave of the unit's whole weight.
-        last = following < i
-        others = tl.zeros_like(w)
-        j = following
-        for _ in range(1, most_replicas):
-            walking = last & (j != i)
-            after = load_int(nexts, j, walking)
-            other = perturbed(task, source, w, o, rows, j, after, index, walking, sigma, k0, k1, CODE)
-            others = tl.where(walking, others + to_compute(other, CODE), others)
-            j = tl.where(walking, after, j)
-        total = load_compute(tl.load(task + IN_TOTAL), i, last, CODE)
-        whole = scaled(task, w, o, rows, total, last, CODE)
-        bits = tl.where(last, finish(source, w, whole - others, CODE), bits)
+        order, following, any_noise, any_odd, most_others = replicas
+        if any_noise != 0:
+            index = (o * tl.load(task + SRC_I) + unit) * K + k
+            tensor_id = tl.load(task + TENSOR_ID).to(tl.uint32)
+            finite = w - w == 0
+            # Replica m takes z[m] - z[m + 1]; of a word the one half is z[m], m even, and the other the next.
+            word = word_at(index, tensor_id, (order >> 1) + CANCELLING, k0, k1)
+            after = word
+            if any_odd != 0:
+                after = tl.where(order & 1 == 0, word, word_at(index, tensor_id, (order + 1 >> 1) + CANCELLING, k0, k1))
+            z = half_noise(word, order & 1) - half_noise(after, order + 1 & 1)
+            one = perturbed(task, source, w, o, rows, i, z, mask, sigma, CODE)
+            bits = tl.where(finite & (following > i), one, bits)
+            # The last replica takes what the others, as stored, leave of the unit's whole weight.
+            if most_others != 0:
+                last = finite & (following < i)
+                nexts = tl.load(task + IN_NEXT)
+                stream = order * 0 + CANCELLING
+                word = word_at(index, tensor_id, stream, k0, k1)
+                z = half_noise(word, 0)
+                others = tl.zeros_like(w)
+                j = following
+                for m in range(1, most_others + 1):
+                    if m % 2 == 0:
+                        word = word_at(index, tensor_id, stream + (m >> 1), k0, k1)
+                    walking = last & (j != i)
+                    z_next = half_noise(word, m % 2)
+                    other = perturbed(task, source, w, o, rows, j, z - z_next, walking, sigma, CODE)
+                    others = tl.where(walking, others + to_compute(other, CODE), others)
+                    j = tl.where(walking, load_int(nexts, j, walking), j)
+                    z = z_next
+                total = load_compute(tl.load(task + IN_TOTAL), i, last, CODE)
+                whole = scaled(task, w, o, rows, total, last, CODE)
+                bits = tl.where(last, finish(source, w, whole - others, CODE), bits)
     return bits
 
 
 @triton.jit
 def rows_tile(
-    task, first, column, k0, k1, most_replicas,
+    task, first, column, k0, k1,
     CODE: tl.constexpr, NOISE: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """A tile of teacher rows. VECTOR: so many elements from a multiple of so many lie in one 16-byte piece of a row."""
@@ -168,13 +190,14 @@ def rows_tile(
         k = tl.where(k_outer, outer, within).to(tl.int32)
         unit = tl.where(in_map != 0, load_int(in_map, i, mask & (in_map != 0)), i)
         offset = tl.where(k_outer, k * units + unit, unit * kernel + k)
+        replicas = replicas_of(task, i, mask, sigma, NOISE)
         for r in range(first, last):
             source = tl.load(pointer(src, CODE) + r * src_row + offset, mask=mask, other=0)
             start = tl.where(row_begin != 0, load_int(row_begin, r, row_begin != 0).to(tl.int64), r)
             stop = tl.where(row_begin != 0, load_int(row_begin, r + 1, row_begin != 0).to(tl.int64), r + 1)
             for n in range(start, stop):
                 o = tl.where(row_begin != 0, load_int(row_list, n, row_begin != 0).to(tl.int64), n)
-                bits = made(task, source, o, o >= 0, i, unit, k, mask, sigma, k0, k1, most_replicas, CODE, NOISE)
+                bits = made(task, source, o, o >= 0, i, unit, k, mask, sigma, k0, k1, replicas, CODE, NOISE)
                 to = pointer(dst, CODE) + dst_row // VECTOR * o * VECTOR + e
                 if VECTOR > 1:
                     to = tl.multiple_of(to, 16)
@@ -183,7 +206,7 @@ def rows_tile(
 
 @triton.jit
 def elements_tile(
-    task, number, k0, k1, most_replicas,
+    task, number, k0, k1,
     CODE: tl.constexpr, NOISE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     src, dst = tl.load(task + SRC), tl.load(task + DST)
@@ -216,16 +239,17 @@ def elements_tile(
             + k * tl.load(task + SRC_STRIDE + 2)
         )
         source = load_bits(src, at_src, mask, CODE)
-        bits = made(task, source, o, mask, i, unit, k, mask, sigma, k0, k1, most_replicas, CODE, NOISE)
+        replicas = replicas_of(task, i, mask, sigma, NOISE)
+        bits = made(task, source, o, mask, i, unit, k, mask, sigma, k0, k1, replicas, CODE, NOISE)
         at_dst = (
             o * tl.load(task + DST_STRIDE) + i * tl.load(task + DST_STRIDE + 1) + k * tl.load(task + DST_STRIDE + 2)
         )
         store_bits(dst, at_dst, bits, mask, CODE)
 
 
-@triton.jit(do_not_specialize=["k0", "k1", "most_replicas"])
+@triton.jit(do_not_specialize=["k0", "k1"])
 def gather_scale_kernel(
-    tasks, tiles, k0, k1, most_replicas,
+    tasks, tiles, k0, k1,
     CODE: tl.constexpr, NOISE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     tile = tiles + tl.program_id(0).to(tl.int64) * 4
@@ -239,11 +263,11 @@ def gather_scale_kernel(
         row = tl.load(task + EXTENT + 1) * tl.load(task + EXTENT + 2)
         uneven = tl.load(task + DST) | ((row | tl.load(task + DST_STRIDE)) * (16 // VECTOR))
         if uneven % 16 == 0:
-            rows_tile(task, first, column, k0, k1, most_replicas, CODE, NOISE, BLOCK, VECTOR)
+            rows_tile(task, first, column, k0, k1, CODE, NOISE, BLOCK, VECTOR)
         else:
-            rows_tile(task, first, column, k0, k1, most_replicas, CODE, NOISE, BLOCK, 1)
+            rows_tile(task, first, column, k0, k1, CODE, NOISE, BLOCK, 1)
     else:
-        elements_tile(task, first, k0, k1, most_replicas, CODE, NOISE, TILE, BLOCK)
+        elements_tile(task, first, k0, k1, CODE, NOISE, TILE, BLOCK)
 
 
 def run(bound: BoundGatherScale) -> None:
@@ -257,7 +281,6 @@ def run(bound: BoundGatherScale) -> None:
                 part.prepared.tiles,
                 bound.seed & 0xFFFFFFFF,
                 bound.seed >> 32,
-                launch.most_replicas,
                 CODE=dtypes.TABLE[launch.dtype].code,
                 NOISE=noise,
                 TILE=TILE,
