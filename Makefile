@@ -3,15 +3,17 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+CONSTRAINTS ?= constraints.txt
 # How many processes run the tests.
 JOBS   ?= 2
-SOURCES := $(wildcard csrc/*) CMakeLists.txt setup.py pyproject.toml constraints.txt
+SOURCES := $(wildcard csrc/*) CMakeLists.txt setup.py pyproject.toml $(CONSTRAINTS)
 
 EXAMPLES ?= 500
-.PHONY: help demo test fuzz test-slow test-integrations test-big lint format bench clean
+.PHONY: help demo test test-oldest fuzz test-slow test-integrations test-big lint format bench clean
 help:
 	@echo "make demo       train, grow and train on: the main job, on the CPU, in a few minutes"
 	@echo "make test       the test suite (CI runs this); JOBS=8 for eight processes instead of two"
+	@echo "make test-oldest  the same with the oldest versions of everything (gigabytes to download); PYTHON=python3.10"
 	@echo "make fuzz       random networks and random lists of tensors, others every time; EXAMPLES=5000 for more of each"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-integrations  installs Lightning and Accelerate, and tests growth inside their loops"
@@ -22,7 +24,7 @@ help:
 $(STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[triton,demo,train,test,lint]"
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[triton,demo,train,test,lint]"
 	touch $(STAMP)
 
 demo: $(STAMP)
@@ -31,6 +33,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not big" --durations=15
 
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
 fuzz: $(STAMP)
 	N2N_FUZZ=$(EXAMPLES) $(BIN)/python -m pytest -n $(JOBS) tests/test_random_networks.py tests/test_gather_scale_fuzz.py tests/test_shadows.py
 
@@ -38,7 +43,7 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 test-integrations: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lightning,accelerate]"
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[lightning,accelerate]"
 	$(BIN)/python -m pytest tests/test_integrations.py
 
 test-big: $(STAMP)
