@@ -106,9 +106,19 @@ def word_at(index, tensor_id, stream, k0, k1):
 
 
 @triton.jit
-def noise_at(index, tensor_id, stream, k0, k1):
-    """`n2n::noise_from_word` of an index's word: a centred int32."""
-    w = word_at(index, tensor_id, tl.full([], stream, tl.uint32), k0, k1)
+def words_from(first, tensor_id, stream, k0, k1, COUNT: tl.constexpr):
+    """uint32 [COUNT]: words of the indices from `first` (int64, a multiple of 4) on, four from one computation."""
+    block = (first >> 2) + tl.arange(0, COUNT // 4)
+    c0 = block.to(tl.uint32)
+    c1 = (block >> 32).to(tl.uint32)
+    zero = c0 * 0
+    w0, w1, w2, w3 = tl.philox_impl(c0, c1, zero + tensor_id, zero + stream.to(tl.uint32), zero + k0, zero + k1, ROUNDS)
+    return tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (COUNT,))
+
+
+@triton.jit
+def noise_of_word(w):
+    """`n2n::noise_from_word`: a centred int32."""
     total = (w & 0xFF) + ((w >> 8) & 0xFF) + ((w >> 16) & 0xFF) + (w >> 24)
     fraction = (w * 0x9E3779B1) >> 20
     return 2 * ((total << 12) | fraction).to(tl.int32) - (2 * 510 * 4096 + 4095)

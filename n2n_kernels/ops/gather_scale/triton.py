@@ -20,11 +20,12 @@ from n2n_kernels.triton_common import (
     load_bits,
     load_compute,
     load_int,
-    noise_at,
+    noise_of_word,
     pointer,
     store_bits,
     to_compute,
     word_at,
+    words_from,
 )
 
 # Columns of the table, as compile-time constants.
@@ -107,20 +108,39 @@ def perturbed(task, source, w, o, rows, i, z, mask, sigma, CODE: tl.constexpr):
 
 
 @triton.jit
+def plus_noise(x, word, sigma, CODE: tl.constexpr):
+    z = as_compute(noise_of_word(word), CODE)
+    return x + z * as_compute(sigma.to(tl.float64, bitcast=True), CODE)
+
+
+@triton.jit
 def made(
-    task, source, o, rows, i, unit, k, mask, sigma, k0, k1, replicas,
-    CODE: tl.constexpr, NOISE: tl.constexpr,
+    task, source, o, rows, i, unit, k, mask, sigma, k0, k1, replicas, in_order, first,
+    CODE: tl.constexpr, NOISE: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Bits of the elements (o, i, k) of the student, from `source`, those of the teacher's elements. `replicas`: what
-    `replicas_of` says of the columns."""
+    `replicas_of` says of the columns. Unless VECTOR is 0, `o` is one row; if it is a multiple of four and `in_order`,
+    they are BLOCK elements from index `first` on, a multiple of four too."""
     I, K = tl.load(task + EXTENT + 1), tl.load(task + EXTENT + 2)  # noqa: E741
     w = to_compute(source, CODE)
     x = share(task, w, o, rows, i, mask, CODE)
     if NOISE == REPLICAS:
         seen = tl.load(task + OUT_SEEN)
-        noisy = (sigma << 1 != 0) & (load_int(seen, o, rows & (seen != 0)) != 0) & (w - w == 0)
-        z = noise_at((o * I + i) * K + k, tl.load(task + TENSOR_ID).to(tl.uint32), REPLICAS, k0, k1)
-        x = tl.where(noisy, x + as_compute(z, CODE) * as_compute(sigma.to(tl.float64, bitcast=True), CODE), x)
+        noisy = (sigma << 1 != 0) & (load_int(seen, o, rows & (seen != 0)) != 0)
+        index = (o * I + i) * K + k
+        tensor_id = tl.load(task + TENSOR_ID).to(tl.uint32)
+        stream = tl.full([], REPLICAS, tl.uint32)
+        if VECTOR == 0:
+            x = tl.where(noisy & (w - w == 0), plus_noise(x, word_at(index, tensor_id, stream, k0, k1), sigma, CODE), x)
+        elif noisy:
+            if VECTOR % 4 == 0:
+                if in_order:
+                    word = words_from(first, tensor_id, stream, k0, k1, BLOCK)
+                else:
+                    word = word_at(index, tensor_id, stream, k0, k1)
+            else:
+                word = word_at(index, tensor_id, stream, k0, k1)
+            x = tl.where(w - w == 0, plus_noise(x, word, sigma, CODE), x)
     bits = finish(source, w, x, CODE)
     if NOISE == CANCELLING:
         order, following, any_noise, any_odd, most_others = replicas
@@ -173,6 +193,7 @@ def rows_tile(
     units = tl.load(task + SRC_I).to(tl.int32)
     kernel = K.to(tl.int32)
     k_outer = tl.load(task + K_OUTER) != 0
+    in_order = (tl.load(task + K_OUTER) == 0) | (K == 1)
     inner = tl.where(k_outer, I, K).to(tl.uint32)
     src_row, dst_row = tl.load(task + SRC_STRIDE), tl.load(task + DST_STRIDE)
     sigma = sigma_of(task, NOISE, CODE)
@@ -197,7 +218,11 @@ def rows_tile(
             stop = tl.where(row_begin != 0, load_int(row_begin, r + 1, row_begin != 0).to(tl.int64), r + 1)
             for n in range(start, stop):
                 o = tl.where(row_begin != 0, load_int(row_list, n, row_begin != 0).to(tl.int64), n)
-                bits = made(task, source, o, o >= 0, i, unit, k, mask, sigma, k0, k1, replicas, CODE, NOISE)
+                first_e = o * row + (begin * VECTOR + at)
+                bits = made(
+                    task, source, o, o >= 0, i, unit, k, mask, sigma, k0, k1, replicas, in_order, first_e,
+                    CODE, NOISE, BLOCK, VECTOR,
+                )  # fmt: skip
                 to = pointer(dst, CODE) + dst_row // VECTOR * o * VECTOR + e
                 if VECTOR > 1:
                     to = tl.multiple_of(to, 16)
@@ -240,7 +265,10 @@ def elements_tile(
         )
         source = load_bits(src, at_src, mask, CODE)
         replicas = replicas_of(task, i, mask, sigma, NOISE)
-        bits = made(task, source, o, mask, i, unit, k, mask, sigma, k0, k1, replicas, CODE, NOISE)
+        bits = made(
+            task, source, o, mask, i, unit, k, mask, sigma, k0, k1, replicas, False, 0,
+            CODE, NOISE, BLOCK, 0,
+        )  # fmt: skip
         at_dst = (
             o * tl.load(task + DST_STRIDE) + i * tl.load(task + DST_STRIDE + 1) + k * tl.load(task + DST_STRIDE + 2)
         )
