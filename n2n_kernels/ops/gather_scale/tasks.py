@@ -234,12 +234,23 @@ def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int, stage: int, cancel
     vectors = -(-row // per_vector)
     made_bytes = (vectors | 1) * VECTOR_BYTES  # several rows shall not begin in the same bank of memory
     cancelling = tasks[:, Column.IN_NEXT] != 0
-    # Of kernels of one element, words of noise too: four to a vector, of which the first may be of the row before.
-    words = ((tasks[:, Column.SRC_I] + 6) // 4 | 1) * VECTOR_BYTES
-    words = np.where(cancelling & (tasks[:, Column.K] == 1) & (words <= cancelling_stage // 2), words, 0)
-    for_row = made_bytes + words
     ragged = (row % per_vector != 0) & (row >= THREADS * per_vector)
     room = np.where(cancelling, cancelling_stage, stage)
+    # Of a row that does not fit, a tile makes a part: with cancelling noise there too, and there are as few parts as
+    # possible, because each looks at all units.
+    most = np.maximum(cancelling_stage // VECTOR_BYTES, 1)
+    parts = -(-vectors // most)
+    # Of kernels of one element, words of noise too, if nothing else gives way to them: four to a vector, of which the
+    # first may be of the row before.
+    words = ((tasks[:, Column.SRC_I] + 6) // 4 | 1) * VECTOR_BYTES
+    most = np.maximum((cancelling_stage - words) // VECTOR_BYTES - 1, 1)  # one for an odd number
+    alone = np.where(
+        staged & (staged_bytes + made_bytes <= room),
+        staged_bytes + made_bytes + words <= room,
+        (-(-vectors // most) == parts) & (2 * words <= room),
+    )
+    words = np.where(cancelling & (tasks[:, Column.K] == 1) & alone, words, 0)
+    for_row = made_bytes + words
     at_once = np.where(cancelling, _rows_at_once(tasks, itemsize), 1)
     # A tile has at least twice as many, so that few threads have nothing to do at its end.
     most = np.minimum(room // 2 // for_row, tile_rows * tasks[:, Column.O] // (2 * rows))
@@ -247,11 +258,8 @@ def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int, stage: int, cancel
     fits = (room - at_once * for_row) // staged_bytes
     has_room = dense & staged & (cancelling | ragged) & (fits >= 1)
     tile_rows = np.where(has_room, np.minimum(tile_rows, fits), tile_rows)
-    # Of a row that does not fit, a tile makes a part: with cancelling noise there too, and there are as few parts as
-    # possible, because each looks at all units.
     columns = np.maximum((wanted / made * row).astype(np.int64) // per_vector * per_vector, per_vector)
     windowed = dense & cancelling & ~has_room
-    parts = -(-vectors // ((cancelling_stage - words) // VECTOR_BYTES - 1))  # one for an odd number
     window = -(-vectors // parts) * per_vector
     columns = np.where(windowed, window, columns)
     staged &= ~windowed
@@ -262,13 +270,13 @@ def _cut(tasks: np.ndarray, itemsize: int, output_bytes: int, stage: int, cancel
     tasks[:, Column.TILE_COLUMNS] = np.where(dense, np.where(staged, row, np.minimum(columns, row)), 0)
     tasks[:, Column.STAGED] = dense & staged
     tasks[:, Column.LANES_LOG2] = np.where(dense, _lanes(tasks, itemsize), 0)
-    in_window = windowed * (window * itemsize + VECTOR_BYTES + words)
+    in_window = windowed * (window * itemsize + np.where(words > 0, VECTOR_BYTES + words, 0))
     needed = np.where(staged, tile_rows * staged_bytes + has_room * at_once * for_row, in_window)
     return int(needed[dense].max(initial=0))
 
 
 def _rows_at_once(tasks: np.ndarray, itemsize: int) -> np.ndarray:
-    """Of rows with cancelling noise, as many as have something to do for most threads of a block: a power of two."""
+    """Of rows with cancelling noise, as many as have `_ITEMS_OF_THREAD` for each thread of a block: a power of two."""
     kernel = tasks[:, Column.K]
     whole = (kernel == 1) | (kernel == 3) | ((kernel == 9) & (itemsize <= 4))  # a thread takes all of a unit's kernel
     items = tasks[:, Column.SRC_I] * np.where(whole, 1, (kernel + 6) // 4)
