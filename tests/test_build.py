@@ -47,7 +47,7 @@ def test_it_links_neither_torch_nor_a_cuda_runtime(module: str) -> None:
     """One build serves every torch, and imports on a machine without a driver."""
     if shutil.which("ldd") is None:
         pytest.skip("no ldd on PATH")
-    libraries = run("ldd", module)
+    libraries = re.sub(r"0x[0-9a-f]+", "", run("ldd", module))  # an address has "c10" in it now and then
     assert "libc.so" in libraries
     assert not re.search(r"torch|c10|cudart|libcuda|libpython|not found", libraries), libraries
 
