@@ -9,16 +9,20 @@ from torch import Tensor
 #: Rounds of Philox4x32; seven pass the whole BigCrush battery (Salmon et al., SC 2011, table 2).
 ROUNDS = 7
 
-#: Standard deviation of the integers that `noise` returns. They are 2 (4096 B + F) less their mean, with B the sum of
-#: four uniform bytes and F uniform on 0..4095.
-NOISE_STD = 2.0 * math.sqrt(4096.0**2 * 4.0 * (256.0**2 - 1.0) / 12.0 + (4096.0**2 - 1.0) / 12.0)
+#: Of a word's bytes 0 and 2, and of 1 and 3, in the sums that are its noise.
+WEIGHTS = (254, 252)
 
-#: The same for `half_noise`, with two bytes.
-HALF_STD = 2.0 * math.sqrt(4096.0**2 * 2.0 * (256.0**2 - 1.0) / 12.0 + (4096.0**2 - 1.0) / 12.0)
+#: Standard deviation of the integers that `half_noise` returns, which are sums of two uniform bytes by their weights.
+HALF_STD = math.sqrt(sum(weight**2 for weight in WEIGHTS) * (256.0**2 - 1.0) / 12.0)
 
-#: By the kind of noise: what an integer is divided by, and a bound of what is then added to a weight.
+#: The same for `noise`, with four bytes.
+NOISE_STD = math.sqrt(2.0) * HALF_STD
+
+#: What an integer is divided by.
 _UNIT = {"replicas": NOISE_STD, "cancelling": HALF_STD}
-LARGEST = {"replicas": 2**22, "cancelling": 2**22}  # the latter of differences
+
+#: A bound of what is then added to a weight: of an integer, or of the difference of two halves.
+LARGEST = 2**17
 
 _MASK = 0xFFFFFFFF
 
@@ -62,17 +66,19 @@ def words(index: Tensor, *, seed: int, tensor_id: int, stream: int) -> Tensor:
     return torch.stack(four).gather(0, (index & 3).unsqueeze(0)).squeeze(0)
 
 
-def noise(word: Tensor) -> Tensor:
-    """Centred integers (int64), nearly normal with standard deviation `NOISE_STD`, exact in float32."""
-    total = (word & 0xFF) + ((word >> 8) & 0xFF) + ((word >> 16) & 0xFF) + (word >> 24)
-    _, hashed = _multiply(0x9E3779B1, word)
-    return 2 * ((total << 12) | (hashed >> 20)) - (2 * 510 * 4096 + 4095)
-
-
 def half_noise(word: Tensor, half: Tensor) -> Tensor:
-    """Two such integers of each word, for noise that is used in differences: of the low half where `half` is 0, and of
-    the high half where it is 1. Standard deviation `HALF_STD`; the difference of any two is exact in float32."""
+    """Two centred integers (int64) of each word, for noise that is used in differences: of the low half where `half` is 0,
+    and of the high half where it is 1. Standard deviation `HALF_STD`; the difference of any two is exact in float32.
+
+    The sum of two bytes, whose weights differ a little: of equal ones, samples would tie often. One more in the low
+    half makes that odd where the high half is even, so that the two never tie."""
     bits = torch.where(half == 0, word, word >> 16)
-    total = (bits & 0xFF) + ((bits >> 8) & 0xFF)
-    hashed = torch.where(half == 0, _multiply(0x9E3779B1, word)[1], _multiply(0x85EBCA77, word)[1])
-    return 2 * ((total << 12) | (hashed >> 20)) - (2 * 255 * 4096 + 4095)
+    total = WEIGHTS[0] * (bits & 0xFF) + WEIGHTS[1] * (bits >> 8 & 0xFF)
+    return total + torch.where(half == 0, 1, 0) - 255 * sum(WEIGHTS) // 2
+
+
+def noise(word: Tensor) -> Tensor:
+    """Centred odd integers (int64), nearly normal with standard deviation `NOISE_STD`, exact in float32: the sum of both
+    halves' noise."""
+    low, high = (half_noise(word, torch.full_like(word, half)) for half in (0, 1))
+    return low + high

@@ -14,6 +14,10 @@ F16 = tl.constexpr(3)
 
 ROUNDS = tl.constexpr(7)
 
+EVEN_WEIGHT = tl.constexpr(254)
+ODD_WEIGHT = tl.constexpr(252)
+NOISE_CENTRE = tl.constexpr(255 * (254 + 252))
+
 
 @triton.jit
 def pointer(address, CODE: tl.constexpr):
@@ -117,17 +121,15 @@ def words_from(first, tensor_id, stream, k0, k1, COUNT: tl.constexpr):
 
 
 @triton.jit
-def noise_of_word(w):
-    """`n2n::noise_from_word`: a centred int32."""
-    total = (w & 0xFF) + ((w >> 8) & 0xFF) + ((w >> 16) & 0xFF) + (w >> 24)
-    fraction = (w * 0x9E3779B1) >> 20
-    return 2 * ((total << 12) | fraction).to(tl.int32) - (2 * 510 * 4096 + 4095)
-
-
-@triton.jit
 def half_noise(w, half):
     """`n2n::half_noise_from_word`: a centred int32 of the low half of each word where `half` is 0, else of the high."""
     bits = tl.where(half == 0, w, w >> 16)
-    total = (bits & 0xFF) + ((bits >> 8) & 0xFF)
-    fraction = tl.where(half == 0, w * 0x9E3779B1, w * 0x85EBCA77) >> 20
-    return 2 * ((total << 12) | fraction).to(tl.int32) - (2 * 255 * 4096 + 4095)
+    total = EVEN_WEIGHT * (bits & 0xFF) + ODD_WEIGHT * (bits >> 8 & 0xFF)
+    return total.to(tl.int32) + tl.where(half == 0, 1, 0) - NOISE_CENTRE // 2
+
+
+@triton.jit
+def noise_of_word(w):
+    """`n2n::noise_from_word`: a centred int32."""
+    total = EVEN_WEIGHT * ((w & 0xFF) + (w >> 16 & 0xFF)) + ODD_WEIGHT * ((w >> 8 & 0xFF) + (w >> 24))
+    return total.to(tl.int32) + 1 - NOISE_CENTRE

@@ -40,17 +40,16 @@ def philox_word(seed: int, tensor_id: int, stream: int, element: int) -> int:
     return c[element % 4]
 
 
-def sample(seed: int, tensor_id: int, stream: int, element: int) -> int:
-    """The sum of the word's bytes, refined by twelve bits of its hash, centred."""
-    word = philox_word(seed, tensor_id, stream, element)
-    total = sum(word.to_bytes(4, "little"))
-    return 2 * (4096 * total + (word * 0x9E3779B1 % 2**32 >> 20)) - (2 * 510 * 4096 + 4095)
-
-
 def half_sample(word: int, half: int) -> int:
-    """The sum of two of the word's bytes, refined by twelve bits of a hash, centred."""
-    total = sum(word.to_bytes(4, "little")[2 * half : 2 * half + 2])
-    return 2 * (4096 * total + (word * [0x9E3779B1, 0x85EBCA77][half] % 2**32 >> 20)) - (2 * 255 * 4096 + 4095)
+    """The sum of two of the word's bytes by their weights, centred, and one more in the low half."""
+    even, odd = word.to_bytes(4, "little")[2 * half : 2 * half + 2]
+    return 254 * even + 252 * odd - 64515 + (half == 0)
+
+
+def sample(seed: int, tensor_id: int, stream: int, element: int) -> int:
+    """Of both halves of the element's word together."""
+    word = philox_word(seed, tensor_id, stream, element)
+    return half_sample(word, 0) + half_sample(word, 1)
 
 
 def ulp(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -21,16 +21,11 @@ inline u64 word_once_more(u64 seed, u32 tensor, u32 stream, u64 index) {
   return c[index % 4];
 }
 
-inline i64 noise_once_more(u64 w) {
-  const u64 sum = w % 256 + (w >> 8) % 256 + (w >> 16) % 256 + (w >> 24);
-  const u64 hash = (w * 0x9E3779B1 % (u64{1} << 32)) >> 20;
-  return 2 * static_cast<i64>(4096 * sum + hash) - (2 * 510 * 4096 + 4095);
-}
-
 inline i64 half_noise_once_more(u64 w, bool second) {
   const u64 half = second ? w / 65536 : w % 65536;
-  const u64 hash = (w * (second ? 0x85EBCA77 : 0x9E3779B1) % (u64{1} << 32)) >> 20;
-  return 2 * static_cast<i64>(4096 * (half % 256 + half / 256) + hash) - (2 * 255 * 4096 + 4095);
+  return 254 * static_cast<i64>(half % 256) + 252 * static_cast<i64>(half / 256) - 64515 + (second ? 0 : 1);
 }
+
+inline i64 noise_once_more(u64 w) { return half_noise_once_more(w, false) + half_noise_once_more(w, true); }
 
 }  // namespace n2n::tests

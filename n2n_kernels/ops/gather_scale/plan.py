@@ -214,7 +214,7 @@ class GatherScalePlan:
                     raise ValueError(f"noise_std.{what} (={given}) must be {expected}")
             sigma = rng.sigma(noise_std, self._noise)
             if self._largest_sigma is None:
-                largest = [torch.finfo(kind.dtype).max / rng.LARGEST[self._noise] for kind in self._kinds]
+                largest = [torch.finfo(kind.dtype).max / rng.LARGEST for kind in self._kinds]
                 self._largest_sigma = torch.tensor(largest, dtype=torch.float64, device=self._device)
             return torch.where((sigma >= 0) & (sigma <= self._largest_sigma), sigma, 0.0)
         stds = requests.as_stds(noise_std, len(srcs))

@@ -317,7 +317,7 @@ def check_noise_stds(noise_std: Sequence[float], noise: str, srcs: Sequence[Tens
         if not (math.isfinite(std) and std >= 0):
             raise ValueError(f"noise_std[{i}] (={std}) must be finite and not negative")
         # Infinities would not cancel.
-        if rng.sigma(std, noise) * rng.LARGEST[noise] > limits[src.dtype]:
+        if rng.sigma(std, noise) * rng.LARGEST > limits[src.dtype]:
             raise ValueError(f"noise_std[{i}] (={std}) is too large for srcs[{i}], which is {src.dtype}")
 
 
