@@ -67,8 +67,8 @@ def words(index: Tensor, *, seed: int, tensor_id: int, stream: int) -> Tensor:
 
 
 def half_noise(word: Tensor, half: Tensor) -> Tensor:
-    """Two centred integers (int64) of each word, for noise that is used in differences: of the low half where `half` is 0,
-    and of the high half where it is 1. Standard deviation `HALF_STD`; the difference of any two is exact in float32.
+    """Two centred integers (int64) of each word, for noise that is used in differences: of the low half where `half` is
+    0, and of the high half where it is 1. Standard deviation `HALF_STD`; the difference of any two is exact in float32.
 
     The sum of two bytes, whose weights differ a little: of equal ones, samples would tie often. One more in the low
     half makes that odd where the high half is even, so that the two never tie."""
@@ -78,7 +78,8 @@ def half_noise(word: Tensor, half: Tensor) -> Tensor:
 
 
 def noise(word: Tensor) -> Tensor:
-    """Centred odd integers (int64), nearly normal with standard deviation `NOISE_STD`, exact in float32: the sum of both
-    halves' noise."""
+    """Centred odd integers (int64), nearly normal with standard deviation `NOISE_STD`, exact in float32.
+
+    The sum of both halves' noise."""
     low, high = (half_noise(word, torch.full_like(word, half)) for half in (0, 1))
     return low + high
