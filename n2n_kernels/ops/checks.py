@@ -58,7 +58,7 @@ def integer(name: str, value: object) -> int:
 
 
 def number(name: str, value: object) -> float:
-    if not isinstance(value, Real):
+    if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} (={value!r}) must be a number")
     return float(value)
 

@@ -20,6 +20,7 @@ from net2net.new_layers import FACTORS, Insertion
 from net2net.operations import operations
 from net2net.plan_parts import Inventory, Skipped
 from net2net.running import Inputs, call
+from net2net.scalars import plain
 from net2net.sites import Site, find_sites
 from net2net.skeleton import own_random_state, skeleton
 from net2net.verify import check_growth
@@ -85,6 +86,7 @@ def plan_deepen(
         ValueError: for a bad argument, by name and value; for a name that fits no place, or a place where no such
             layer can stand; if there is no place at all.
     """
+    count, seed, kernel_size, pieces = plain((count, seed, kernel_size, pieces))
     _check_arguments(count, method, seed, kernel_size, factor, pieces)
     if data is not None and (isinstance(data, Tensor | dict) or not isinstance(data, Iterable)):
         raise TypeError(f"data (={type(data).__name__}) must be an iterable of batches, each like example_inputs")

@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from net2net.kernel_plan import KernelPlan, check_size
 from net2net.plan_parts import Inventory
 from net2net.running import Inputs
+from net2net.scalars import plain
 from net2net.skeleton import check_model
 from net2net.verify import check_growth
 
@@ -87,7 +88,8 @@ def _wanted(model: nn.Module, sizes: Mapping[str, Size]) -> dict[str, tuple[_Con
 
 def _fitting(pattern: str, size: Size, module: _ConvNd) -> tuple[int, ...]:
     dims = len(module.kernel_size)
-    new = (size,) * dims if isinstance(size, int) else tuple(size)
+    size = plain(size)
+    new = (size,) * dims if isinstance(size, int) else plain(tuple(size))
     if len(new) != dims or not all(isinstance(k, int) and not isinstance(k, bool) for k in new):
         raise ValueError(f"sizes[{pattern!r}] (={size!r}) must be an int, or {dims} of them")
     check_size(f"sizes[{pattern!r}] (={size!r})", new, tuple(module.kernel_size))

@@ -25,6 +25,7 @@ from net2net.kept_numbers import passed_on, shared
 from net2net.layout import Segment, Shares, layouts
 from net2net.plan_parts import Inventory, Skipped
 from net2net.running import Inputs, sealed
+from net2net.scalars import plain
 from net2net.skeleton import check_model, skeleton
 from net2net.student import Laid, Layouts, Student
 from net2net.tallies import changed, notes
@@ -84,7 +85,9 @@ def plan_widen(
         ValueError: for a bad argument, by name and value; if a layer that was named cannot be widened, or does not
             exist; if nothing at all can be widened; under `strict`, if anything cannot.
     """
-    choices = Choices(width, layers, mapping, split, noise, noise_scale, multiple_of, seed, strict)
+    choices = Choices(
+        plain(width), layers, mapping, split, noise, plain(noise_scale), plain(multiple_of), plain(seed), strict
+    )
     return plan_and_groups(model, example_inputs, choices)[0]
 
 
