@@ -5,6 +5,7 @@ Calls on one plan come with tensors of the same strides again and again, so a wh
 
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,21 +18,29 @@ from n2n_kernels.ops.memory import Memory
 
 
 @dataclass(frozen=True, eq=False)
-class Form:
-    """How a teacher tensor of a kind lies in memory, and its student. Tensors that lie alike share this object."""
+class Place:
+    """How a teacher tensor lies in memory, and its student. Tensors of equal shapes and strides share this object,
+    whatever their maps."""
 
-    kind: Kind
     source: Layout  # as the kernels read it: of a contiguous copy, where `copied`
     target: Layout
     student: Tensor | None  # if it is to be made: its shape and strides, on the device "meta"
     copied: bool  # the kernels cannot read it as it lies: its kernel dimensions do not fold, or its address is odd
+    dtype: torch.dtype
     device: torch.device
 
     @lazy
     def like(self) -> Tensor:
         """Without memory; the student tensor is made as empty_like this one."""
         assert self.student is not None
-        return _without_memory(self.kind.dtype, self.student, self.device)
+        return _without_memory(self.dtype, self.student, self.device)
+
+
+class Form(NamedTuple):
+    """A tensor of a kind, at a place. Tensors that are alike share this object."""
+
+    kind: Kind
+    place: Place
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +52,12 @@ class Forms:
 
     @lazy
     def like(self) -> list[Tensor]:
-        """`Form.like` of each; none if there are tensors to write to."""
-        return [form.like for form in self.each if form.student is not None]
+        """`Place.like` of each; none if there are tensors to write to."""
+        return [form.place.like for form in self.each if form.place.student is not None]
+
+
+#: Of a form: what it is of, the strides of source and target, and whether the source's address is odd.
+_Key = tuple[Kind, tuple[int, ...], tuple[int, ...] | None, bool]
 
 
 class KnownForms:
@@ -53,7 +66,8 @@ class KnownForms:
     def __init__(self, kinds: list[Kind], device: torch.device) -> None:
         self._kinds, self._device = kinds, device
         self._calls: dict[object, Forms] = {}
-        self._forms: dict[object, Form] = {}
+        self._forms: dict[_Key, Form] = {}
+        self._places: dict[object, Place] = {}
 
     def of(self, sources: Memory, out: Memory | None) -> Forms:
         """For tensors that fit the plan; `out`: those to write to; None: they are made like the teacher's."""
@@ -66,28 +80,34 @@ class KnownForms:
             targets = [None] * len(odd) if to is None else map(tuple, to.tolist())
             keys = zip(self._kinds, map(tuple, from_.tolist()), targets, odd.tolist(), strict=True)
             each = [self._forms.get(key) or self._made(key, i, sources, out) for i, key in enumerate(keys)]
-            copied = [i for i, form in enumerate(each) if form.copied]
+            copied = [i for i, form in enumerate(each) if form.place.copied]
             # Another thread may have been faster: what is prepared for forms goes by the object.
             known = self._calls.setdefault(key, Forms(each, copied))
         return known
 
-    def _made(self, key: object, i: int, sources: Memory, out: Memory | None) -> Form:
-        target = None if out is None else out.tensors[i]
-        form = _form(self._kinds[i], sources.tensors[i], target, i in sources.odd, self._device)
-        return self._forms.setdefault(key, form)
+    def _made(self, key: _Key, i: int, sources: Memory, out: Memory | None) -> Form:
+        kind = self._kinds[i]
+        # The format of a student that is to be made is found from the teacher's strides.
+        where = kind.shape, kind.student_shape, kind.dtype, *key[1:]
+        place = self._places.get(where)
+        if place is None:
+            target = None if out is None else out.tensors[i]
+            made = _place(kind, sources.tensors[i], target, key[-1], self._device)
+            place = self._places.setdefault(where, made)
+        return self._forms.setdefault(key, Form(kind, place))
 
 
-def _form(kind: Kind, src: Tensor, out: Tensor | None, odd: bool, device: torch.device) -> Form:
+def _place(kind: Kind, src: Tensor, out: Tensor | None, odd: bool, device: torch.device) -> Place:
     imagined = partial(torch.empty, device="meta")
     source = None if odd else layout_of(src)
     copied = source is None
     student = imagined(kind.student_shape, memory_format=memory_format(src))
-    return Form(
-        kind,
+    return Place(
         source or _layout(imagined(kind.shape)),
         _layout(student if out is None else out),
         student if out is None else None,
         copied,
+        kind.dtype,
         device,
     )
 

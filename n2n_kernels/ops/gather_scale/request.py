@@ -65,6 +65,19 @@ def as_stds(noise_std: float | Sequence[float], count: int) -> list[float]:
     return [checks.number("noise_std", noise_std)] * count
 
 
+def _stable_argsort(keys: np.ndarray) -> np.ndarray:
+    """Of integers that are not negative."""
+    # NumPy sorts integers of 16 bits by their digits, in a fifth of the time.
+    return np.argsort(keys.astype(np.uint16) if keys.max(initial=0) < 2**16 else keys, kind="stable")
+
+
+def _sums_before(count: np.ndarray) -> np.ndarray:
+    """int64 [n + 1]: the sum of the entries before each, and of all."""
+    sums = np.zeros(len(count) + 1, dtype=np.int64)
+    np.cumsum(count, out=sums[1:])
+    return sums
+
+
 @dataclass(frozen=True, eq=False)
 class AxisMap:
     """A checked map and what backends derive from it. Tensors that share a map share this object."""
@@ -74,26 +87,31 @@ class AxisMap:
     @lazy
     def prefix(self) -> int:
         """So many first entries are 0, 1, 2, ..."""
-        other = np.flatnonzero(self.index != np.arange(len(self.index)))
-        return int(other[0]) if other.size else len(self.index)
+        other = self.index != np.arange(len(self.index))
+        first = int(other.argmax()) if other.size else 0
+        return first if other[first : first + 1].any() else len(self.index)
+
+    @lazy
+    def count(self) -> np.ndarray:
+        """int64 [n]: how many replicas each unit has."""
+        return np.bincount(self.index)
 
     @lazy
     def by_unit(self) -> np.ndarray:
         """int64 [n']: the student's indices, sorted by the unit that they copy, the earlier replica first."""
-        return np.argsort(self.index, kind="stable")
+        return _stable_argsort(self.index)
 
     @lazy
     def begins(self) -> np.ndarray:
         """int64 [n + 1]: where each unit's replicas begin in `by_unit`."""
-        return np.concatenate([[0], np.cumsum(np.bincount(self.index))])
+        return _sums_before(self.count)
 
     @lazy
     def units(self) -> np.ndarray:
         """int64 [n, 4]: each unit, its first and its last replica, and how many it has; those with most come first."""
-        count = np.diff(self.begins)
         replicas = np.stack([self.by_unit[self.begins[:-1]], self.by_unit[self.begins[1:] - 1]])
-        units = np.stack([np.arange(len(count)), *replicas, count], axis=1)
-        return units[np.argsort(-count, kind="stable")]
+        units = np.stack([np.arange(len(self.count)), *replicas, self.count], axis=1)
+        return units[_stable_argsort(self.count.max(initial=0) - self.count)]
 
     @lazy
     def order(self) -> np.ndarray:
@@ -103,9 +121,16 @@ class AxisMap:
         return order
 
     @lazy
+    def seen(self) -> np.ndarray:
+        """bool [n']: whether the entry's unit occurs before."""
+        seen = np.ones(len(self.index), dtype=bool)
+        seen[self.by_unit[self.begins[:-1]]] = False
+        return seen
+
+    @lazy
     def replicas(self) -> np.ndarray:
         """int64 [n']: how many replicas the entry's unit has."""
-        return np.bincount(self.index)[self.index]
+        return self.count[self.index]
 
     @lazy
     def next(self) -> np.ndarray:
@@ -199,15 +224,15 @@ class _Values:
             return None
         key = id(given), units
         if key not in self._maps:
-            index = given.detach().cpu().numpy()
-            wrong = np.flatnonzero((index < 0) | (index >= units))
-            if wrong.size:
-                at = int(wrong[0])
+            checked = AxisMap(given.detach().cpu().numpy().copy())
+            index = checked.index
+            if index.size and (index.min() < 0 or index.max() >= units):
+                at = int(np.argmax((index < 0) | (index >= units)))
                 raise ValueError(f"{name}[{at}] (={index[at]}) is outside the teacher's {units} units")
-            dropped = np.flatnonzero(np.bincount(index, minlength=units) == 0)
-            if dropped.size:
-                raise ValueError(f"{name} drops unit {int(dropped[0])}: every one of the {units} units must occur")
-            self._maps[key] = AxisMap(index.copy())
+            if len(checked.count) < units or not checked.count.all():
+                dropped = int(np.argmin(np.bincount(index, minlength=units)))
+                raise ValueError(f"{name} drops unit {dropped}: every one of the {units} units must occur")
+            self._maps[key] = checked
         return self._maps[key]
 
     def scale(self, name: str, given: Tensor | None, dtype: torch.dtype) -> Scale | None:
@@ -216,9 +241,9 @@ class _Values:
         key = id(given), dtype
         if key not in self._scales:
             values = given.detach().cpu().double().numpy().copy()
-            wrong = np.flatnonzero(~np.isfinite(values))
-            if wrong.size:
-                at = int(wrong[0])
+            finite = np.isfinite(values)
+            if not finite.all():
+                at = int(np.argmin(finite))
                 raise ValueError(f"{name}[{at}] (={values[at]}) must be finite")
             # The sum covers every sum over a unit's replicas too, which cancelling noise multiplies by.
             size, compute = np.abs(values).sum(), dtypes.TABLE[dtype].compute

@@ -13,7 +13,7 @@ import torch
 
 from n2n_kernels import dtypes
 from n2n_kernels.layout import Layout
-from n2n_kernels.ops.gather_scale.forms import Form
+from n2n_kernels.ops.gather_scale.forms import Form, Place
 from n2n_kernels.ops.gather_scale.request import AxisMap, Kind, Scale
 from n2n_kernels.table import TILE, VECTOR_BYTES, Arena
 
@@ -118,7 +118,10 @@ def launches(forms: Sequence[Form], noise: str, tensor_ids: Sequence[int], arena
         row_of[[number[form] for form in mine]] = np.arange(len(mine))
         members = np.flatnonzero(row_of[numbers] >= 0)
         which = row_of[numbers[members]]
-        tasks = np.stack([_row(form, noise, arena) for form in mine])
+        rows = {place: _row_at(place) for place in dict.fromkeys(form.place for form in mine)}
+        tasks = np.stack([rows[form.place] for form in mine])
+        for row, form in zip(tasks, mine, strict=True):
+            _point(row, form.kind, noise, arena)
         count = np.bincount(which)
         sizes = tasks[:, Column.O] * tasks[:, Column.I] * tasks[:, Column.K] * dtype.itemsize
         output_bytes = int((sizes * count).sum())
@@ -139,8 +142,9 @@ def _stages(device: torch.device) -> tuple[int, int]:
     return min(three, STAGE_BYTES), two
 
 
-def _row(form: Form, noise: str, arena: Arena) -> np.ndarray:
-    kind, source, target = form.kind, form.source, form.target
+def _row_at(place: Place) -> np.ndarray:
+    """What a task has of its tensors' place alone."""
+    source, target = place.source, place.target
     row = np.zeros(len(Column), dtype=np.int64)
     row[Column.O : Column.K + 1] = target[:3]
     row[[Column.SRC_O, Column.SRC_I]] = source[:2]
@@ -152,13 +156,12 @@ def _row(form: Form, noise: str, arena: Arena) -> np.ndarray:
     row[Column.ROWS] = (
         target.I * target.K > 1
         and source.O < 2**31  # teacher rows are counted in 32 bits, and so are the bytes of one, and of a student's
-        and max(source.I * source.K, target.I * target.K) * kind.dtype.itemsize < 2**32
+        and max(source.I * source.K, target.I * target.K) * place.dtype.itemsize < 2**32
         and _dense(target, k_outer)
         and _dense(source, k_outer)
     )
-    row[Column.IN_PREFIX] = kind.in_map.prefix if kind.in_map is not None else target.I
+    row[Column.IN_PREFIX] = target.I
     row[Column.MAGIC], row[Column.SHIFT] = reciprocal(target.I if k_outer else target.K)
-    _point(row, kind, noise, arena)
     return row
 
 
@@ -189,9 +192,10 @@ def _point(row: np.ndarray, kind: Kind, noise: str, arena: Arena) -> None:
         row[Column.ROW_BEGIN] = integers(out_map, "begins")
         row[Column.ROW_LIST] = integers(out_map, "by_unit")
         if noise == "replicas":
-            row[Column.OUT_SEEN] = integers(out_map, "order")
+            row[Column.OUT_SEEN] = integers(out_map, "seen")
     if (in_map := kind.in_map) is not None:
         row[Column.IN_MAP] = integers(in_map, "index")
+        row[Column.IN_PREFIX] = in_map.prefix
         if noise == "cancelling" and in_map.most_replicas() > 1:
             row[Column.IN_NEXT] = integers(in_map, "next")
             row[Column.IN_ORDER] = integers(in_map, "order")

@@ -40,13 +40,17 @@ class RowRange(AxisMap):
         return np.argsort(self.index[self.begin : self.end], kind="stable") + self.begin
 
     @lazy
-    def begins(self) -> np.ndarray:
-        """int64 [n + 1]: where each unit's replicas begin in `by_unit`."""
-        return np.concatenate([[0], np.cumsum(np.bincount(self.index[self.begin : self.end]))])
+    def count(self) -> np.ndarray:
+        """int64 [n]: how many replicas each unit has in the range."""
+        return np.bincount(self.index[self.begin : self.end])
 
     @lazy
     def order(self) -> np.ndarray:
         return self.earlier
+
+    @lazy
+    def seen(self) -> np.ndarray:
+        return self.earlier > 0
 
 
 @dataclass(frozen=True, eq=False)
