@@ -96,6 +96,9 @@ BAD: dict[str, tuple[Callable[[Call], None], type[Exception], str]] = {
     "a map that drops a unit": (
         one("out_maps", torch.tensor([0, 1, 3, 3, 0, 1]), 1), ValueError, r"out_maps\[1\] drops unit 2"
     ),
+    "a map that drops the last unit": (
+        one("out_maps", torch.tensor([0, 1, 2, 2, 0, 1])), ValueError, r"out_maps\[0\] drops unit 3"
+    ),
     "a map without values": (one("out_maps", lambda t: t.to("meta")), ValueError, r"out_maps\[0\]\.device \(=meta\)"),
     "a map for no axis": (one("in_maps", torch.tensor([0]), 1), ValueError, r"srcs\[1\] is 1-D .*in_maps\[1\]"),
     "a scale for no axis": (one("in_scales", torch.ones(1), 1), ValueError, r"srcs\[1\] is 1-D .*in_scales\[1\]"),
