@@ -41,9 +41,7 @@ class Roofline:
 
     def contender(self, device: torch.device) -> Iterator[Callable[[], object]]:
         """The one call, on buffers whose pages exist."""
-        unit = (GPU_BYTES if device.type == "cuda" else CPU_BYTES) / (self.read + self.written) / 4
-        source = torch.zeros(math.ceil(self.read * unit), device=device)
-        target = torch.zeros(math.ceil(self.written * unit), device=device)
+        source, target = (torch.zeros(count, device=device) for count in self._elements(device))
         if self.written == 0:
             yield partial(torch.sum, source)
             return
@@ -59,8 +57,13 @@ class Roofline:
 
     def bytes(self, device: torch.device) -> tuple[int, int]:
         """(read, written) of a call."""
+        read, written = self._elements(device)
+        return 4 * read, 4 * written
+
+    def _elements(self, device: torch.device) -> tuple[int, int]:
+        """float32 numbers that a call reads, and that it writes."""
         unit = (GPU_BYTES if device.type == "cuda" else CPU_BYTES) / (self.read + self.written) / 4
-        return 4 * math.ceil(self.read * unit), 4 * math.ceil(self.written * unit)
+        return math.ceil(self.read * unit), math.ceil(self.written * unit)
 
 
 def roofline_of(read: int, written: int) -> Roofline:

@@ -1,6 +1,8 @@
 // The GPU's kernel, thread by thread on the CPU: slow, and the proof that its code is right where there is no GPU.
+#include <algorithm>
 #include <cstring>
 #include <memory>
+#include <stdexcept>
 
 #include "dispatch.h"
 #include "gather_scale_block.h"
@@ -11,9 +13,18 @@ namespace {
 
 template <class S, Noise N>
 void run_blocks(const GatherScaleArgs& args) {
-  // Exactly as large as what the launch asks for, so that a sanitizer sees an element too far.
+  // Exactly as large as what the launch asks for, so that a sanitizer sees an element too far. Without one, what is
+  // written beyond shall at least be seen, and be nobody else's memory.
+#if defined(__SANITIZE_ADDRESS__)
+  constexpr std::size_t kBeyond = 0;
+#else
+  constexpr std::size_t kBeyond = 64 * 1024;
+#endif
   const std::size_t vectors = static_cast<std::size_t>((args.stage_bytes + kVectorBytes - 1) / kVectorBytes);
-  const std::unique_ptr<Pack<S, kVectorOf<S>>[]> stage(new Pack<S, kVectorOf<S>>[vectors]);
+  const std::unique_ptr<Pack<S, kVectorOf<S>>[]> stage(new Pack<S, kVectorOf<S>>[vectors + kBeyond]);
+  unsigned char* const beyond = reinterpret_cast<unsigned char*>(stage.get() + vectors);
+  constexpr unsigned char kUntouched = 0xC3;
+  std::fill_n(beyond, kBeyond * kVectorBytes, kUntouched);
   const SharedRow<S> shared(stage.get());
   for (i64 number = 0; number < args.count; ++number) {
     const auto tile = BlockTile<S, N>::of(args, number);
@@ -48,6 +59,9 @@ void run_blocks(const GatherScaleArgs& args) {
       }
       make_words(n + at_once);
     }
+  }
+  if (std::any_of(beyond, beyond + kBeyond * kVectorBytes, [](unsigned char byte) { return byte != kUntouched; })) {
+    throw std::runtime_error("the launch asked for too little shared memory: it was written beyond");
   }
 }
 

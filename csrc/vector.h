@@ -35,6 +35,15 @@ N2N_HD P* global(P* address) {
   return address;
 }
 
+// An address that is not a multiple of 16 stops a GPU, and under a sanitizer the CPU, which would not mind it.
+inline void require_aligned(const void* address) {
+#if defined(__SANITIZE_ADDRESS__)
+  if (reinterpret_cast<u64>(address) % kVectorBytes != 0) __builtin_trap();
+#else
+  static_cast<void>(address);
+#endif
+}
+
 // The address must be a multiple of 16, and nobody may write there meanwhile.
 template <class S>
 N2N_HD Vector load_vector(const S* address) {
@@ -42,6 +51,7 @@ N2N_HD Vector load_vector(const S* address) {
   const uint4 v = __ldg(reinterpret_cast<const uint4*>(address));
   return Vector{{v.x, v.y, v.z, v.w}};
 #else
+  require_aligned(address);
   Vector v;
   memcpy(&v, address, sizeof v);
   return v;
@@ -57,6 +67,7 @@ N2N_HD void store_vector(S* address, const Vector& v) {
                "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
                : "memory");
 #else
+  require_aligned(address);
   memcpy(static_cast<void*>(address), &v, sizeof v);
 #endif
 }

@@ -1,5 +1,6 @@
 """The benchmarks' harness: a small run from end to end, and its report. What is measured is not tested, only how."""
 
+import dataclasses
 import importlib
 import json
 import re
@@ -8,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from net2net import benchmarks
 from net2net.cli import main
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import n2n_kernels as nk
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / "bench"
@@ -140,3 +145,42 @@ def test_outside_a_checkout(
     monkeypatch.setattr(benchmarks, "BENCH", tmp_path / "bench")
     assert main(["bench"]) == 1
     assert "run this in a checkout of the source, after pip install" in capsys.readouterr().err
+
+
+def test_bytes_of_a_case_are_those_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    cases, inputs = importlib.import_module("cases"), importlib.import_module("inputs")
+    growths = [case for case in cases._table() if isinstance(case, cases.Growth)]
+    assert len(growths) > 10
+    for whole in growths:
+        shapes = tuple((min(s[0], 6), *(min(n, 5) for n in s[1:])) for s in whole.shapes)[:20]
+        case = dataclasses.replace(whole, shapes=shapes, full=len(shapes))
+        given = inputs.GrowthInputs(case, torch.device("cpu"))
+        assert case.read == sum(t.nbytes for t in given.sets[0]), whole.name
+        grown = nk.gather_scale(given.sets[0], given.out_maps, given.in_maps)
+        assert case.written == sum(t.nbytes for t in grown), whole.name
+
+
+def test_bytes_of_a_roofline_are_those_that_it_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    rooflines = importlib.import_module("rooflines")
+    monkeypatch.setattr(rooflines, "CPU_BYTES", 1 << 16)
+    moved = {"read": 0, "written": 0}
+    count = {"aten::copy_": ("read", "written"), "aten::sum": ("read",)}
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            for what in count.get(func.name().split(".")[0], ()):
+                moved[what] += args[0].nbytes
+            return func(*args, **(kwargs or {}))
+
+    def memset(t: torch.Tensor) -> None:
+        moved["written"] += t.nbytes
+
+    monkeypatch.setattr(rooflines, "memset", memset)
+    for roofline in (*rooflines.ALWAYS, rooflines.roofline_of(1, 4)):
+        call = next(roofline.contender(torch.device("cpu")))
+        moved.update(read=0, written=0)
+        with Count():
+            call()
+        assert (moved["read"], moved["written"]) == roofline.bytes(torch.device("cpu")), roofline.name

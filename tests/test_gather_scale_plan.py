@@ -226,3 +226,25 @@ def test_copies_of_a_plan() -> None:
     assert_same_bits(copy.deepcopy(plan)([w])[0], w[g])
     with pytest.raises(TypeError, match="cannot be pickled; make it anew"):
         pickle.dumps(plan)
+
+
+def test_two_of_one_plan_at_once(backend: str, device: torch.device) -> None:
+    """Each with tensors of its own, both bound before either runs."""
+    g = torch.tensor([0, 1, 2, 0])
+    a, b = (torch.randn(3, 2, device=device) for _ in range(2))
+    plan = nk.GatherScalePlan([a], [g], None, backend=backend)
+    first, second = plan.bind([a]), plan.bind([b])
+    for bound, src in ((first, a), (second, b), (first, a)):
+        assert_same_bits(bound.run()[0], src[g.to(device)])
+
+
+def test_an_odd_address_after_an_even_one() -> None:
+    """Of a view of a file. It is copied, whatever the plan has met before: not every processor reads it."""
+    w, g = torch.randn(3, 2), torch.tensor([0, 1, 2, 0])
+    odd = torch.frombuffer(bytearray(25), dtype=torch.float32, count=6, offset=1).view(3, 2).copy_(w)
+    assert odd.data_ptr() % 4
+    plan = nk.GatherScalePlan([w], [g], None, backend="cpu")
+    plan([w])
+    bound = plan.bind([odd])
+    assert len(bound._copies) == 1
+    assert_same_bits(bound.run()[0], w[g])

@@ -1,7 +1,8 @@
 """The CUDA kernels as a GPU is given them: the PTX of the build, run on the CPU (ptx.py).
 
-What `backend="blocks"` cannot see is here: inline assembly, copies that arrive later, barriers, races, and accesses
-outside the tensors and the tables. Each element of the output must be written exactly once.
+What the emulation of blocks cannot see is here: inline assembly, copies that arrive later, barriers, races, and
+accesses outside the tensors and the tables. Each element of the output must be written exactly once. What neither sees
+is how the host launches a kernel (its grid, the shared memory that it asks for), which only a GPU runs.
 """
 
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kernel_cases import assert_same_bits
 from ptx import Kernel
 from ptx_memory import PtxMemoryError
 from ptx_module import PtxModule, built_ptx
@@ -52,6 +54,7 @@ SHAPES = {
     "1x1, long rows": ((2, 130), (3, 300), False),
     "channels_last": ((2, 16, 3, 3), (4, 24), True),
     "channels_last, odd": ((2, 7, 3, 3), (3, 11), True),
+    "channels_last, odd teacher": ((2, 7, 3, 3), (3, 16), True),
     "kernel of three": ((3, 24, 3), (5, 40), False),
     "kernel of five, by blocks of words": ((2, 20, 5), (3, 32), False),
     "not dense": ((4, 6, 2, 3), (6, 9), None),
@@ -86,12 +89,8 @@ def check(srcs: list[torch.Tensor], maps: dict, options: dict, ptx: PtxModule) -
     expected = nk.gather_scale(srcs, **maps, **options, backend="reference")
     got = nk.gather_scale(srcs, **maps, **options, backend="cpu")
     for a, b in zip(got, expected, strict=True):
-        assert torch.equal(bits(a), bits(b))
+        assert_same_bits(a, b, "the PTX")
     assert_written_once(ptx, dense=all(x.is_contiguous() for x in got))
-
-
-def bits(x: torch.Tensor) -> torch.Tensor:
-    return x.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
 
 
 @pytest.mark.parametrize("noise", ["replicas", "cancelling"])
@@ -130,6 +129,19 @@ def test_noise_in_rows_that_do_not_fit_shared_memory(
     test_gather_scale(ptx, shape, "cancelling", dtype)
 
 
+def test_rows_that_lie_far_apart(ptx: PtxModule) -> None:
+    """Of the teacher and of the student; pages that nobody touches take no memory."""
+    stride = 2**29 + 4  # floats: more than 2 GiB, so that the third row begins beyond 32 bits
+    memory = torch.empty(4 * stride)
+    for src, out in (
+        (torch.randn(3, 4), memory.as_strided((4, 8), (stride, 1))),
+        (memory.as_strided((3, 4), (stride, 1)).copy_(torch.randn(3, 4)), torch.empty(4, 8)),
+    ):
+        maps = {"out_maps": [torch.tensor([0, 1, 2, 0])], "in_maps": [torch.arange(8) % 4]}
+        nk.gather_scale([src], **maps, out=[out], backend="cpu")
+        assert_same_bits(out, src[maps["out_maps"][0]][:, maps["in_maps"][0]])
+
+
 def test_large_results_go_past_the_caches(ptx: PtxModule, monkeypatch: pytest.MonkeyPatch) -> None:
     run = ptx.gather_scale
     monkeypatch.setattr(ptx, "gather_scale", lambda *args: run(*args[:9], True, *args[10:]))
@@ -162,9 +174,18 @@ def test_channel_moments(ptx: PtxModule, shape: tuple, channels_last: bool, dtyp
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).add(3).to(dtype)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
+    check_moments(ptx, x)
+
+
+def check_moments(ptx: PtxModule, x: torch.Tensor) -> None:
     for a, b in zip(nk.channel_moments(x, backend="cpu"), nk.channel_moments(x, backend="reference"), strict=True):
-        assert torch.equal(bits(a), bits(b))
+        assert_same_bits(a, b, "the PTX")
     assert_written_once(ptx)
+
+
+def test_moments_of_more_chunks_than_there_are_threads(ptx: PtxModule) -> None:
+    """Which the last kernel folds: 293 of them."""
+    check_moments(ptx, torch.randn(1, 1, 300_000, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16))
 
 
 def test_tensor_moments(ptx: PtxModule) -> None:
@@ -174,7 +195,7 @@ def test_tensor_moments(ptx: PtxModule) -> None:
     for a, b in zip(
         nk.tensor_moments(tensors, backend="cpu"), nk.tensor_moments(tensors, backend="reference"), strict=True
     ):
-        assert torch.equal(bits(a), bits(b))
+        assert_same_bits(a, b, "the PTX")
 
 
 COUNTED = {
@@ -211,7 +232,9 @@ def test_instructions_per_output(ptx: PtxModule, monkeypatch: pytest.MonkeyPatch
                 )
                 kind = str(dtype).removeprefix("torch.")
                 counts[f"{name}, {kind}, {noise}"] = round((ptx.executed - before) * 32 / out.numel(), 1)
-    check_counts(Path(__file__).with_name("ptx_instructions.json"), counts, f"nvcc {nk.build_info()['cuda']}")
+    info = nk.build_info()
+    made_by = f"nvcc {info['cuda']} for {info['cuda_architectures']}"
+    check_counts(Path(__file__).with_name("ptx_instructions.json"), counts, made_by)
 
 
 # Whether the interpreter would tell.

@@ -41,8 +41,8 @@ def check(folder: Path, kernels: int, *arguments: str) -> list[dict[str, object]
             name = str(kernel["kernel"])
             # No spills to local memory, and no product fused with a sum, which would round once instead of twice, but
             # where a quotient is made of them.
-            assert not {"LDL", "STL"} & set(used), name
-            assert name.startswith("finish") or not {"FFMA", "DFMA"} & set(used), name
+            assert not {"LDL", "STL"} & set(used), f"{name} spills registers to local memory"
+            assert name.startswith("finish") or not {"FFMA", "DFMA"} & set(used), f"{name} fuses a product with a sum"
             # What should be at memory speed moves sixteen bytes at once.
             copies = "identity" in name or ("gather_scale" in name and "noise 0" in name)
             assert not copies or "STG.128" in used, name
