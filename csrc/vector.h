@@ -4,6 +4,11 @@
 
 #include "common.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <cstdio>
+#include <cstdlib>
+#endif
+
 #if defined(__SSE2__) && !defined(__CUDACC__)
 #include <emmintrin.h>
 #define N2N_STREAMING_STORES 1
@@ -38,7 +43,9 @@ N2N_HD P* global(P* address) {
 // An address that is not a multiple of 16 stops a GPU, and under a sanitizer the CPU, which would not mind it.
 inline void require_aligned(const void* address) {
 #if defined(__SANITIZE_ADDRESS__)
-  if (reinterpret_cast<u64>(address) % kVectorBytes != 0) __builtin_trap();
+  if (reinterpret_cast<u64>(address) % kVectorBytes == 0) return;
+  std::fputs("a vector's address is not a multiple of 16\n", stderr);
+  std::abort();
 #else
   static_cast<void>(address);
 #endif

@@ -22,6 +22,17 @@ from n2n_kernels.backends import ORDER
 from n2n_kernels.ops.gather_scale import native as gather_scale_native
 
 
+def check_triton_assertions() -> None:
+    """Triton's interpreter leaves them out unless it debugs."""
+    try:
+        from triton.runtime import interpreter
+
+        options = interpreter.InterpreterOptions(debug=True, sanitize_overflow=False)
+        interpreter.interpreter_builder.options = options
+    except (ImportError, AttributeError):
+        return
+
+
 def patch_triton_once_a_launch() -> None:
     """Triton's interpreter replaces the language's functions by its own when a kernel is launched, and then again for
     every device function that the kernel calls, which finds nothing left to replace and takes half of its time."""
@@ -49,6 +60,7 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # they share
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 if os.environ.get("TRITON_INTERPRET") == "1":
+    check_triton_assertions()
     patch_triton_once_a_launch()
 
 

@@ -32,13 +32,14 @@ struct MomentsCase {
     if (pick(0, 2) == 0) extent[1] = 8 * pick(1, 9);  // for vectors along the channels
     if (pick(0, 2) == 0) extent[2] = 8 * pick(1, 20);
     i64 size, offset = 0;
+    const auto gap = [] { return pick(0, 3) ? 0 : pick(1, 9); };  // parts of larger tensors
     switch (pick(0, 2)) {
       case 0:  // contiguous
-        stride[2] = 1, stride[1] = extent[2], stride[0] = extent[1] * extent[2];
+        stride[2] = 1, stride[1] = extent[2] + gap(), stride[0] = extent[1] * stride[1] + gap();
         size = extent[0] * stride[0];
         break;
       case 1:  // channels_last
-        stride[1] = 1, stride[2] = extent[1], stride[0] = extent[1] * extent[2];
+        stride[1] = 1, stride[2] = extent[1] + gap(), stride[0] = extent[2] * stride[2] + gap();
         size = extent[0] * stride[0];
         break;
       default: size = random_strides(extent, stride);

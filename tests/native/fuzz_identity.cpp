@@ -110,10 +110,33 @@ void identity_as_blocks(IdentityCase<S>& c) {
   c.check("as blocks");
 }
 
+// The last tile of a tensor of terabytes, of which no other has memory.
+template <class S>
+void far_identity(DType dtype) {
+  constexpr i64 kSlots = kIdentityTile<S>;
+  const i64 tile = (i64{1} << pick(18, 27)) + pick(0, 1000), begin = tile * kSlots, count = kSlots - pick(0, 40);
+  Exactly<S> memory(count + kVectorOf<S>);
+  const i64 size = static_cast<i64>(sizeof(S)), skipped = (kVectorBytes - memory.address() % kVectorBytes) % kVectorBytes;
+  IdentityTask task{};
+  task.dst = memory.address() + skipped - begin * size;
+  task.first_tile = -tile;
+  task.elements = begin + count;
+  task.dense = 1;
+  task.first = pick(0, 50), task.inner_step = pick(1, 300), task.outer_step = task.elements + kVectorBytes;
+  task.inner = task.ones = (task.elements - task.first + task.inner_step - 1) / task.inner_step;
+  const i32 first = 0;
+  identity_cpu(dtype, {&task, &first, 1}, flip(), 1);
+  for (i64 e = 0; e < count; ++e) {
+    const bool one = (begin + e - task.first) % task.inner_step == 0;
+    require(same(value(memory[skipped / size + e]), one ? 1.0 : 0.0), "identity_: a wrong value, far away");
+  }
+}
+
 }  // namespace
 
 template <class S>
 i64 fuzz_identity(DType dtype) {
+  far_identity<S>(dtype);
   std::vector<std::unique_ptr<IdentityCase<S>>> cases;
   std::vector<IdentityTask> tasks;
   std::vector<i32> tile_task;

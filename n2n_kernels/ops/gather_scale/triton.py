@@ -225,6 +225,8 @@ def rows_tile(
                 )  # fmt: skip
                 to = pointer(dst, CODE) + dst_row // VECTOR * o * VECTOR + e
                 if VECTOR > 1:
+                    # Checked where Triton debugs, as its interpreter does in the tests.
+                    tl.device_assert(tl.min(to.to(tl.int64)) % 16 == 0, "not at a multiple of sixteen bytes")
                     to = tl.multiple_of(to, 16)
                 tl.store(to, bits, mask=mask)
 
