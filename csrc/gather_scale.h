@@ -183,7 +183,7 @@ struct GatherScaleArgs {
   i64 count;  // of tiles
   u64 seed;
   Noise noise;
-  i64 stage_bytes;   // of shared memory, for a tile's teacher rows, and the student's that are made there
+  i64 stage_bytes;   // of shared memory, for a tile's teacher rows, the student's that are made there, and their noise
   i64 output_bytes;  // of all tasks together
   bool streaming;    // that is more than caches hold: do not push other data out of them
   bool large;        // the same, but for whether that pays: outputs are whole, and have large pages among them

@@ -15,7 +15,7 @@ template <class S, Noise N>
 void run_blocks(const GatherScaleArgs& args) {
   // Exactly as large as what the launch asks for, so that a sanitizer sees an element too far. Without one, what is
   // written beyond shall at least be seen, and be nobody else's memory.
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(N2N_SANITIZED)
   constexpr std::size_t kBeyond = 0;
 #else
   constexpr std::size_t kBeyond = 64 * 1024;

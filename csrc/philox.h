@@ -67,7 +67,7 @@ N2N_HD u32 word_at(const NoiseKey& key, i64 index) {
 }
 
 // One 32-bit word to one centred integer, nearly normal: a sum of its four bytes (Irwin-Hall of order 4, excess kurtosis
-// -0.3), whose weights differ a little, so that there are 2^16 values and not 2^10, and two samples practically never tie
+// -0.3), whose weights differ a little, so that there are 113,281 values and not 1,021, and two samples practically never tie
 // (replicas whose noise ties would stay alike for ever). Weights are even, and one is added: no sample is zero. Its
 // standard deviation is NOISE_STD in n2n_kernels/rng.py. |z| < 2^17.
 constexpr i32 kLargestNoise = 1 << 17;
@@ -75,8 +75,9 @@ constexpr u32 kEvenWeight = 254, kOddWeight = 252;  // of bytes 0 and 2, and 1 a
 constexpr u32 kNoiseCentre = 255 * (kEvenWeight + kOddWeight);
 
 // One word to two such integers, of two bytes each, for noise that is only ever used in differences: the difference of
-// any two has four bytes again. Only the first half has the one added, so that two replicas in a row, whose halves
-// alternate, never tie. The standard deviation is HALF_STD in n2n_kernels/rng.py.
+// any two has four bytes again. Only the first half has the one added, so that the difference of the halves of two
+// replicas in a row, which alternate, is never zero: two replicas never tie, and of more two do once in 77,000 elements.
+// The standard deviation is HALF_STD in n2n_kernels/rng.py.
 N2N_HD u32 half_sum_from_word(u32 w, u32 half) {
 #if defined(__CUDA_ARCH__)
   constexpr u32 kWeights = kEvenWeight | kOddWeight << 8;

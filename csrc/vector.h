@@ -4,7 +4,7 @@
 
 #include "common.h"
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(N2N_SANITIZED)
 #include <cstdio>
 #include <cstdlib>
 #endif
@@ -40,9 +40,10 @@ N2N_HD P* global(P* address) {
   return address;
 }
 
-// An address that is not a multiple of 16 stops a GPU, and under a sanitizer the CPU, which would not mind it.
+// An address that is not a multiple of 16 stops a GPU, and in tests with sanitizers (which define N2N_SANITIZED) the CPU,
+// which would not mind it.
 inline void require_aligned(const void* address) {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(N2N_SANITIZED)
   if (reinterpret_cast<u64>(address) % kVectorBytes == 0) return;
   std::fputs("a vector's address is not a multiple of 16\n", stderr);
   std::abort();

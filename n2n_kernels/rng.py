@@ -71,7 +71,7 @@ def half_noise(word: Tensor, half: Tensor) -> Tensor:
     0, and of the high half where it is 1. Standard deviation `HALF_STD`; the difference of any two is exact in float32.
 
     The sum of two bytes, whose weights differ a little: of equal ones, samples would tie often. One more in the low
-    half makes that odd where the high half is even, so that the two never tie."""
+    half makes its sum odd where the high half's is even, so that the two never tie."""
     bits = torch.where(half == 0, word, word >> 16)
     total = WEIGHTS[0] * (bits & 0xFF) + WEIGHTS[1] * (bits >> 8 & 0xFF)
     return total + torch.where(half == 0, 1, 0) - 255 * sum(WEIGHTS) // 2

@@ -15,6 +15,15 @@ def test_what_a_map_says_of_replicas(units: int) -> None:
     generator = torch.Generator().manual_seed(units)
     index = torch.cat([torch.arange(units), torch.randint(0, units, (units // 2 + 3,), generator=generator)])
     index = index[torch.randperm(len(index), generator=generator)].numpy()
+    check(index, units)
+
+
+@pytest.mark.parametrize(("index", "units"), [([], 0), ([7] * 70_000 + list(range(9)), 9)], ids=["empty", "one unit"])
+def test_what_a_map_of_one_kind_says(index: list[int], units: int) -> None:
+    check(np.array(index, dtype=np.int64), units)
+
+
+def check(index: np.ndarray, units: int) -> None:
     axis = AxisMap(index)
     replicas: dict[int, list[int]] = {unit: [] for unit in range(units)}
     order = []

@@ -132,7 +132,10 @@ def test_noise_in_rows_that_do_not_fit_shared_memory(
 def test_rows_that_lie_far_apart(ptx: PtxModule) -> None:
     """Of the teacher and of the student; pages that nobody touches take no memory."""
     stride = 2**29 + 4  # floats: more than 2 GiB, so that the third row begins beyond 32 bits
-    memory = torch.empty(4 * stride)
+    try:
+        memory = torch.empty(4 * stride)
+    except RuntimeError as error:
+        pytest.skip(f"no room for 8 GiB of addresses: {error}")
     for src, out in (
         (torch.randn(3, 4), memory.as_strided((4, 8), (stride, 1))),
         (memory.as_strided((3, 4), (stride, 1)).copy_(torch.randn(3, 4)), torch.empty(4, 8)),

@@ -19,6 +19,7 @@ def compile_and_run(folder: Path, sanitizers: str, rounds: int, optimisation: st
         "-std=c++17",
         optimisation,
         f"-fsanitize={sanitizers}",
+        "-DN2N_SANITIZED",
         "-fno-sanitize-recover=all",
         "-ffp-contract=off",
         "-pthread",

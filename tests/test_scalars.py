@@ -38,6 +38,8 @@ def test_plain() -> None:
         (net2net.plan_widen, {"width": {"0": 1.5}, "seed": 2**62}),
         (net2net.plan_deepen, {"count": 2, "seed": 5, "kernel_size": 5}),
         (net2net.plan_deepen, {"kernel_size": [(3, 5)], "method": "maxout", "pieces": 3}),
+        (net2net.plan_deepen, {"kernel_size": [3, 5], "count": 3}),
+        (net2net.plan_deepen, {"kernel_size": torch.Size([3, 5])}),
         (net2net.plan_kernels, {"sizes": {"0": 5}}),
         (net2net.plan_kernels, {"sizes": {"0": (3, 5)}}),
     ],
@@ -65,11 +67,21 @@ def test_sizes_as_an_array() -> None:
     assert tuple(student.get_submodule("0").weight.shape) == (8, 3, 5, 3)
 
 
+@pytest.mark.parametrize("size", [5.0, np.array(5), "5", None], ids=repr)
+def test_sizes_that_are_none(size: Any) -> None:
+    with pytest.raises(ValueError, match=r"sizes\['0'\]"):
+        net2net.plan_kernels(model(), X, {"0": size})
+
+
 @pytest.mark.parametrize("wrong", [np.bool_(True), True])
 def test_booleans_are_no_numbers(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"width \(=True\)"):
         net2net.plan_widen(model(), X, wrong)
-    with pytest.raises(ValueError, match=r"count \(=True\)"):
-        net2net.plan_deepen(model(), X, count=wrong)
+    for name in ("multiple_of", "seed"):
+        with pytest.raises((TypeError, ValueError), match=rf"{name} \(=True\)"):
+            net2net.plan_widen(model(), X, 2, **{name: wrong})
+    for name in ("count", "seed", "kernel_size", "pieces"):
+        with pytest.raises(ValueError, match=rf"{name} \(=True\)"):
+            net2net.plan_deepen(model(), X, **{name: wrong})
     with pytest.raises(TypeError, match=r"noise_std \(=(np\.)?True_?\)"):
         nk.gather_scale([torch.ones(2, 2)], None, None, noise_std=wrong, backend="cpu")

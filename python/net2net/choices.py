@@ -94,9 +94,9 @@ class Choices:
         if self.split not in maps.SPLITS:
             raise ValueError(f"split (={self.split!r}) must be one of {', '.join(map(repr, maps.SPLITS))}")
         check_noise(self.noise, self.noise_scale)
-        if not isinstance(self.multiple_of, int) or self.multiple_of < 1:
+        if not isinstance(self.multiple_of, int) or isinstance(self.multiple_of, bool) or self.multiple_of < 1:
             raise ValueError(f"multiple_of (={self.multiple_of!r}) must be a positive integer")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**63:
             raise ValueError(f"seed (={self.seed!r}) must be an integer in [0, 2**63)")
 
 

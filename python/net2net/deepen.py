@@ -72,9 +72,8 @@ def plan_deepen(
             statistics. Without data only eval mode is exact.
         method: one of those above; `"auto"` is `"identity"` where the activation is idempotent, else `"paired"`.
         seed: of the random factors Q.
-        kernel_size: of the new convolutions, odd: an int, a tuple, or a list of tuples that the layers of a place take
-            in turn;
-            None: that of the convolution at the place.
+        kernel_size: of the new convolutions, odd: an int, a tuple, or a list of these that the layers of a place take
+            in turn; None: that of the convolution at the place.
         factor: Q is a random `"orthogonal"` matrix, uniformly distributed, or the `"identity"`.
         pieces: of maxout.
 
@@ -264,7 +263,7 @@ def _check_arguments(count: int, method: str, seed: int, kernel_size: KernelSize
         raise ValueError(f"count (={count!r}) must be a positive integer")
     if method not in METHODS:
         raise ValueError(f"method (={method!r}) must be one of {', '.join(map(repr, METHODS))}")
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise ValueError(f"seed (={seed!r}) must be an integer in [0, 2**63)")
     if factor not in FACTORS:
         raise ValueError(f"factor (={factor!r}) must be one of {', '.join(map(repr, FACTORS))}")
@@ -275,7 +274,7 @@ def _check_arguments(count: int, method: str, seed: int, kernel_size: KernelSize
         raise ValueError("kernel_size (=[]) names no sizes")
     for size in sizes:
         for k in size if isinstance(size, tuple) else [size]:
-            if k is not None and (not isinstance(k, int) or k < 1 or k % 2 == 0):
+            if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1 or k % 2 == 0):
                 raise ValueError(
                     f"kernel_size (={kernel_size!r}) must be odd and positive: an identity kernel has a centre"
                 )
@@ -360,10 +359,9 @@ def _sizes(layer: nn.Module, dims: int, count: int, kernel_size: KernelSize) -> 
     if kernel_size is None:
         own = cast(tuple[int, ...], layer.kernel_size)
         choices = [tuple(k if k % 2 else k + 1 for k in own)]
-    elif isinstance(kernel_size, int):
-        choices = [(kernel_size,) * dims]
     else:
-        choices = kernel_size if isinstance(kernel_size, list) else [kernel_size]
+        given = kernel_size if isinstance(kernel_size, list) else [kernel_size]
+        choices = [(size,) * dims if isinstance(size, int) else size for size in given]
     for choice in choices:
         if len(choice) != dims:
             raise ValueError(f"kernel_size (={kernel_size!r}) must have {dims} numbers for the {dims}-D layers here")

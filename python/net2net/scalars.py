@@ -7,7 +7,8 @@ import numpy as np
 
 
 def plain(value: Any) -> Any:
-    """`value` with Python's numbers in the place of NumPy's scalars, in mappings, lists and tuples too.
+    """`value` with Python's numbers in the place of NumPy's scalars, in mappings, lists and tuples too,
+    which become plain ones.
 
     A number keeps its value: float32's 0.1 is 0.10000000149011612. Anything else is returned as it is.
     """
@@ -16,8 +17,8 @@ def plain(value: Any) -> Any:
         made = value.item()
     elif isinstance(value, Mapping):
         made = {key: plain(v) for key, v in value.items()}
-    elif type(value) is list:
+    elif isinstance(value, list):
         made = [plain(v) for v in value]
-    elif type(value) is tuple:
+    elif isinstance(value, tuple):
         made = tuple(plain(v) for v in value)
     return made

@@ -51,6 +51,16 @@ i64 check_noise() {
       require(half_noise_from_word(word, half) == half_noise_once_more(word, half == 1), "the noise of halves");
     }
   }
+  // Each value of either half, beside the least and the most of the other.
+  for (u32 half = 0; half < 0x10000; ++half) {
+    for (const u32 word : {half, half << 16, half | 0xFFFF0000u, half << 16 | 0xFFFFu}) {
+      require(noise_from_word(word) == noise_once_more(word), "the noise of ", word);
+      for (const u32 which : {0u, 1u}) {
+        const bool second = which == 1;
+        require(half_noise_from_word(word, which) == half_noise_once_more(word, second), "the noise of a half of ", word);
+      }
+    }
+  }
   return 20000;
 }
 

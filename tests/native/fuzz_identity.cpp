@@ -110,7 +110,7 @@ void identity_as_blocks(IdentityCase<S>& c) {
   c.check("as blocks");
 }
 
-// The last tile of a tensor of terabytes, of which no other has memory.
+// The last tile of a tensor of gigabytes or terabytes, of which no other has memory.
 template <class S>
 void far_identity(DType dtype) {
   constexpr i64 kSlots = kIdentityTile<S>;

@@ -127,7 +127,7 @@ struct Tensor {
     task.src_stride_o = src_stride[0], task.src_stride_i = src_stride[1], task.src_stride_k = src_stride[2];
     task.dst_stride_o = dst_stride[0], task.dst_stride_i = dst_stride[1], task.dst_stride_k = dst_stride[2];
     task.tensor_id = pick(0, 0xFFFFFFFF);
-    sigma = pick(0, 3) ? uniform(0, 1e-6) : 0.0;
+    sigma = pick(0, 3) ? uniform(0, 3e-5) : 0.0;
     if (sigma != 0 || flip()) task.sigma = reinterpret_cast<i64>(&sigma);
     for (i64 u = 0; u < teacher[0]; ++u) {
       row_begin.push_back(static_cast<i32>(row_list.size()));
