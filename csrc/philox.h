@@ -84,6 +84,7 @@ N2N_HD u32 half_sum_from_word(u32 w, u32 half) {
   return __dp4a(w, half ? kWeights << 16 : kWeights, half ^ 1u);
 #else
   // Of both halves at once, without a multiplication, which vectors of a CPU are slow at.
+  static_assert(kEvenWeight == 2 * 127 && kOddWeight == 2 * 126, "128 less one, and less two");
   const u32 even = w & 0x00FF00FFu, odd = w >> 8 & 0x00FF00FFu;
   const u32 sums = ((even + odd) << 7) - even - 2 * odd;
   return half ? sums >> 16 << 1 : (sums & 0xFFFFu) << 1 | 1u;

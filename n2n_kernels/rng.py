@@ -74,7 +74,7 @@ def half_noise(word: Tensor, half: Tensor) -> Tensor:
     half makes its sum odd where the high half's is even, so that the two never tie."""
     bits = torch.where(half == 0, word, word >> 16)
     total = WEIGHTS[0] * (bits & 0xFF) + WEIGHTS[1] * (bits >> 8 & 0xFF)
-    return total + torch.where(half == 0, 1, 0) - 255 * sum(WEIGHTS) // 2
+    return total + (half == 0) - 255 * sum(WEIGHTS) // 2
 
 
 def noise(word: Tensor) -> Tensor:

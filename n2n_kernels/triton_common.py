@@ -7,16 +7,16 @@ handled as integers throughout: a NaN's bits then survive, and bfloat16 is round
 import triton
 import triton.language as tl
 
+from n2n_kernels import rng
+
 F32 = tl.constexpr(0)
 F64 = tl.constexpr(1)
 BF16 = tl.constexpr(2)
 F16 = tl.constexpr(3)
 
-ROUNDS = tl.constexpr(7)
-
-EVEN_WEIGHT = tl.constexpr(254)
-ODD_WEIGHT = tl.constexpr(252)
-NOISE_CENTRE = tl.constexpr(255 * (254 + 252))
+ROUNDS = tl.constexpr(rng.ROUNDS)
+EVEN_WEIGHT, ODD_WEIGHT = (tl.constexpr(weight) for weight in rng.WEIGHTS)
+NOISE_CENTRE = tl.constexpr(255 * sum(rng.WEIGHTS))
 
 
 @triton.jit

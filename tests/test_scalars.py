@@ -26,8 +26,10 @@ def test_plain() -> None:
     made = plain(given)
     assert made == {"a": 0.5, "b": [3, (True, "c", None)]}
     assert [type(made["a"]), type(made["b"][0]), type(made["b"][1][0])] == [float, int, bool]
-    array = np.zeros(2)
-    assert plain(array) is array
+    assert plain(np.array([3, 5])) == (3, 5)
+    assert type(plain(np.array(3))) is int
+    tensor = torch.zeros(2)
+    assert plain(tensor) is tensor
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_sizes_as_an_array() -> None:
     assert tuple(student.get_submodule("0").weight.shape) == (8, 3, 5, 3)
 
 
-@pytest.mark.parametrize("size", [5.0, np.array(5), "5", None], ids=repr)
+@pytest.mark.parametrize("size", [5.0, np.array([[5]]), "5", None], ids=repr)
 def test_sizes_that_are_none(size: Any) -> None:
     with pytest.raises(ValueError, match=r"sizes\['0'\]"):
         net2net.plan_kernels(model(), X, {"0": size})

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from net2net import mapping as maps
+from net2net.plan_fields import whole
 from net2net.widen_plan import NOISES, check_noise
 
 Width = float | Mapping[str, float | int]
@@ -94,10 +95,8 @@ class Choices:
         if self.split not in maps.SPLITS:
             raise ValueError(f"split (={self.split!r}) must be one of {', '.join(map(repr, maps.SPLITS))}")
         check_noise(self.noise, self.noise_scale)
-        if not isinstance(self.multiple_of, int) or isinstance(self.multiple_of, bool) or self.multiple_of < 1:
-            raise ValueError(f"multiple_of (={self.multiple_of!r}) must be a positive integer")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed (={self.seed!r}) must be an integer in [0, 2**63)")
+        whole("multiple_of", self.multiple_of, 1)
+        whole("seed", self.seed)
 
 
 def _map(name: str, values: Any) -> np.ndarray:

@@ -18,6 +18,7 @@ from net2net.deepen_plan import DeepenPlan
 from net2net.moments import site_moments
 from net2net.new_layers import FACTORS, Insertion
 from net2net.operations import operations
+from net2net.plan_fields import whole
 from net2net.plan_parts import Inventory, Skipped
 from net2net.running import Inputs, call
 from net2net.scalars import plain
@@ -259,16 +260,13 @@ def _objection(model: nn.Module, example_inputs: Inputs, places: list[Place], us
 
 
 def _check_arguments(count: int, method: str, seed: int, kernel_size: KernelSize, factor: str, pieces: int) -> None:
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"count (={count!r}) must be a positive integer")
+    whole("count", count, 1)
     if method not in METHODS:
         raise ValueError(f"method (={method!r}) must be one of {', '.join(map(repr, METHODS))}")
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed (={seed!r}) must be an integer in [0, 2**63)")
+    whole("seed", seed)
     if factor not in FACTORS:
         raise ValueError(f"factor (={factor!r}) must be one of {', '.join(map(repr, FACTORS))}")
-    if not isinstance(pieces, int) or isinstance(pieces, bool) or pieces < 2:
-        raise ValueError(f"pieces (={pieces!r}) must be an integer of at least 2")
+    whole("pieces", pieces, 2)
     sizes = kernel_size if isinstance(kernel_size, list) else [kernel_size]
     if not sizes:
         raise ValueError("kernel_size (=[]) names no sizes")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -90,8 +89,7 @@ def _wanted(model: nn.Module, sizes: Mapping[str, Size]) -> dict[str, tuple[_Con
 def _fitting(pattern: str, size: Size, module: _ConvNd) -> tuple[int, ...]:
     dims = len(module.kernel_size)
     size = plain(size)
-    listed = isinstance(size, tuple | list) or (isinstance(size, np.ndarray) and size.ndim == 1)
-    new = (size,) * dims if isinstance(size, int) else plain(tuple(size)) if listed else ()
+    new = (size,) * dims if isinstance(size, int) else tuple(size) if isinstance(size, tuple | list) else ()
     if len(new) != dims or not all(isinstance(k, int) and not isinstance(k, bool) for k in new):
         raise ValueError(f"sizes[{pattern!r}] (={size!r}) must be an int, or {dims} of them")
     check_size(f"sizes[{pattern!r}] (={size!r})", new, tuple(module.kernel_size))

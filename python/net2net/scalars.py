@@ -1,4 +1,4 @@
-"""NumPy's scalars as Python's numbers: what callers compute widths and sizes with, and what plans and files hold."""
+"""NumPy's numbers as Python's: what callers compute widths and sizes with, and what plans and files hold."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,18 +7,17 @@ import numpy as np
 
 
 def plain(value: Any) -> Any:
-    """`value` with Python's numbers in the place of NumPy's scalars, in mappings, lists and tuples too,
-    which become plain ones.
+    """`value` with Python's numbers in the place of NumPy's, in mappings, lists and tuples too, made anew.
 
-    A number keeps its value: float32's 0.1 is 0.10000000149011612. Anything else is returned as it is.
+    An array becomes a tuple. A number keeps its value: float32's 0.1 is 0.10000000149011612. Anything else is returned
+    as it is.
     """
-    made = value
-    if isinstance(value, np.generic):
-        made = value.item()
-    elif isinstance(value, Mapping):
-        made = {key: plain(v) for key, v in value.items()}
-    elif isinstance(value, list):
-        made = [plain(v) for v in value]
-    elif isinstance(value, tuple):
-        made = tuple(plain(v) for v in value)
-    return made
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {key: plain(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    if isinstance(value, tuple | np.ndarray):
+        return tuple(plain(v) for v in value)
+    return value
